@@ -1,0 +1,1 @@
+//! The configuration as written (`raw`) and as checked (`settings`).

@@ -1,0 +1,1 @@
+//! The bus objects: translate, authorise, delegate.

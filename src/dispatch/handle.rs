@@ -1,0 +1,124 @@
+//! The handle that the bus (and later HTTP) holds.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::domain::cluster::ClusterId;
+use crate::domain::node::NodeId;
+use crate::domain::prompt::{Ask, DEFAULT_TIMEOUT, Done, Failure, FailureKind};
+
+/// Wishes about who answers. A wish is refused, never silently widened.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// This peer id only.
+    pub peer: Option<String>,
+    /// The node with this name or peer id only.
+    pub node: Option<String>,
+    /// Only nodes that qualify for this tier.
+    pub tier: Option<String>,
+    /// This machine first, when it serves the model.
+    pub local_first: bool,
+    /// Never this machine.
+    pub no_local: bool,
+    /// From asking to the last token.
+    pub timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { peer: None, node: None, tier: None, local_first: false, no_local: false, timeout: DEFAULT_TIMEOUT }
+    }
+}
+
+/// Who answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedBy {
+    /// Its peer id.
+    pub id: NodeId,
+    /// Its name, its own word.
+    pub name: String,
+    /// It is this node itself.
+    pub local: bool,
+}
+
+/// A piece of an answer, in order; `End` is the last and comes exactly once.
+#[derive(Debug)]
+pub enum JobEvent {
+    /// A node has taken it up; its first text follows.
+    Started {
+        /// The model that answers.
+        model: String,
+        /// Who answers.
+        by: ServedBy,
+    },
+    /// More text.
+    Text(String),
+    /// The outcome.
+    End(Result<Done, Failure>),
+}
+
+/// What the dispatcher is asked to do.
+#[derive(Debug)]
+pub struct Start {
+    /// Uid of the asking user, for fair shares.
+    pub uid: u32,
+    /// In which cluster.
+    pub cluster: ClusterId,
+    /// What.
+    pub ask: Ask,
+    /// Wishes.
+    pub options: Options,
+    /// Where the pieces go; closed means cancelled.
+    pub events: mpsc::Sender<JobEvent>,
+}
+
+/// A prompt in progress. Dropping it cancels the work, here and at the serving node.
+#[derive(Debug)]
+pub struct Job {
+    events: mpsc::Receiver<JobEvent>,
+}
+
+impl Job {
+    /// The next piece; `None` after [`JobEvent::End`]. Not reading slows the serving node down.
+    ///
+    /// Cancel-safe.
+    pub async fn next(&mut self) -> Option<JobEvent> {
+        self.events.recv().await
+    }
+}
+
+/// A cheap clone that starts prompts.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    starts: mpsc::Sender<Start>,
+    active: watch::Receiver<u32>,
+}
+
+impl Handle {
+    /// A handle and its other ends: what the dispatcher holds, or a test that plays it.
+    pub fn scripted() -> (Self, mpsc::Receiver<Start>, watch::Sender<u32>) {
+        // 1024 prompts between two turns of the dispatcher; more is `Busy`.
+        let (starts, receiver) = mpsc::channel(1024);
+        let (publish, active) = watch::channel(0);
+        (Self { starts, active }, receiver, publish)
+    }
+
+    /// Starts a prompt.
+    ///
+    /// # Errors
+    /// [`FailureKind::Busy`] when too many start at once, [`FailureKind::ShuttingDown`] when the daemon stops.
+    pub fn start(&self, uid: u32, cluster: ClusterId, ask: Ask, options: Options) -> Result<Job, Failure> {
+        let (events, receiver) = mpsc::channel(64);
+        self.starts.try_send(Start { uid, cluster, ask, options, events }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Failure::busy("too many prompts start at once", Duration::from_millis(100)),
+            mpsc::error::TrySendError::Closed(_) => Failure::new(FailureKind::ShuttingDown, "the daemon is stopping"),
+        })?;
+        Ok(Job { events: receiver })
+    }
+
+    /// Prompts of this machine's users that are in progress.
+    pub fn active(&self) -> u32 {
+        *self.active.borrow()
+    }
+}

@@ -1,0 +1,96 @@
+//! What a machine has. Bytes everywhere; what is unknown is `None`, never 0.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// One measurement of this machine; also the content of `resources.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Version of this layout in `resources.json`.
+    pub schema: u32,
+    /// Microseconds since the epoch.
+    pub measured_at: u64,
+    /// Processors.
+    pub cpu: Cpu,
+    /// Main memory.
+    pub memory: Memory,
+    /// The file system of the models.
+    pub storage: Storage,
+    /// Every graphics processor that was seen.
+    pub gpus: Vec<Gpu>,
+    /// What could not be read and why, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Processors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cpu {
+    /// Logical processors online.
+    pub logical: u32,
+    /// What may be used of them after affinity and cgroup quota: 1.5 is one and a half cores.
+    pub usable: f64,
+    /// As `/proc/cpuinfo` names it.
+    pub model: Option<String>,
+    /// "x86_64", "aarch64".
+    pub arch: String,
+    /// Load average over one minute.
+    pub load1: Option<f64>,
+}
+
+/// Main memory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    /// `MemTotal`, or the cgroup limit when that is less.
+    pub total: Option<u64>,
+    /// `MemAvailable`, or what the cgroup leaves when that is less.
+    pub available: Option<u64>,
+    /// The cgroup limit, when there is one below `MemTotal`.
+    pub limit: Option<u64>,
+}
+
+/// The file system that holds the models.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Storage {
+    /// The models directory, or its nearest existing parent.
+    pub path: PathBuf,
+    /// Size of the file system.
+    pub total: Option<u64>,
+    /// Free for this daemon's user.
+    pub available: Option<u64>,
+    /// Bytes that models already take there.
+    pub models: Option<u64>,
+}
+
+/// One graphics processor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// Order in which its vendor's interface lists it.
+    pub index: u32,
+    /// "nvidia", "amd", "intel".
+    pub vendor: String,
+    /// Product name.
+    pub name: Option<String>,
+    /// As the driver gives it.
+    pub uuid: Option<String>,
+    /// Video memory in all.
+    pub vram_total: Option<u64>,
+    /// Video memory that is free.
+    pub vram_free: Option<u64>,
+    /// Driver version.
+    pub driver: Option<String>,
+    /// "0000:01:00.0".
+    pub pci_address: Option<String>,
+}
+
+/// What the owner lends at most; `None` lends all.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Lent {
+    /// Cores.
+    pub cores: Option<f64>,
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Bytes of storage.
+    pub storage: Option<u64>,
+    /// Bytes of video memory.
+    pub vram: Option<u64>,
+}

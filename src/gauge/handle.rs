@@ -1,0 +1,61 @@
+//! The handle that the bus, `serve` and `daemon` hold.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::domain::resources::Resources;
+
+/// What the sampler is asked to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Measure now and write `resources.json`.
+    Measure {
+        /// Told the result.
+        reply: oneshot::Sender<Arc<Resources>>,
+    },
+}
+
+/// A cheap clone that reads and asks for measurements.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    latest: watch::Receiver<Arc<Resources>>,
+}
+
+impl Handle {
+    /// A handle over `first`, and its other ends: what the sampler holds, or a test that plays it.
+    pub fn scripted(first: Resources) -> (Self, mpsc::Receiver<Command>, watch::Sender<Arc<Resources>>) {
+        let (commands, receiver) = mpsc::channel(16);
+        let (publish, latest) = watch::channel(Arc::new(first));
+        (Self { commands, latest }, receiver, publish)
+    }
+
+    /// The last measurement, whatever its age.
+    pub fn latest(&self) -> Arc<Resources> {
+        self.latest.borrow().clone()
+    }
+
+    /// Wakes when a total or an availability moved by 5 % or more.
+    pub fn watch(&self) -> watch::Receiver<Arc<Resources>> {
+        self.latest.clone()
+    }
+
+    /// Measures now; falls back to the last measurement when the sampler is gone. Cancel-safe.
+    pub async fn fresh(&self) -> Arc<Resources> {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Measure { reply }).await.is_err() {
+            return self.latest();
+        }
+        answer.await.unwrap_or_else(|_| self.latest())
+    }
+
+    /// The last measurement when it is at most 2 s old, else a new one. Cancel-safe.
+    pub async fn recent(&self) -> Arc<Resources> {
+        let last = self.latest();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
+        if now.saturating_sub(last.measured_at) <= 2_000_000 { last } else { self.fresh().await }
+    }
+}

@@ -1,0 +1,1 @@
+//! The state directory: lock, atomic files, identity bytes, saved clusters.
