@@ -1,9 +1,13 @@
 //! The handle that the bus (and later HTTP) holds.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+use super::job::{Router, Running};
+use super::route;
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::NodeId;
 use crate::domain::prompt::{Ask, DEFAULT_TIMEOUT, Done, Failure, FailureKind};
@@ -75,50 +79,80 @@ pub struct Start {
 
 /// A prompt in progress. Dropping it cancels the work, here and at the serving node.
 #[derive(Debug)]
-pub struct Job {
-    events: mpsc::Receiver<JobEvent>,
+pub struct Job(Source);
+
+#[derive(Debug)]
+enum Source {
+    Running(Box<Running>),
+    Scripted(mpsc::Receiver<JobEvent>),
 }
 
 impl Job {
-    /// The next piece; `None` after [`JobEvent::End`]. Not reading slows the serving node down.
+    /// The next piece; `None` after [`JobEvent::End`]. Not calling it slows the serving node down; the deadline is
+    /// kept while it is being awaited.
     ///
     /// Cancel-safe.
     pub async fn next(&mut self) -> Option<JobEvent> {
-        self.events.recv().await
+        match &mut self.0 {
+            Source::Running(running) => running.next().await,
+            Source::Scripted(events) => events.recv().await,
+        }
     }
 }
 
 /// A cheap clone that starts prompts.
 #[derive(Debug, Clone)]
-pub struct Handle {
-    starts: mpsc::Sender<Start>,
-    active: watch::Receiver<u32>,
+pub struct Handle(Inner);
+
+#[derive(Debug, Clone)]
+enum Inner {
+    Router(Arc<Router>),
+    Scripted { starts: mpsc::Sender<Start>, active: watch::Receiver<u32> },
 }
 
 impl Handle {
-    /// A handle and its other ends: what the dispatcher holds, or a test that plays it.
-    pub fn scripted() -> (Self, mpsc::Receiver<Start>, watch::Sender<u32>) {
-        // 1024 prompts between two turns of the dispatcher; more is `Busy`.
-        let (starts, receiver) = mpsc::channel(1024);
-        let (publish, active) = watch::channel(0);
-        (Self { starts, active }, receiver, publish)
+    /// A handle whose jobs take their way through `router`.
+    pub fn new(router: Router) -> Self {
+        Self(Inner::Router(Arc::new(router)))
     }
 
-    /// Starts a prompt.
+    /// A handle and its other ends: a test plays the dispatcher.
+    pub fn scripted() -> (Self, mpsc::Receiver<Start>, watch::Sender<u32>) {
+        let (starts, receiver) = mpsc::channel(1024);
+        let (publish, active) = watch::channel(0);
+        (Self(Inner::Scripted { starts, active }), receiver, publish)
+    }
+
+    /// Starts a prompt. Everything that happens to it comes out of the job.
     ///
     /// # Errors
     /// [`FailureKind::Busy`] when too many start at once, [`FailureKind::ShuttingDown`] when the daemon stops.
     pub fn start(&self, uid: u32, cluster: ClusterId, ask: Ask, options: Options) -> Result<Job, Failure> {
-        let (events, receiver) = mpsc::channel(64);
-        self.starts.try_send(Start { uid, cluster, ask, options, events }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Failure::busy("too many prompts start at once", Duration::from_millis(100)),
-            mpsc::error::TrySendError::Closed(_) => Failure::new(FailureKind::ShuttingDown, "the daemon is stopping"),
-        })?;
-        Ok(Job { events: receiver })
+        match &self.0 {
+            Inner::Router(router) => {
+                Ok(Job(Source::Running(Box::new(Running::new(Arc::clone(router), uid, cluster, ask, options)))))
+            }
+            Inner::Scripted { starts, .. } => {
+                let (events, receiver) = mpsc::channel(64);
+                starts.try_send(Start { uid, cluster, ask, options, events }).map_err(|error| match error {
+                    mpsc::error::TrySendError::Full(_) => Failure::busy("too many prompts start at once", Duration::from_millis(100)),
+                    mpsc::error::TrySendError::Closed(_) => Failure::new(FailureKind::ShuttingDown, "the daemon is stopping"),
+                })?;
+                Ok(Job(Source::Scripted(receiver)))
+            }
+        }
     }
 
     /// Prompts of this machine's users that are in progress.
     pub fn active(&self) -> u32 {
-        *self.active.borrow()
+        match &self.0 {
+            Inner::Router(router) => router.active.load(Ordering::Relaxed),
+            Inner::Scripted { active, .. } => *active.borrow(),
+        }
     }
+}
+
+/// The cluster that an empty cluster id means: the only joined one; the default one when it is among several.
+pub fn default_cluster<'a>(joined: impl Iterator<Item = &'a ClusterId>) -> Option<&'a ClusterId> {
+    route::default_cluster(joined)
 }

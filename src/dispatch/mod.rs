@@ -1,5 +1,8 @@
 //! Prompts that this machine asks: one outcome each, at the latest one second after the deadline.
 
 mod handle;
+mod job;
+mod route;
 
-pub use handle::{Handle, Job, JobEvent, Options, ServedBy, Start};
+pub use handle::{Handle, Job, JobEvent, Options, ServedBy, Start, default_cluster};
+pub use job::Router;

@@ -183,6 +183,8 @@ pub struct ClusterView {
     pub serving: bool,
     /// When it was joined.
     pub joined_at: SystemTime,
+    /// This node has announced itself, where there is something to announce to.
+    pub announced: bool,
     /// Ways of discovery in use.
     pub discovery: Vec<&'static str>,
     /// Members, sorted by id; shared, because a snapshot is taken often.

@@ -1,14 +1,17 @@
 //! The handle that the rest of the daemon holds: commands in, snapshots and events out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use libp2p::PeerId;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::ask::Asking;
+use super::lanes::Pool;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{ClusterView, GoneReason, Member, NodeId};
-use crate::domain::prompt::{Ask, Done, Failure, FailureKind};
+use crate::domain::node::{ClusterView, GoneReason, Member, NodeId, Offer};
+use crate::domain::prompt::{Ask, Done, Failure, FailureKind, Text};
 
 /// Commands that may wait for the swarm; more is [`JoinError::Busy`] or [`FailureKind::Busy`].
 const COMMAND_QUEUE: usize = 1024;
@@ -81,7 +84,7 @@ pub enum Command {
         /// Told when the goodbye is out.
         reply: oneshot::Sender<Result<(), LeaveError>>,
     },
-    /// Send a prompt to a member.
+    /// Send a prompt to a member. Only scripted handles send it; a real one asks past the task.
     Ask {
         /// In which cluster.
         cluster: ClusterId,
@@ -122,17 +125,66 @@ pub enum AnswerEvent {
 
 /// The receiving end of an answer. Dropping it cancels the work at the serving node.
 #[derive(Debug)]
-pub struct AnswerStream {
-    events: mpsc::Receiver<AnswerEvent>,
+pub struct AnswerStream(Source);
+
+#[derive(Debug)]
+enum Source {
+    /// A lane of our own: polling this drives it.
+    Lane(Box<Asking>),
+    /// A test plays the other node.
+    Scripted(mpsc::Receiver<AnswerEvent>),
 }
 
 impl AnswerStream {
-    /// The next piece; `None` after [`AnswerEvent::End`].
+    /// The next piece; `None` after [`AnswerEvent::End`]. Not calling it slows the serving node down.
     ///
     /// Cancel-safe.
     pub async fn next(&mut self) -> Option<AnswerEvent> {
-        self.events.recv().await
+        match &mut self.0 {
+            Source::Lane(asking) => asking.next().await,
+            Source::Scripted(events) => events.recv().await,
+        }
     }
+}
+
+/// An answer that was ready before it was asked for.
+#[derive(Debug)]
+pub struct AnswerNow {
+    /// The model that answered.
+    pub model: String,
+    /// The text in the pieces in which a model would have given it.
+    pub pieces: Vec<Text>,
+    /// The end.
+    pub done: Done,
+}
+
+/// Who answers the prompts of other members: `serve`, or a test.
+pub trait Service: std::fmt::Debug + Send + Sync + 'static {
+    /// Answers without waiting, when that is possible and fair to those who wait. Called on the network's thread.
+    fn answer_now(&self, from: &NodeId, ask: &Ask) -> Option<Result<AnswerNow, Failure>>;
+
+    /// Takes a prompt; its answer goes to [`InboundPrompt::reply`].
+    ///
+    /// # Errors
+    /// `Busy`, `ShuttingDown` and the like, at once.
+    fn submit(&self, prompt: InboundPrompt) -> Result<(), Failure>;
+
+    /// What this node offers, as it changes.
+    fn offer(&self) -> watch::Receiver<Offer>;
+}
+
+/// What a caller needs to ask a member without the swarm's task: the shadow of the member table for askers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Directory {
+    pub clusters: HashMap<ClusterId, [u8; 16]>,
+    pub peers: HashMap<NodeId, PeerId>,
+}
+
+/// The short way of a prompt: past the swarm's task.
+#[derive(Debug, Clone)]
+pub(crate) struct Direct {
+    pub pool: Pool,
+    pub directory: watch::Receiver<Arc<Directory>>,
 }
 
 /// What happened to the membership, as it happens.
@@ -233,6 +285,7 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<Arc<Snapshot>>,
     events: broadcast::Sender<Event>,
+    direct: Option<Direct>,
 }
 
 /// The other ends of a [`Handle`]: what the network task holds, or a test that plays it.
@@ -252,7 +305,12 @@ impl Handle {
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         let (publish, state) = watch::channel(Arc::new(Snapshot::default()));
         let (events, _) = broadcast::channel(EVENT_QUEUE);
-        (Self { commands, state, events: events.clone() }, Scripted { commands: receiver, state: publish, events })
+        (Self { commands, state, events: events.clone(), direct: None }, Scripted { commands: receiver, state: publish, events })
+    }
+
+    /// The same handle, asking on lanes of its own.
+    pub(crate) fn with_direct(self, direct: Direct) -> Self {
+        Self { direct: Some(direct), ..self }
     }
 
     /// Joins `cluster`; resolves once the node is joined and announced. Joining a joined cluster succeeds.
@@ -291,13 +349,24 @@ impl Handle {
     /// [`FailureKind::Busy`] when too many commands wait, [`FailureKind::ShuttingDown`] when the task has ended;
     /// everything else comes in the stream.
     pub fn ask(&self, cluster: ClusterId, member: NodeId, ask: Ask, timeout: Duration) -> Result<AnswerStream, Failure> {
-        // 64 pieces: the write buffer of one stream in `notes/network.md` section 5.
+        if let Some(Direct { pool, directory }) = &self.direct {
+            let (peer, reference) = {
+                let directory = directory.borrow();
+                let lost = |what: &str| Failure::new(FailureKind::PeerLost, what);
+                let peer = *directory.peers.get(&member).ok_or_else(|| lost("this node is no member any more"))?;
+                let reference = *directory.clusters.get(&cluster).ok_or_else(|| lost("this node has left the cluster"))?;
+                (peer, reference)
+            };
+            let asking = Asking::new(pool.clone(), peer, reference, &ask, timeout)?;
+            return Ok(AnswerStream(Source::Lane(Box::new(asking))));
+        }
+        // 64 pieces: as much as one stream buffers.
         let (events, receiver) = mpsc::channel(64);
         self.commands.try_send(Command::Ask { cluster, member, ask, timeout, events }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Failure::busy("the network task is busy", Duration::from_millis(100)),
             mpsc::error::TrySendError::Closed(_) => Failure::new(FailureKind::ShuttingDown, "the network task has stopped"),
         })?;
-        Ok(AnswerStream { events: receiver })
+        Ok(AnswerStream(Source::Scripted(receiver)))
     }
 
     /// The newest snapshot.

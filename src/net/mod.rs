@@ -2,8 +2,59 @@
 //!
 //! Other layers hold a [`Handle`] and read [`Snapshot`]s; nothing of libp2p leaves this module.
 
+mod address;
+mod agenda;
+mod answer;
+mod ask;
+mod behaviour;
+mod book;
+mod config;
+mod dedup;
+mod dial;
+mod discovery;
+mod duplicates;
+mod events;
+mod gate;
+mod guard;
 mod handle;
+pub mod identity;
+mod lanes;
+mod mdns_meter;
+mod members;
+mod membership;
+mod session;
+mod store;
+mod streams;
+mod supervise;
+mod task;
+mod transport;
 
+pub use behaviour::ConnectionCaps;
+pub use config::{Config, Timings};
 pub use handle::{
-    AnswerEvent, AnswerStream, Command, Event, Handle, InboundPrompt, JoinError, JoinOptions, LeaveError, Replier, Scripted, Snapshot,
+    AnswerEvent, AnswerNow, AnswerStream, Command, Event, Handle, InboundPrompt, JoinError, JoinOptions, LeaveError, Replier,
+    Scripted, Service, Snapshot,
 };
+pub use supervise::{Stopped, start};
+pub use task::{MAX_CLUSTERS, StartError};
+
+use std::time::Duration;
+
+/// `period`, shortened or lengthened by up to a fifth, so that nodes that started together do not stay in step.
+fn jitter(period: Duration) -> Duration {
+    let mut random = [0_u8; 2];
+    // Without random numbers the period is as it is: nothing depends on it being secret.
+    if getrandom::fill(&mut random).is_err() {
+        return period;
+    }
+    period.mul_f64(0.8 + 0.4 * f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX))
+}
+
+/// A number below `below`; 0 when `below` is 0 or there are no random numbers. Fairness hangs on it, no secret.
+fn random_below(below: usize) -> usize {
+    let mut bytes = [0; 8];
+    if below == 0 || getrandom::fill(&mut bytes).is_err() {
+        return 0;
+    }
+    usize::try_from(u64::from_le_bytes(bytes) % below as u64).unwrap_or(0)
+}

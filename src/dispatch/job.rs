@@ -1,0 +1,323 @@
+//! One prompt from the asking to its one outcome: choose, ask, retry before the first token, keep the deadline.
+//!
+//! Nothing runs behind the caller's back: polling a job drives it, not polling it slows the serving node down, dropping it
+//! cancels the work there.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use super::handle::{JobEvent, Options, ServedBy};
+use super::route::{self, Tally, Wish};
+use crate::domain::cluster::ClusterId;
+use crate::domain::node::NodeId;
+use crate::domain::prompt::{Ask, Done, Failure, FailureKind, MAX_TIMEOUT};
+use crate::net::{self, AnswerEvent, AnswerStream};
+use crate::serve::{self, Requester, Served};
+
+/// Other members that may be tried when the first one failed before its first token.
+const MAX_RETRIES: usize = 2;
+/// After an engine crash only one other: the prompt itself may be the poison.
+const MAX_RETRIES_AFTER_CRASH: usize = 1;
+/// A member that failed a prompt is asked last for this long.
+const GRUDGE: Duration = Duration::from_secs(10);
+/// Members whose failures are remembered.
+const MAX_TALLIES: usize = 4096;
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Account {
+    in_flight: u32,
+    failed_at: Option<Instant>,
+}
+
+/// What all jobs share: the way to the members and to this node's own backends, and who has how much to do.
+#[derive(Debug)]
+pub struct Router {
+    net: net::Handle,
+    serve: serve::Handle,
+    name: String,
+    accounts: Mutex<HashMap<NodeId, Account>>,
+    pub(super) active: Arc<AtomicU32>,
+}
+
+impl Router {
+    /// A router for the node called `name`.
+    pub fn new(net: net::Handle, serve: serve::Handle, name: String) -> Self {
+        Self { net, serve, name, accounts: Mutex::default(), active: Arc::default() }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut HashMap<NodeId, Account>) -> T) -> T {
+        // Held for one map operation, never across an await.
+        change(&mut self.accounts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn tally(&self, id: &NodeId) -> Tally {
+        let account = self.with(|accounts| accounts.get(id).copied().unwrap_or_default());
+        Tally { in_flight: account.in_flight, failing: account.failed_at.is_some_and(|at| at.elapsed() < GRUDGE) }
+    }
+
+    fn begin(self: &Arc<Self>, id: &NodeId) -> Errand {
+        self.with(|accounts| {
+            if accounts.len() >= MAX_TALLIES {
+                accounts.retain(|_, account| account.in_flight > 0);
+            }
+            accounts.entry(id.clone()).or_default().in_flight += 1;
+        });
+        Errand { router: Arc::clone(self), id: id.clone() }
+    }
+
+    fn failed(&self, id: &NodeId) {
+        self.with(|accounts| accounts.entry(id.clone()).or_default().failed_at = Some(Instant::now()));
+    }
+}
+
+/// Counts a prompt at a member for as long as it is there.
+#[derive(Debug)]
+struct Errand {
+    router: Arc<Router>,
+    id: NodeId,
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        self.router.with(|accounts| {
+            if let Some(account) = accounts.get_mut(&self.id) {
+                account.in_flight = account.in_flight.saturating_sub(1);
+                if account.in_flight == 0 && account.failed_at.is_none_or(|at| at.elapsed() >= GRUDGE) {
+                    accounts.remove(&self.id);
+                }
+            }
+        });
+    }
+}
+
+#[derive(Debug)]
+enum Answer {
+    Remote(AnswerStream, Errand),
+    Local(mpsc::Receiver<AnswerEvent>),
+}
+
+impl Answer {
+    async fn next(&mut self) -> Option<AnswerEvent> {
+        match self {
+            Self::Remote(stream, _) => stream.next().await,
+            Self::Local(events) => events.recv().await,
+        }
+    }
+}
+
+/// A job that drives itself when polled.
+#[derive(Debug)]
+pub(super) struct Running {
+    router: Arc<Router>,
+    uid: u32,
+    cluster: ClusterId,
+    ask: Ask,
+    options: Options,
+    deadline: Instant,
+    answer: Option<(Answer, ServedBy)>,
+    tried: Vec<NodeId>,
+    crashes: usize,
+    started: bool,
+    ended: bool,
+    /// The failure to report when nobody is left to try.
+    last: Option<Failure>,
+    _active: Active,
+}
+
+/// Counts a job for as long as it lives.
+#[derive(Debug)]
+struct Active(Arc<AtomicU32>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Running {
+    pub(super) fn new(router: Arc<Router>, uid: u32, cluster: ClusterId, ask: Ask, options: Options) -> Self {
+        router.active.fetch_add(1, Ordering::Relaxed);
+        let active = Active(Arc::clone(&router.active));
+        let deadline = Instant::now() + options.timeout.min(MAX_TIMEOUT);
+        Self {
+            router,
+            uid,
+            cluster,
+            ask,
+            options,
+            deadline,
+            answer: None,
+            tried: Vec::new(),
+            crashes: 0,
+            started: false,
+            ended: false,
+            last: None,
+            _active: active,
+        }
+    }
+
+    /// The next piece; `None` after the end. Cancel-safe: all progress is kept in `self`.
+    pub(super) async fn next(&mut self) -> Option<JobEvent> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            let Some((answer, by)) = &mut self.answer else {
+                match self.begin() {
+                    Ok(answer) => self.answer = Some(answer),
+                    Err(failure) => return self.end(Err(failure)),
+                }
+                continue;
+            };
+            let event = match timeout_at(self.deadline, answer.next()).await {
+                Ok(event) => event,
+                Err(_) => {
+                    let what = if self.started { "the answer was not whole" } else { "no answer came" };
+                    let detail = format!("{what} within {} s", self.options.timeout.as_secs_f64());
+                    return self.end(Err(Failure::new(FailureKind::DeadlineExceeded, detail)));
+                }
+            };
+            match event {
+                Some(AnswerEvent::Started { model }) => {
+                    self.started = true;
+                    return Some(JobEvent::Started { model, by: by.clone() });
+                }
+                Some(AnswerEvent::Text(text)) => return Some(JobEvent::Text(text)),
+                Some(AnswerEvent::End(Ok(done))) => return self.end(Ok(done)),
+                Some(AnswerEvent::End(Err(failure))) => {
+                    if let Some(end) = self.on_failure(failure) {
+                        return self.end(Err(end));
+                    }
+                }
+                None => {
+                    let lost = Failure::new(FailureKind::PeerLost, "the answer ended without an outcome");
+                    if let Some(end) = self.on_failure(lost) {
+                        return self.end(Err(end));
+                    }
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, outcome: Result<Done, Failure>) -> Option<JobEvent> {
+        self.ended = true;
+        self.answer = None;
+        Some(JobEvent::End(outcome))
+    }
+
+    /// What a failure means: `Some` ends the job with it, `None` lets the next member try.
+    fn on_failure(&mut self, failure: Failure) -> Option<Failure> {
+        let Some((_, by)) = self.answer.take() else { return Some(failure) };
+        if self.started {
+            // Text was delivered: no other node goes on with it.
+            return Some(match failure.kind {
+                FailureKind::PeerLost | FailureKind::ShuttingDown => Failure::new(FailureKind::Interrupted, failure.detail),
+                _ => failure,
+            });
+        }
+        if !failure.kind.retries_elsewhere() {
+            return Some(failure);
+        }
+        if !matches!(failure.kind, FailureKind::Busy | FailureKind::QuotaExceeded | FailureKind::ModelUnavailable) {
+            self.router.failed(&by.id);
+        }
+        if failure.kind == FailureKind::EngineCrashed {
+            self.crashes += 1;
+        }
+        let exhausted = self.tried.len() > MAX_RETRIES || self.crashes > MAX_RETRIES_AFTER_CRASH;
+        // Of several failures the one that tells when to come back is worth most.
+        let better = self.last.as_ref().is_none_or(|last| last.retry_after.is_none() || failure.retry_after.is_some());
+        if better {
+            self.last = Some(failure);
+        }
+        if exhausted { self.last.take() } else { None }
+    }
+
+    /// Chooses who answers next and asks.
+    fn begin(&mut self) -> Result<(Answer, ServedBy), Failure> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let snapshot = self.router.net.snapshot();
+        let Some(view) = snapshot.clusters.get(&self.cluster) else {
+            return Err(Failure::new(FailureKind::NoEligiblePeer, format!("this node is not in cluster {}", self.cluster)));
+        };
+        let me = ServedBy {
+            id: snapshot.peer_id.clone().unwrap_or_else(|| NodeId::new("")),
+            name: self.router.name.clone(),
+            local: true,
+        };
+        if self.options.local_first && !self.options.no_local && !self.tried.contains(&me.id)
+            && let Some(local) = self.ask_here(&me, left)
+        {
+            return local;
+        }
+        loop {
+            let wish = Wish { model: self.ask.model.as_deref(), options: &self.options };
+            let chosen = route::choose(view, &wish, &self.tried, |id| self.router.tally(id), random_below);
+            let member = match chosen {
+                Ok(member) => member,
+                Err(nobody) => {
+                    // This node itself, when it serves the cluster: the last choice unless it was wished for.
+                    let may = view.serving && !self.options.no_local && self.wishes_allow(&me) && !self.tried.contains(&me.id);
+                    if may && nobody.kind != FailureKind::InvalidRequest
+                        && let Some(local) = self.ask_here(&me, left)
+                    {
+                        return local;
+                    }
+                    return Err(self.last.take().unwrap_or(nobody));
+                }
+            };
+            self.tried.push(member.id.clone());
+            match self.router.net.ask(self.cluster.clone(), member.id.clone(), self.ask.clone(), left) {
+                Ok(stream) => {
+                    let by = ServedBy { id: member.id.clone(), name: member.name.clone(), local: false };
+                    let errand = self.router.begin(&member.id);
+                    return Ok((Answer::Remote(stream, errand), by));
+                }
+                Err(failure) if failure.kind.retries_elsewhere() && self.tried.len() <= MAX_RETRIES => self.last = Some(failure),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    fn wishes_allow(&self, me: &ServedBy) -> bool {
+        self.options.tier.is_none()
+            && self.options.peer.as_deref().is_none_or(|peer| peer == me.id.as_str())
+            && self.options.node.as_deref().is_none_or(|node| node == me.name || node == me.id.as_str())
+    }
+
+    /// Asks this node's own backends, when they have the model.
+    fn ask_here(&mut self, me: &ServedBy, left: Duration) -> Option<Result<(Answer, ServedBy), Failure>> {
+        {
+            let offer = self.router.serve.offer();
+            let offer = offer.borrow();
+            let has = match &self.ask.model {
+                Some(model) => offer.models.iter().any(|offered| offered.name == *model),
+                None => !offer.models.is_empty(),
+            };
+            if !has {
+                return None;
+            }
+        }
+        self.tried.push(me.id.clone());
+        let (events, receiver) = mpsc::channel(64);
+        let prompt = Served { requester: Requester::Local(self.uid), ask: self.ask.clone(), timeout: left, events };
+        Some(self.router.serve.submit(prompt).map(|()| (Answer::Local(receiver), me.clone())))
+    }
+}
+
+/// A number below `below`, which is not 0. Only fairness hangs on it.
+fn random_below(below: usize) -> usize {
+    if below < 2 {
+        return 0;
+    }
+    let mut bytes = [0_u8; 8];
+    if getrandom::fill(&mut bytes).is_err() {
+        return 0;
+    }
+    usize::try_from(u64::from_le_bytes(bytes) % below as u64).unwrap_or(0)
+}

@@ -1,0 +1,288 @@
+//! Which addresses are worth dialling, announcing, telling to others. Hints come from strangers: what cannot lead to a
+//! member is dropped before it is stored.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId};
+
+use crate::wire::limits::MAX_ADDRESS_BYTES;
+
+/// Longest address as text in a configuration.
+const MAX_TEXT_BYTES: usize = 256;
+
+/// A range of private addresses that this machine has an address in. Addresses of others in the same range may be
+/// reachable (routed networks without NAT); those of another range are somebody else's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    TenSlash8,
+    OneSevenTwoSlash12,
+    OneNineTwoSlash16,
+    CarrierNat,
+    UniqueLocal,
+    Loopback,
+}
+
+fn network(ip: IpAddr) -> Option<Network> {
+    match ip {
+        IpAddr::V4(ip) => match ip.octets() {
+            [10, ..] => Some(Network::TenSlash8),
+            [172, second, ..] if (16..32).contains(&second) => Some(Network::OneSevenTwoSlash12),
+            [192, 168, ..] => Some(Network::OneNineTwoSlash16),
+            [100, second, ..] if (64..128).contains(&second) => Some(Network::CarrierNat),
+            [127, ..] => Some(Network::Loopback),
+            _ => None,
+        },
+        IpAddr::V6(ip) if ip.is_unique_local() => Some(Network::UniqueLocal),
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => Some(Network::Loopback),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// The networks that `addresses` of this machine lie in.
+pub(crate) fn networks_of<'a>(addresses: impl Iterator<Item = &'a Multiaddr>) -> Vec<Network> {
+    let mut found: Vec<Network> = Vec::new();
+    for ip in addresses.filter_map(ip_of) {
+        if let Some(network) = network(ip)
+            && !found.contains(&network)
+        {
+            found.push(network);
+        }
+    }
+    found
+}
+
+/// The IP that an address begins with.
+pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+/// QUIC version 1 or TCP on an IP address: all that this node can dial without a name.
+fn is_transport(address: &Multiaddr) -> bool {
+    let mut parts = address.iter();
+    let ip = matches!(parts.next(), Some(Protocol::Ip4(_) | Protocol::Ip6(_)));
+    let carrier = match parts.next() {
+        Some(Protocol::Tcp(port)) => port != 0,
+        Some(Protocol::Udp(port)) => port != 0 && parts.next() == Some(Protocol::QuicV1),
+        _ => false,
+    };
+    ip && carrier && matches!(parts.next(), None | Some(Protocol::P2p(_)))
+}
+
+/// Over QUIC.
+pub(crate) fn is_quic(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::QuicV1)
+}
+
+/// On the loopback interface.
+pub(crate) fn is_loopback(address: &Multiaddr) -> bool {
+    ip_of(address).is_some_and(|ip| ip.is_loopback())
+}
+
+/// An address that strangers everywhere may use: neither private nor special.
+pub(crate) fn is_global(address: &Multiaddr) -> bool {
+    ip_of(address).is_some_and(|ip| network(ip).is_none() && !is_link_local(ip) && !ip.is_unspecified() && !ip.is_multicast())
+}
+
+/// Whether a hint is worth a dial: a transport of ours, not too long, an address that can be another node's, and a private
+/// one only where this machine is in the same range. Loopback passes when this machine listens on nothing else.
+pub(crate) fn dialable(address: &Multiaddr, ours: &[Network]) -> bool {
+    let Some(ip) = ip_of(address) else { return false };
+    let broadcast = matches!(ip, IpAddr::V4(Ipv4Addr::BROADCAST));
+    address.len() <= MAX_ADDRESS_BYTES
+        && is_transport(address)
+        && !ip.is_unspecified()
+        && !ip.is_multicast()
+        && !broadcast
+        && !is_link_local(ip)
+        && network(ip).is_none_or(|network| ours.contains(&network))
+}
+
+/// Whether a listening address may be announced: never loopback, link-local or unspecified.
+pub(crate) fn announceable(address: &Multiaddr) -> bool {
+    let Some(ip) = ip_of(address) else { return false };
+    is_transport(address) && !ip.is_unspecified() && !ip.is_loopback() && !is_link_local(ip) && !ip.is_multicast()
+}
+
+/// Whether a member's address may be told to a member that we reach over loopback (or not).
+pub(crate) fn for_view(address: &Multiaddr, to_loopback: bool) -> bool {
+    let Some(ip) = ip_of(address) else { return false };
+    address.len() <= MAX_ADDRESS_BYTES && is_transport(address) && !is_link_local(ip) && (to_loopback || !ip.is_loopback())
+}
+
+/// Without `/p2p/…` at the end.
+pub(crate) fn without_peer(address: &Multiaddr) -> Multiaddr {
+    address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
+}
+
+/// The same address with port 0: any free port.
+pub(crate) fn any_port(address: &Multiaddr) -> Multiaddr {
+    address
+        .iter()
+        .map(|part| match part {
+            Protocol::Tcp(_) => Protocol::Tcp(0),
+            Protocol::Udp(_) => Protocol::Udp(0),
+            other => other,
+        })
+        .collect()
+}
+
+/// The memory limit of the process's cgroup (v2 only; a v1 limit is `gauge`'s), for the connection limit.
+pub(crate) fn cgroup_memory_limit() -> Option<usize> {
+    fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?.trim().parse().ok()
+}
+
+/// A configured address to dial at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BootstrapAddress {
+    /// As it is dialled; holds the name, when there is one, until it is resolved.
+    pub address: Multiaddr,
+    /// Whom it must lead to. Without it whoever answers there is believed.
+    pub peer: Option<PeerId>,
+    /// A DNS name to resolve first, and which family is wanted.
+    pub name: Option<String>,
+}
+
+/// Why a text is no bootstrap address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BootstrapError {
+    #[error("longer than {MAX_TEXT_BYTES} bytes")]
+    TooLong,
+    #[error("not a multiaddr: {0}")]
+    Syntax(String),
+    #[error("it must be /ip4|ip6|dns|dns4|dns6/…/udp/PORT/quic-v1 or …/tcp/PORT, best followed by /p2p/PEER-ID")]
+    Shape,
+    #[error("the address 0.0.0.0 or :: is no place to dial")]
+    Unspecified,
+}
+
+impl BootstrapAddress {
+    /// Reads an address as people paste it.
+    pub(crate) fn parse(text: &str) -> Result<Self, BootstrapError> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(BootstrapError::TooLong);
+        }
+        let whole: Multiaddr = text.trim().parse().map_err(|error| BootstrapError::Syntax(format!("{error}")))?;
+        let peer = whole.iter().find_map(|part| match part {
+            Protocol::P2p(peer) => Some(peer),
+            _ => None,
+        });
+        let address = without_peer(&whole);
+        let name = match address.iter().next() {
+            Some(Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name)) => Some(name.into_owned()),
+            _ => None,
+        };
+        let parsed = Self { address, peer, name };
+        let sample = if parsed.name.is_some() {
+            match parsed.address.iter().next() {
+                Some(Protocol::Dns6(_)) => parsed.with_ip(Ipv6Addr::LOCALHOST.into()),
+                _ => parsed.with_ip(Ipv4Addr::LOCALHOST.into()),
+            }
+        } else {
+            Some(parsed.address.clone())
+        };
+        match sample {
+            Some(sample) if is_transport(&sample) => {
+                if ip_of(&sample).is_some_and(|ip| ip.is_unspecified()) { Err(BootstrapError::Unspecified) } else { Ok(parsed) }
+            }
+            _ => Err(BootstrapError::Shape),
+        }
+    }
+
+    /// The address with its name replaced by `ip`; `None` when the name asks for the other family.
+    pub(crate) fn with_ip(&self, ip: IpAddr) -> Option<Multiaddr> {
+        let mut parts = self.address.iter();
+        let fits = match parts.next()? {
+            Protocol::Dns4(_) => ip.is_ipv4(),
+            Protocol::Dns6(_) => ip.is_ipv6(),
+            _ => true,
+        };
+        let first = match ip {
+            IpAddr::V4(ip) => Protocol::Ip4(ip),
+            IpAddr::V6(ip) => Protocol::Ip6(ip),
+        };
+        fits.then(|| std::iter::once(first).chain(parts).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> Multiaddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn only_addresses_that_can_be_another_node_are_dialled() {
+        let ours = [Network::TenSlash8];
+        for good in ["/ip4/10.1.2.3/tcp/4001", "/ip4/198.51.100.7/udp/4001/quic-v1", "/ip6/2001:db8::1/tcp/4001"] {
+            assert!(dialable(&addr(good), &ours), "{good}");
+        }
+        for bad in [
+            "/ip4/127.0.0.1/tcp/4001",
+            "/ip4/0.0.0.0/tcp/4001",
+            "/ip4/169.254.1.1/tcp/4001",
+            "/ip4/224.0.0.251/udp/4001/quic-v1",
+            "/ip4/255.255.255.255/tcp/4001",
+            "/ip4/192.168.1.1/tcp/4001",
+            "/ip6/fe80::1/tcp/4001",
+            "/ip6/fd00::1/tcp/4001",
+            "/ip4/198.51.100.7/tcp/0",
+            "/ip4/198.51.100.7/udp/4001",
+            "/dns4/example.org/tcp/4001",
+            "/ip4/198.51.100.7/tcp/80/ws",
+        ] {
+            assert!(!dialable(&addr(bad), &ours), "{bad}");
+        }
+        assert!(dialable(&addr("/ip4/127.0.0.1/tcp/4001"), &[Network::Loopback]));
+    }
+
+    #[test]
+    fn loopback_is_told_to_loopback_only() {
+        assert!(for_view(&addr("/ip4/127.0.0.1/tcp/1"), true));
+        assert!(!for_view(&addr("/ip4/127.0.0.1/tcp/1"), false));
+        assert!(!for_view(&addr("/ip6/fe80::1/tcp/1"), true));
+    }
+
+    #[test]
+    fn loopback_and_link_local_are_never_announced() {
+        assert!(announceable(&addr("/ip4/10.0.0.1/tcp/1")));
+        for bad in ["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1", "/ip6/fe80::1/tcp/1", "/ip4/0.0.0.0/tcp/1"] {
+            assert!(!announceable(&addr(bad)), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bootstrap_addresses_are_checked_before_they_are_dialled() {
+        let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+        let pinned = BootstrapAddress::parse(&format!("/ip4/192.0.2.1/udp/4001/quic-v1/p2p/{peer}")).unwrap();
+        assert_eq!(pinned.peer.unwrap().to_string(), peer);
+        assert_eq!(pinned.address, addr("/ip4/192.0.2.1/udp/4001/quic-v1"));
+        let named = BootstrapAddress::parse("/dns4/node.example/tcp/4001").unwrap();
+        assert_eq!(named.with_ip(Ipv4Addr::new(192, 0, 2, 9).into()), Some(addr("/ip4/192.0.2.9/tcp/4001")));
+        assert_eq!(named.with_ip(Ipv6Addr::LOCALHOST.into()), None);
+        for (bad, error) in [
+            ("/ip4/0.0.0.0/tcp/4001", BootstrapError::Unspecified),
+            ("/ip4/192.0.2.1", BootstrapError::Shape),
+            ("/ip4/192.0.2.1/udp/4001", BootstrapError::Shape),
+        ] {
+            assert_eq!(BootstrapAddress::parse(bad), Err(error), "{bad}");
+        }
+        assert!(matches!(BootstrapAddress::parse("192.0.2.1:4001"), Err(BootstrapError::Syntax(_))));
+        let long = format!("/dns4/{}/tcp/1", "a".repeat(300));
+        assert_eq!(BootstrapAddress::parse(&long), Err(BootstrapError::TooLong));
+    }
+}

@@ -1,0 +1,291 @@
+//! The serving end of a lane: reads a request, checks that its sender is a member, hands it to `serve`, writes the
+//! answer; then waits for the next request on the same stream.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::AsyncWriteExt as _;
+use libp2p::PeerId;
+use libp2p::swarm::Stream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::dedup::Seen;
+use super::handle::{AnswerEvent, AnswerNow, InboundPrompt, Replier, Service};
+use crate::domain::cluster::ClusterId;
+use crate::domain::node::NodeId;
+use crate::domain::prompt::{Failure, FailureKind};
+use crate::wire::frame::FrameReader;
+use crate::wire::infer::{self, AnswerHash, Request};
+use crate::wire::limits::{KEEP_ALIVE, MAX_REQUEST_FRAME_BYTES, MAX_TOKEN_TEXT_BYTES, SLOW_CONSUMER};
+
+/// Pieces of an answer that may wait for the stream (`docs/protocol.md`: 64 frames or 64 KiB).
+const PIECES: usize = 64;
+/// Bytes collected before a write, when more pieces are ready.
+const WRITE_AT_BYTES: usize = 64 * 1024;
+
+/// What a member may ask here.
+#[derive(Debug, Clone)]
+pub(crate) struct Permit {
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    pub name: String,
+    /// This node serves that cluster.
+    pub serving: bool,
+    /// Cancelled when the member is gone.
+    pub gone: CancellationToken,
+}
+
+/// Who may ask what: the shadow of the member table that the lanes read.
+pub(crate) type Permits = HashMap<(PeerId, [u8; 16]), Permit>;
+
+/// What all serving lanes share.
+#[derive(Debug, Clone)]
+pub(crate) struct Desk {
+    pub permits: watch::Receiver<Arc<Permits>>,
+    pub service: Arc<dyn Service>,
+    pub seen: Arc<Mutex<Seen>>,
+    /// Prompts being answered now.
+    pub working: Arc<AtomicUsize>,
+    /// Peers that broke the protocol.
+    pub violations: mpsc::Sender<PeerId>,
+}
+
+/// Counts a prompt for as long as it lives.
+struct Working<'a>(&'a AtomicUsize);
+
+impl<'a> Working<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+enum Fate {
+    /// The lane can carry the next request.
+    Next,
+    /// The lane is gone or not to be trusted.
+    Drop,
+}
+
+/// Serves one lane until the peer closes it or breaks the protocol.
+pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
+    let mut lane = FrameReader::new(stream);
+    let mut out = Vec::new();
+    loop {
+        let frame = match lane.next(MAX_REQUEST_FRAME_BYTES).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return,
+            Err(error) => {
+                if error.is_violation() {
+                    tracing::debug!(%peer, %error, "inference stream dropped");
+                    let _ = desk.violations.try_send(peer);
+                }
+                return;
+            }
+        };
+        let arrived = Instant::now();
+        let request = match Request::decode(&frame) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::debug!(%peer, %error, "inference request refused");
+                let _ = desk.violations.try_send(peer);
+                return;
+            }
+        };
+        drop(frame);
+        out.clear();
+        let Some(permit) = desk.permits.borrow().get(&(peer, request.cluster_ref)).cloned() else {
+            // Not a member of that cluster, or of any: not a byte in answer, the stream is reset.
+            tracing::debug!(%peer, "prompt from a stranger refused");
+            return;
+        };
+        let id = request.request_id;
+        let fresh = desk.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, id, std::time::Instant::now());
+        let refusal = if !fresh {
+            Some(Failure::new(FailureKind::Duplicate, "a request with this id was seen before"))
+        } else if !permit.serving {
+            Some(Failure::new(FailureKind::NotAuthorized, "this node does not serve this cluster"))
+        } else {
+            None
+        };
+        let fate = if let Some(failure) = refusal {
+            infer::encode_error(&mut out, &id, &failure);
+            write(&mut lane, &out).await
+        } else {
+            match desk.service.answer_now(&permit.node, &request.ask) {
+                Some(answer) => {
+                    encode_whole(&mut out, &id, answer);
+                    write(&mut lane, &out).await
+                }
+                None => {
+                    let _working = Working::begin(&desk.working);
+                    queued(&desk, peer, &permit, request, arrived, &mut lane, &mut out).await
+                }
+            }
+        };
+        if matches!(fate, Fate::Drop) {
+            return;
+        }
+        if out.capacity() > 4 * WRITE_AT_BYTES {
+            out = Vec::new();
+        }
+    }
+}
+
+fn encode_whole(out: &mut Vec<u8>, id: &uuid::Uuid, answer: Result<AnswerNow, Failure>) {
+    match answer {
+        Ok(AnswerNow { model, pieces, done }) => {
+            let mut hash = AnswerHash::new();
+            let mut bytes = 0;
+            for (at, piece) in pieces.iter().enumerate() {
+                let text = piece.as_str();
+                hash.update(text.as_bytes());
+                bytes += text.len() as u64;
+                infer::encode_token(out, id, text, (at == 0).then_some(model.as_str()));
+            }
+            infer::encode_end(out, id, &model, done, bytes, &hash.finish());
+        }
+        Err(failure) => infer::encode_error(out, id, &failure),
+    }
+}
+
+async fn write(lane: &mut FrameReader<Stream>, bytes: &[u8]) -> Fate {
+    let stream = lane.get_mut();
+    let write = async {
+        stream.write_all(bytes).await?;
+        stream.flush().await
+    };
+    match timeout(SLOW_CONSUMER, write).await {
+        Ok(Ok(())) => Fate::Next,
+        Ok(Err(_)) | Err(_) => Fate::Drop,
+    }
+}
+
+/// A prompt that takes its time: tokens as they come, keep-alives when there are none.
+#[allow(clippy::too_many_arguments)]
+async fn queued(
+    desk: &Desk,
+    peer: PeerId,
+    permit: &Permit,
+    request: Request,
+    arrived: Instant,
+    lane: &mut FrameReader<Stream>,
+    out: &mut Vec<u8>,
+) -> Fate {
+    let id = request.request_id;
+    let (reply, mut events) = Replier::new(PIECES);
+    let prompt = InboundPrompt {
+        from: permit.node.clone(),
+        from_name: permit.name.clone(),
+        cluster: permit.cluster.clone(),
+        ask: request.ask,
+        timeout: request.timeout.saturating_sub(arrived.elapsed()),
+        reply,
+    };
+    if let Err(failure) = desk.service.submit(prompt) {
+        infer::encode_error(out, &id, &failure);
+        return write(lane, out).await;
+    }
+    let mut hash = AnswerHash::new();
+    let mut bytes = 0_u64;
+    let mut model: Option<String> = None;
+    let mut told_model = false;
+    loop {
+        out.clear();
+        // Dropping `events` on any of the early returns tells the backend to stop.
+        let event = tokio::select! {
+            event = next(&mut events) => event,
+            // The asker sends nothing while it waits: a frame is a violation, an end or error means it is gone.
+            frame = lane.next(MAX_REQUEST_FRAME_BYTES) => {
+                if matches!(frame, Ok(Some(_))) {
+                    let _ = desk.violations.try_send(peer);
+                }
+                return Fate::Drop;
+            }
+            () = permit.gone.cancelled() => return Fate::Drop,
+        };
+        let mut ready = match event {
+            Next::Quiet => {
+                infer::encode_keepalive(out, &id);
+                if matches!(write(lane, out).await, Fate::Drop) {
+                    return Fate::Drop;
+                }
+                continue;
+            }
+            Next::Event(event) => Some(event),
+        };
+        let mut ended = false;
+        while let Some(event) = ready {
+            match event {
+                AnswerEvent::Started { model: name } => model = Some(name),
+                AnswerEvent::Text(text) => {
+                    hash.update(text.as_bytes());
+                    bytes += text.len() as u64;
+                    for piece in pieces(&text) {
+                        let first = if told_model { None } else { model.as_deref() };
+                        infer::encode_token(out, &id, piece, first);
+                        told_model = true;
+                    }
+                }
+                AnswerEvent::End(Ok(done)) => {
+                    infer::encode_end(out, &id, model.as_deref().unwrap_or_default(), done, bytes, &hash.finish());
+                    ended = true;
+                }
+                AnswerEvent::End(Err(failure)) => {
+                    infer::encode_error(out, &id, &failure);
+                    ended = true;
+                }
+            }
+            ready = if ended || out.len() >= WRITE_AT_BYTES { None } else { events.try_recv().ok() };
+        }
+        if out.is_empty() {
+            continue;
+        }
+        // A write that makes no progress for 30 s ends here; dropping `events` frees the slot.
+        if matches!(write(lane, out).await, Fate::Drop) {
+            return Fate::Drop;
+        }
+        if ended {
+            return Fate::Next;
+        }
+    }
+}
+
+enum Next {
+    Event(AnswerEvent),
+    Quiet,
+}
+
+/// The next piece, or `Quiet` when a keep-alive is due: before the first token and between slow ones.
+async fn next(events: &mut mpsc::Receiver<AnswerEvent>) -> Next {
+    match timeout(KEEP_ALIVE, events.recv()).await {
+        Ok(Some(event)) => Next::Event(event),
+        Ok(None) => Next::Event(AnswerEvent::End(Err(Failure::new(
+            FailureKind::BackendFailed,
+            "the backend gave no end to its answer",
+        )))),
+        Err(_) => Next::Quiet,
+    }
+}
+
+/// Cuts a text into pieces that fit a token frame, never inside a character.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (piece, tail) = rest.split_at(rest.floor_char_boundary(MAX_TOKEN_TEXT_BYTES));
+        rest = tail;
+        Some(piece)
+    })
+}

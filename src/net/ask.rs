@@ -1,0 +1,253 @@
+//! A prompt on its way to another node: takes a lane, writes the request, reads the answer.
+//!
+//! There is no task behind it: the caller's own polling drives the stream, so a caller that does not read slows the
+//! serving node down, and dropping it cancels the prompt there.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures::AsyncWriteExt as _;
+use libp2p::PeerId;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::handle::AnswerEvent;
+use super::lanes::{Lane, NoLane, Pool, Taken};
+use crate::domain::prompt::{Ask, Failure, FailureKind, MAX_ANSWER_BYTES};
+use crate::wire::frame::FrameError;
+use crate::wire::infer::{self, AnswerHash, InferError, Response};
+use crate::wire::limits::{MAX_RESPONSE_FRAME_BYTES, STALL};
+
+#[derive(Debug)]
+enum Stage {
+    /// Waiting for a lane.
+    Waiting(oneshot::Receiver<Result<Lane, NoLane>>),
+    /// The request is being written: so many bytes of it are.
+    Writing(Lane, usize),
+    /// Frames of the answer arrive.
+    Reading(Lane),
+    /// The end was told.
+    Ended,
+}
+
+/// One prompt to one node.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    peer: PeerId,
+    pool: Pool,
+    id: uuid::Uuid,
+    request: Vec<u8>,
+    stage: Stage,
+    last_frame: Instant,
+    hash: AnswerHash,
+    bytes: usize,
+    model: Option<String>,
+    /// Pieces that came in the same frame as the one told last.
+    pending: VecDeque<AnswerEvent>,
+    retried: bool,
+}
+
+impl Asking {
+    /// Encodes the request and takes a lane.
+    ///
+    /// # Errors
+    /// The request is too large or a field is out of range; no lane can be had.
+    pub(crate) fn new(pool: Pool, peer: PeerId, cluster_ref: [u8; 16], ask: &Ask, timeout: Duration) -> Result<Self, Failure> {
+        let mut request = Vec::with_capacity(ask.prompt.as_str().len() + 256);
+        let id = uuid::Uuid::new_v4();
+        infer::encode_request(&mut request, &id, &cluster_ref, ask, timeout)?;
+        let mut asking = Self {
+            peer,
+            pool,
+            id,
+            request,
+            stage: Stage::Ended,
+            last_frame: Instant::now(),
+            hash: AnswerHash::new(),
+            bytes: 0,
+            model: None,
+            pending: VecDeque::new(),
+            retried: false,
+        };
+        asking.take_lane()?;
+        Ok(asking)
+    }
+
+    fn take_lane(&mut self) -> Result<(), Failure> {
+        self.stage = match self.pool.take(self.peer).map_err(no_lane)? {
+            Taken::Now(lane) => Stage::Writing(lane, 0),
+            Taken::Soon(promise) => Stage::Waiting(promise),
+        };
+        Ok(())
+    }
+
+    fn end(&mut self, outcome: Result<crate::domain::prompt::Done, Failure>) -> Option<AnswerEvent> {
+        if matches!(self.stage, Stage::Writing(..) | Stage::Reading(_)) {
+            self.pool.lost(self.peer);
+        }
+        self.stage = Stage::Ended;
+        Some(AnswerEvent::End(outcome))
+    }
+
+    /// The lane broke. One that had been idle may have been stale: try once more on a fresh one.
+    fn broken(&mut self, reason: &str) -> Option<AnswerEvent> {
+        let stale = match &self.stage {
+            Stage::Writing(lane, _) | Stage::Reading(lane) => lane.used && self.model.is_none() && !self.retried,
+            Stage::Waiting(_) | Stage::Ended => false,
+        };
+        if stale {
+            self.retried = true;
+            self.pool.lost(self.peer);
+            return match self.take_lane() {
+                Ok(()) => None,
+                Err(failure) => self.end(Err(failure)),
+            };
+        }
+        let failure = if self.model.is_some() {
+            Failure::new(FailureKind::Interrupted, format!("the serving node was lost after the first token: {reason}"))
+        } else {
+            Failure::new(FailureKind::PeerLost, format!("the serving node was lost before its first token: {reason}"))
+        };
+        self.end(Err(failure))
+    }
+
+    /// The next piece; `None` after the end. Cancel-safe: all progress is kept in `self`.
+    pub(crate) async fn next(&mut self) -> Option<AnswerEvent> {
+        if let Some(event) = self.pending.pop_front() {
+            return Some(event);
+        }
+        loop {
+            let deadline = self.last_frame + STALL;
+            match &mut self.stage {
+                Stage::Ended => return None,
+                Stage::Waiting(promise) => match timeout_at(deadline, promise).await {
+                    Ok(Ok(Ok(lane))) => {
+                        self.last_frame = Instant::now();
+                        self.stage = Stage::Writing(lane, 0);
+                    }
+                    Ok(Ok(Err(error))) => return self.end(Err(no_lane(error))),
+                    Ok(Err(_)) => return self.end(Err(no_lane(NoLane::NotConnected))),
+                    Err(_) => return self.end(Err(stalled())),
+                },
+                Stage::Writing(lane, written) => {
+                    let write = async {
+                        while *written < self.request.len() {
+                            *written += lane.stream.get_mut().write(&self.request[*written..]).await?;
+                        }
+                        lane.stream.get_mut().flush().await
+                    };
+                    match timeout_at(deadline, write).await {
+                        Ok(Ok(())) => {
+                            let Stage::Writing(lane, _) = std::mem::replace(&mut self.stage, Stage::Ended) else { return None };
+                            self.stage = Stage::Reading(lane);
+                        }
+                        Ok(Err(error)) => {
+                            if let Some(event) = self.broken(&error.to_string()) {
+                                return Some(event);
+                            }
+                        }
+                        Err(_) => return self.end(Err(stalled())),
+                    }
+                }
+                Stage::Reading(lane) => match timeout_at(deadline, lane.stream.next(MAX_RESPONSE_FRAME_BYTES)).await {
+                    Ok(Ok(Some(frame))) => {
+                        let response = Response::decode(&frame, &self.id).map(Response::into_owned);
+                        self.last_frame = Instant::now();
+                        if let Some(event) = self.on_response(response) {
+                            return Some(event);
+                        }
+                    }
+                    Ok(Ok(None)) => {
+                        if let Some(event) = self.broken("it closed the stream without an end") {
+                            return Some(event);
+                        }
+                    }
+                    Ok(Err(FrameError::Io(error))) => {
+                        if let Some(event) = self.broken(&error.to_string()) {
+                            return Some(event);
+                        }
+                    }
+                    Ok(Err(error)) => return self.protocol_error(&error.to_string()),
+                    Err(_) => return self.end(Err(stalled())),
+                },
+            }
+        }
+    }
+
+    fn protocol_error(&mut self, what: &str) -> Option<AnswerEvent> {
+        self.end(Err(Failure::new(FailureKind::ProtocolError, format!("the serving node broke the protocol: {what}"))))
+    }
+
+    fn on_response(&mut self, response: Result<Response<'static>, InferError>) -> Option<AnswerEvent> {
+        match response {
+            Err(error) => self.protocol_error(&error.to_string()),
+            Ok(Response::KeepAlive) => None,
+            Ok(Response::Token { text, model }) => {
+                self.bytes += text.len();
+                if self.bytes > MAX_ANSWER_BYTES {
+                    return self.end(Err(too_large()));
+                }
+                self.hash.update(text.as_bytes());
+                let text = text.into_owned();
+                if self.model.is_some() {
+                    return Some(AnswerEvent::Text(text));
+                }
+                let model = model.map(std::borrow::Cow::into_owned).unwrap_or_default();
+                self.model = Some(model.clone());
+                self.pending.push_back(AnswerEvent::Text(text));
+                Some(AnswerEvent::Started { model })
+            }
+            Ok(Response::End { done, hash, text_bytes, model }) => {
+                if text_bytes != self.bytes as u64 || hash != self.hash.finish() {
+                    return self.end(Err(Failure::new(
+                        FailureKind::Interrupted,
+                        "the answer that arrived is not the one that was sent: count or hash differ",
+                    )));
+                }
+                self.finish();
+                if self.model.is_none() {
+                    // An answer without any text is still an answer, by a model.
+                    self.pending.push_back(AnswerEvent::End(Ok(done)));
+                    return Some(AnswerEvent::Started { model: model.into_owned() });
+                }
+                Some(AnswerEvent::End(Ok(done)))
+            }
+            Ok(Response::Error(failure)) => {
+                // The lane is in order: the serving node said no in the protocol's own words.
+                self.finish();
+                Some(AnswerEvent::End(Err(failure)))
+            }
+        }
+    }
+
+    /// Gives the lane back.
+    fn finish(&mut self) {
+        if let Stage::Reading(lane) = std::mem::replace(&mut self.stage, Stage::Ended) {
+            self.pool.give_back(self.peer, lane);
+        }
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if matches!(self.stage, Stage::Writing(..) | Stage::Reading(_)) {
+            // The lane is dropped with us, which resets the stream: the serving node frees the slot.
+            self.pool.lost(self.peer);
+        }
+    }
+}
+
+fn no_lane(error: NoLane) -> Failure {
+    match error {
+        NoLane::Busy => Failure::busy(error.to_string(), Duration::from_secs(1)),
+        NoLane::NotConnected | NoLane::Failed(_) => Failure::new(FailureKind::PeerLost, error.to_string()),
+    }
+}
+
+fn stalled() -> Failure {
+    Failure::new(FailureKind::Stalled, format!("the serving node sent nothing for {} s", STALL.as_secs()))
+}
+
+fn too_large() -> Failure {
+    Failure::new(FailureKind::AnswerTooLarge, format!("the answer passed the limit of {} MiB", MAX_ANSWER_BYTES >> 20))
+}

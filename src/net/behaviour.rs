@@ -1,0 +1,140 @@
+//! The behaviours of the swarm, put together. All of them are infrastructure; what a cluster is, `net::Task` decides.
+
+use std::time::Duration;
+
+use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::identity::Keypair;
+use libp2p::kad::{self, StoreInserts};
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{PeerId, StreamProtocol, identify, mdns, memory_connection_limits};
+use tokio::sync::mpsc;
+
+use super::gate::Gate;
+use super::store::Providers;
+use super::streams::{self, Inbound};
+use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL};
+
+/// Names the software family and nothing else: strangers read it.
+const IDENTIFY_PROTOCOL: &str = "opengateway/1";
+/// A lost announcement is made good by the next query of anybody; the record outlives two lost queries.
+const MDNS_TTL: Duration = Duration::from_secs(60);
+const MDNS_QUERY: Duration = Duration::from_secs(20);
+/// Lifetime of a provider record at the nodes that store it.
+pub(crate) const PROVIDER_TTL: Duration = Duration::from_secs(30 * 60);
+const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(20);
+const KAD_BOOTSTRAP: Duration = Duration::from_secs(5 * 60);
+
+/// How many connections there may be; members and configured bootstrap nodes are exempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionCaps {
+    /// Incoming, not authenticated yet.
+    pub pending_incoming: u32,
+    /// Outgoing, not authenticated yet.
+    pub pending_outgoing: u32,
+    /// Incoming, established.
+    pub established_incoming: u32,
+    /// Established in all.
+    pub established: u32,
+    /// Established with one peer.
+    pub per_peer: u32,
+    /// Resident memory of the process above which no connection is accepted, in bytes.
+    pub memory_bytes: usize,
+}
+
+impl Default for ConnectionCaps {
+    fn default() -> Self {
+        Self {
+            pending_incoming: 64,
+            pending_outgoing: 64,
+            established_incoming: 256,
+            established: 384,
+            per_peer: 4,
+            memory_bytes: 512 << 20,
+        }
+    }
+}
+
+/// The swarm's behaviour.
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    pub gate: Gate,
+    pub limits: connection_limits::Behaviour,
+    pub memory: memory_connection_limits::Behaviour,
+    pub identify: identify::Behaviour,
+    pub kad: kad::Behaviour<Providers>,
+    pub mdns4: Toggle<mdns::tokio::Behaviour>,
+    pub mdns6: Toggle<mdns::tokio::Behaviour>,
+    pub streams: streams::Behaviour,
+}
+
+impl Behaviour {
+    pub(crate) fn new(keypair: &Keypair, caps: ConnectionCaps, gate: Gate, inbound: mpsc::Sender<Inbound>) -> Self {
+        let local = keypair.public().to_peer_id();
+        let limits = ConnectionLimits::default()
+            .with_max_pending_incoming(Some(caps.pending_incoming))
+            .with_max_pending_outgoing(Some(caps.pending_outgoing))
+            .with_max_established_incoming(Some(caps.established_incoming))
+            .with_max_established(Some(caps.established))
+            .with_max_established_per_peer(Some(caps.per_peer));
+        let identify = identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), keypair.public())
+            .with_agent_version(IDENTIFY_PROTOCOL.to_owned())
+            .with_hide_listen_addrs(true)
+            .with_cache_size(0);
+        Self {
+            gate,
+            limits: connection_limits::Behaviour::new(limits),
+            memory: memory_connection_limits::Behaviour::with_max_bytes(caps.memory_bytes),
+            identify: identify::Behaviour::new(identify),
+            kad: kademlia(local),
+            mdns4: None.into(),
+            mdns6: None.into(),
+            streams: streams::Behaviour::new(
+                vec![StreamProtocol::new(MEMBER_PROTOCOL), StreamProtocol::new(INFERENCE_PROTOCOL)],
+                inbound,
+            ),
+        }
+    }
+
+    /// Switches discovery on the local network on, over IPv4 and IPv6. What fails is left off and reported.
+    pub(crate) fn start_mdns(&mut self, local: PeerId) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut build = |enable_ipv6| {
+            let config = mdns::Config { ttl: MDNS_TTL, query_interval: MDNS_QUERY, enable_ipv6 };
+            let version = if enable_ipv6 { "IPv6" } else { "IPv4" };
+            mdns::tokio::Behaviour::new(config, local)
+                .map_err(|error| problems.push(format!("mDNS over {version} could not be started: {error}")))
+                .ok()
+        };
+        self.mdns4 = build(false).into();
+        self.mdns6 = build(true).into();
+        problems
+    }
+
+    /// Switches it off.
+    pub(crate) fn stop_mdns(&mut self) {
+        self.mdns4 = None.into();
+        self.mdns6 = None.into();
+    }
+}
+
+fn kademlia(local: PeerId) -> kad::Behaviour<Providers> {
+    let mut config = kad::Config::new(StreamProtocol::new(KAD_PROTOCOL));
+    config
+        .set_query_timeout(KAD_QUERY_TIMEOUT)
+        .disjoint_query_paths(true)
+        // Records are handed to us, checked, and only then stored.
+        .set_record_filtering(StoreInserts::FilterBoth)
+        .set_provider_record_ttl(Some(PROVIDER_TTL))
+        // `net::Task` publishes on its own schedule, which starts earlier and repeats more often.
+        .set_provider_publication_interval(None)
+        .set_publication_interval(None)
+        .set_replication_interval(None)
+        .set_periodic_bootstrap_interval(Some(KAD_BOOTSTRAP))
+        // Only peers whose identify names our protocol, and configured bootstrap nodes, enter the table.
+        .set_kbucket_inserts(kad::BucketInserts::Manual);
+    let mut kad = kad::Behaviour::with_config(local, Providers::new(local), config);
+    // Server mode is entered when an address of ours is known to be reachable (`net::Task`), never by guessing.
+    kad.set_mode(Some(kad::Mode::Client));
+    kad
+}

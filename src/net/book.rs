@@ -1,0 +1,201 @@
+//! Candidates: peers worth a dial, with where they were heard of. Bounded in every direction; nothing here is trusted.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use libp2p::{Multiaddr, PeerId};
+
+use crate::domain::node::FoundBy;
+
+const MAX_CANDIDATES: usize = 1024;
+const MAX_MDNS: usize = 256;
+/// Candidates that the views of one member may add.
+const MAX_PER_TELLER: usize = 64;
+const MAX_ADDRESSES: usize = 8;
+/// A hint that nobody repeats is forgotten.
+const TTL: Duration = Duration::from_secs(600);
+
+/// Where a candidate was heard of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Mdns,
+    Kademlia,
+    Bootstrap,
+    /// A view of this member.
+    View(PeerId),
+    /// It connected to us.
+    Inbound,
+}
+
+impl Source {
+    fn found_by(self) -> FoundBy {
+        match self {
+            Self::Mdns => FoundBy::Mdns,
+            Self::Kademlia => FoundBy::Kademlia,
+            Self::Bootstrap => FoundBy::Bootstrap,
+            Self::View(_) => FoundBy::View,
+            Self::Inbound => FoundBy::Inbound,
+        }
+    }
+
+    /// Both ends hear of each other at the same moment, so that one of them has to hold back.
+    pub(crate) fn is_mutual(self) -> bool {
+        matches!(self, Self::Mdns)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub source: Source,
+    pub addresses: Vec<Multiaddr>,
+    pub heard: Instant,
+    /// When it was heard of first, since its last success: the higher peer id counts its patience from here.
+    pub since: Instant,
+    pub failures: u32,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    candidates: HashMap<PeerId, Candidate>,
+}
+
+impl Book {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Notes a candidate; false when there is no room for it.
+    pub(crate) fn learn(&mut self, peer: PeerId, source: Source, addresses: Vec<Multiaddr>, now: Instant) -> bool {
+        if let Some(known) = self.candidates.get_mut(&peer) {
+            known.heard = now;
+            for address in addresses {
+                known.addresses.retain(|old| *old != address);
+                known.addresses.insert(0, address);
+            }
+            known.addresses.truncate(MAX_ADDRESSES);
+            if source == Source::Bootstrap {
+                known.source = source;
+            }
+            return true;
+        }
+        let room = match source {
+            Source::Bootstrap => usize::MAX,
+            Source::Mdns => MAX_MDNS - self.count(|candidate| candidate.source == Source::Mdns).min(MAX_MDNS),
+            Source::View(_) => MAX_PER_TELLER - self.count(|candidate| candidate.source == source).min(MAX_PER_TELLER),
+            Source::Kademlia | Source::Inbound => MAX_CANDIDATES,
+        };
+        if room == 0 || (source != Source::Bootstrap && self.candidates.len() >= MAX_CANDIDATES && !self.evict()) {
+            return false;
+        }
+        let addresses = addresses.into_iter().take(MAX_ADDRESSES).collect();
+        self.candidates.insert(peer, Candidate { source, addresses, heard: now, since: now, failures: 0 });
+        true
+    }
+
+    fn count(&self, is: impl Fn(&Candidate) -> bool) -> usize {
+        self.candidates.values().filter(|candidate| is(candidate)).count()
+    }
+
+    /// Makes room: the candidate that failed most goes, never a configured one.
+    fn evict(&mut self) -> bool {
+        let worst = self
+            .candidates
+            .iter()
+            .filter(|(_, candidate)| candidate.source != Source::Bootstrap && candidate.failures > 0)
+            .max_by_key(|(_, candidate)| candidate.failures)
+            .map(|(&peer, _)| peer);
+        worst.is_some_and(|peer| self.candidates.remove(&peer).is_some())
+    }
+
+    /// Forgets hints that nobody repeated. `keep` names peers that are members now.
+    pub(crate) fn expire(&mut self, now: Instant, keep: impl Fn(&PeerId) -> bool) {
+        self.candidates.retain(|peer, candidate| {
+            candidate.source == Source::Bootstrap || keep(peer) || now.duration_since(candidate.heard) < TTL
+        });
+    }
+
+    /// Counts a failed dial; gives the number in a row.
+    pub(crate) fn failed(&mut self, peer: &PeerId) -> u32 {
+        self.candidates.get_mut(peer).map_or(0, |candidate| {
+            candidate.failures = candidate.failures.saturating_add(1);
+            candidate.failures
+        })
+    }
+
+    /// A dial succeeded.
+    pub(crate) fn succeeded(&mut self, peer: &PeerId, now: Instant) {
+        if let Some(candidate) = self.candidates.get_mut(peer) {
+            candidate.failures = 0;
+            candidate.since = now;
+        }
+    }
+
+    pub(crate) fn contains(&self, peer: &PeerId) -> bool {
+        self.candidates.contains_key(peer)
+    }
+
+    pub(crate) fn found_by(&self, peer: &PeerId) -> Option<FoundBy> {
+        self.candidates.get(peer).map(|candidate| candidate.source.found_by())
+    }
+
+    pub(crate) fn addresses(&self, peer: &PeerId) -> &[Multiaddr] {
+        self.candidates.get(peer).map_or(&[], |candidate| candidate.addresses.as_slice())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&PeerId, &Candidate)> {
+        self.candidates.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(port: u16) -> Multiaddr {
+        format!("/ip4/192.0.2.1/tcp/{port}").parse().unwrap()
+    }
+
+    #[test]
+    fn mdns_and_each_teller_have_their_own_bounds() {
+        let (mut book, now, teller) = (Book::new(), Instant::now(), PeerId::random());
+        let mut add = |source, count: usize| {
+            (0..count).filter(|_| book.learn(PeerId::random(), source, vec![address(1)], now)).count()
+        };
+        assert_eq!(add(Source::Mdns, 300), MAX_MDNS);
+        assert_eq!(add(Source::View(teller), 100), MAX_PER_TELLER);
+        assert_eq!(add(Source::View(PeerId::random()), 100), MAX_PER_TELLER);
+        assert_eq!(add(Source::Kademlia, 2000), MAX_CANDIDATES - MAX_MDNS - 2 * MAX_PER_TELLER);
+        assert_eq!(add(Source::Bootstrap, 2), 2);
+    }
+
+    #[test]
+    fn a_full_book_gives_up_who_failed_for_who_is_new() {
+        let (mut book, now, failing) = (Book::new(), Instant::now(), PeerId::random());
+        book.learn(failing, Source::Kademlia, vec![address(1)], now);
+        while book.learn(PeerId::random(), Source::Kademlia, Vec::new(), now) {}
+        book.failed(&failing);
+        assert!(book.learn(PeerId::random(), Source::Kademlia, Vec::new(), now));
+        assert!(!book.contains(&failing));
+    }
+
+    #[test]
+    fn hints_expire_and_configured_addresses_do_not() {
+        let (mut book, now) = (Book::new(), Instant::now());
+        let (hint, configured, member) = (PeerId::random(), PeerId::random(), PeerId::random());
+        book.learn(hint, Source::Mdns, vec![address(1)], now);
+        book.learn(configured, Source::Bootstrap, vec![address(1)], now);
+        book.learn(member, Source::Mdns, vec![address(1)], now);
+        book.expire(now + TTL, |peer| *peer == member);
+        assert_eq!([book.contains(&hint), book.contains(&configured), book.contains(&member)], [false, true, true]);
+    }
+
+    #[test]
+    fn at_most_eight_addresses_are_kept_the_newest_first() {
+        let (mut book, now, peer) = (Book::new(), Instant::now(), PeerId::random());
+        for port in 1..20 {
+            book.learn(peer, Source::Mdns, vec![address(port)], now);
+        }
+        assert_eq!(book.addresses(&peer).len(), MAX_ADDRESSES);
+        assert_eq!(book.addresses(&peer)[0], address(19));
+    }
+}

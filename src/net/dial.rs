@@ -1,0 +1,214 @@
+//! Whom to dial when: the lower peer id of a pair at once, the higher one a little later and only if still needed;
+//! with back-off; and never so many strangers at once that an attacker could use us.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use libp2p::{Multiaddr, PeerId};
+
+use super::book::{Book, Source};
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// New candidates dialled per second, when many come at once.
+const DIALS_PER_SECOND: f64 = 5.0;
+/// A room full of machines that are switched on together is dialled at once.
+const BURST: f64 = 40.0;
+
+/// A dial to make now.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub peer: PeerId,
+    pub addresses: Vec<Multiaddr>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pause {
+    until: Instant,
+    length: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) struct Policy {
+    local: PeerId,
+    patience: Duration,
+    dialing: HashSet<PeerId>,
+    pauses: HashMap<PeerId, Pause>,
+    tokens: f64,
+    filled: Instant,
+    wake: Option<Instant>,
+}
+
+impl Policy {
+    pub(crate) fn new(local: PeerId, patience: Duration, now: Instant) -> Self {
+        Self { local, patience, dialing: HashSet::new(), pauses: HashMap::new(), tokens: BURST, filled: now, wake: None }
+    }
+
+    /// The dials to make at `now`. `connected` tells who needs none.
+    pub(crate) fn next(&mut self, now: Instant, book: &Book, connected: impl Fn(&PeerId) -> bool) -> Vec<Order> {
+        let refill = now.duration_since(self.filled).as_secs_f64() * DIALS_PER_SECOND;
+        self.tokens = (self.tokens + refill).min(BURST);
+        self.filled = now;
+        self.wake = None;
+        let mut orders = Vec::new();
+        for (&peer, candidate) in book.iter() {
+            if connected(&peer) || self.dialing.contains(&peer) || peer == self.local || candidate.addresses.is_empty() {
+                continue;
+            }
+            let mut due = candidate.since;
+            // Who hears of whom at the same moment: only the lower one dials at once. Elsewhere it is we who asked,
+            // and the other side does not know of us.
+            if candidate.source.is_mutual() && self.local.to_bytes() > peer.to_bytes() {
+                due += self.patience + self.patience.mul_f64(f64::from(peer.to_bytes().last().copied().unwrap_or(0)) / 1280.0);
+            }
+            if let Some(pause) = self.pauses.get(&peer) {
+                due = due.max(pause.until);
+            }
+            if due > now {
+                self.wake_no_later(due);
+                continue;
+            }
+            if candidate.source != Source::Bootstrap {
+                if self.tokens < 1.0 {
+                    self.wake_no_later(now + Duration::from_secs_f64(1.0 / DIALS_PER_SECOND));
+                    continue;
+                }
+                self.tokens -= 1.0;
+            }
+            orders.push(Order { peer, addresses: candidate.addresses.clone() });
+        }
+        orders
+    }
+
+    fn wake_no_later(&mut self, when: Instant) {
+        self.wake = Some(self.wake.map_or(when, |wake| wake.min(when)));
+    }
+
+    /// When [`Policy::next`] has something to do again, as far as is known.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        self.wake
+    }
+
+    pub(crate) fn dialing(&mut self, peer: PeerId) {
+        self.dialing.insert(peer);
+    }
+
+    pub(crate) fn connected(&mut self, peer: &PeerId) {
+        self.dialing.remove(peer);
+    }
+
+    /// The peer proved to be a member: the next loss is dialled again at once.
+    pub(crate) fn succeeded(&mut self, peer: &PeerId) {
+        self.pauses.remove(peer);
+    }
+
+    /// A dial failed, or a connection was lost: the next try waits, twice as long each time.
+    pub(crate) fn failed(&mut self, peer: &PeerId, now: Instant) {
+        self.dialing.remove(peer);
+        let length = self.pauses.get(peer).map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(LONGEST_PAUSE));
+        self.pauses.insert(*peer, Pause { until: now + super::jitter(length), length });
+    }
+
+    /// The network changed: what failed before may work now.
+    pub(crate) fn network_changed(&mut self) {
+        self.pauses.clear();
+    }
+
+    /// Forgets pauses of peers that are candidates no more.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&PeerId) -> bool) {
+        self.pauses.retain(|peer, _| keep(peer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn pair() -> (PeerId, PeerId) {
+        let (a, b) = (PeerId::random(), PeerId::random());
+        if a.to_bytes() < b.to_bytes() { (a, b) } else { (b, a) }
+    }
+
+    fn address() -> Vec<Multiaddr> {
+        vec!["/ip4/192.0.2.1/tcp/1".parse().unwrap()]
+    }
+
+    #[test]
+    fn the_lower_peer_id_dials_at_once_and_the_higher_one_waits() {
+        let (lower, higher) = pair();
+        let now = Instant::now();
+        let dials = |local, other, after| {
+            let mut book = Book::new();
+            book.learn(other, Source::Mdns, address(), now);
+            Policy::new(local, SECOND, now).next(now + after, &book, |_| false).len()
+        };
+        assert_eq!(dials(lower, higher, Duration::ZERO), 1);
+        assert_eq!(dials(higher, lower, Duration::ZERO), 0);
+        assert_eq!(dials(higher, lower, SECOND.mul_f64(1.2)), 1);
+    }
+
+    #[test]
+    fn what_we_asked_for_is_dialled_at_once_by_anybody() {
+        let (lower, higher) = pair();
+        let now = Instant::now();
+        for source in [Source::Kademlia, Source::Bootstrap, Source::View(higher)] {
+            let mut book = Book::new();
+            book.learn(lower, source, address(), now);
+            assert_eq!(Policy::new(higher, SECOND, now).next(now, &book, |_| false).len(), 1, "{source:?}");
+        }
+    }
+
+    #[test]
+    fn failures_wait_longer_each_time_until_the_network_changes() {
+        let (lower, higher) = pair();
+        let now = Instant::now();
+        let mut book = Book::new();
+        book.learn(higher, Source::Mdns, address(), now);
+        let mut policy = Policy::new(lower, SECOND, now);
+        policy.dialing(higher);
+        assert!(policy.next(now, &book, |_| false).is_empty(), "already dialling");
+        policy.failed(&higher, now);
+        assert!(policy.next(now + SECOND.mul_f64(0.79), &book, |_| false).is_empty());
+        assert!(policy.wake_at().is_some());
+        assert_eq!(policy.next(now + SECOND.mul_f64(1.21), &book, |_| false).len(), 1);
+        for _ in 0..20 {
+            policy.failed(&higher, now);
+        }
+        assert!(policy.next(now + LONGEST_PAUSE.mul_f64(0.79), &book, |_| false).is_empty());
+        assert_eq!(policy.next(now + LONGEST_PAUSE.mul_f64(1.21), &book, |_| false).len(), 1);
+        policy.failed(&higher, now + 2 * LONGEST_PAUSE);
+        policy.network_changed();
+        assert_eq!(policy.next(now + 2 * LONGEST_PAUSE, &book, |_| false).len(), 1);
+    }
+
+    #[test]
+    fn strangers_are_dialled_forty_at_once_and_five_a_second() {
+        let (local, _) = pair();
+        let now = Instant::now();
+        let mut book = Book::new();
+        for _ in 0..100 {
+            book.learn(PeerId::random(), Source::Kademlia, address(), now);
+        }
+        let mut policy = Policy::new(local, SECOND, now);
+        let mut dial = |at| {
+            let orders = policy.next(at, &book, |_| false);
+            orders.iter().for_each(|order| policy.dialing(order.peer));
+            orders.len()
+        };
+        assert_eq!(dial(now), 40);
+        assert_eq!(dial(now), 0);
+        assert_eq!(dial(now + SECOND), 5);
+        assert_eq!(policy.wake_at(), Some(now + SECOND + Duration::from_millis(200)));
+    }
+
+    #[test]
+    fn connected_peers_are_not_dialled() {
+        let (lower, higher) = pair();
+        let now = Instant::now();
+        let mut book = Book::new();
+        book.learn(higher, Source::Kademlia, address(), now);
+        assert!(Policy::new(lower, SECOND, now).next(now, &book, |_| true).is_empty());
+    }
+}

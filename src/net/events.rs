@@ -1,0 +1,189 @@
+//! The part of the network task that hears the swarm: connections, listeners, identify, mDNS, Kademlia.
+
+use libp2p::core::ConnectedPoint;
+use libp2p::kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult};
+use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::{PeerId, identify, mdns};
+use tokio::time::Instant;
+
+use super::behaviour::BehaviourEvent;
+use super::book::Source;
+use super::task::{Due, Task};
+use super::{address, mdns_meter};
+use crate::wire::version::KAD_PROTOCOL;
+
+impl Task<'_> {
+    pub(super) fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        let now = Instant::now();
+        match event {
+            SwarmEvent::Behaviour(event) => self.on_behaviour_event(event, now),
+            SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
+                self.on_connected(peer_id, &endpoint, num_established.get(), now);
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
+                tracing::debug!(peer = %peer_id, ?cause, "connection closed");
+                self.forget_connection(peer_id, connection_id);
+                if num_established == 0 {
+                    self.on_disconnected(peer_id, now);
+                }
+                self.dirty = true;
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => self.on_dial_failed(peer_id, &error, now),
+            SwarmEvent::NewListenAddr { address, .. } => {
+                tracing::info!(%address, "listening");
+                self.on_new_listen_address(address);
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => self.on_lost_listen_address(&address),
+            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+                tracing::warn!(?addresses, ?reason, "listener closed");
+                self.dirty = true;
+            }
+            SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener error"),
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                tracing::debug!(address = %send_back_addr, %error, "incoming connection failed");
+            }
+            _ => {}
+        }
+    }
+
+    fn on_connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint, connections: u32, now: Instant) {
+        let remote = endpoint.get_remote_address();
+        tracing::debug!(%peer, address = %remote, dialed = endpoint.is_dialer(), "connected");
+        self.policy.connected(&peer);
+        self.dirty = true;
+        self.match_bootstrap(peer, remote);
+        if connections > 1 {
+            self.agenda.no_later(Due::Duplicates(peer), now + self.lasting.config.timings.duplicates);
+            return;
+        }
+        self.greet_peer(peer, now);
+        if self.is_bootstrap(&peer) {
+            self.swarm.behaviour_mut().kad.add_address(&peer, address::without_peer(remote));
+            self.dht_reached(now);
+        }
+    }
+
+    fn on_disconnected(&mut self, peer: PeerId, now: Instant) {
+        // Its sessions end by themselves, each with its own last words; members are dialled again.
+        self.policy.connected(&peer);
+        self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) if *gone == peer));
+        self.bootstrap_lost(Some(peer), now);
+        if self.members.is_member(&peer) || self.book.contains(&peer) {
+            self.agenda.no_later(Due::Dial, now);
+        }
+    }
+
+    fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
+        match peer {
+            Some(peer) => {
+                tracing::debug!(%peer, %error, "dial failed");
+                if self.swarm.is_connected(&peer) {
+                    return;
+                }
+                self.policy.failed(&peer, now.into_std());
+                if self.book.failed(&peer) >= 3 && !self.is_bootstrap(&peer) {
+                    self.swarm.behaviour_mut().kad.remove_peer(&peer);
+                }
+                self.bootstrap_lost(Some(peer), now);
+                self.agenda.no_later(Due::Dial, now);
+            }
+            None => tracing::info!(%error, "bootstrap address not reached"),
+        }
+    }
+
+    fn on_behaviour_event(&mut self, event: BehaviourEvent, now: Instant) {
+        match event {
+            BehaviourEvent::Identify(event) => self.on_identify(event, now),
+            BehaviourEvent::Mdns4(event) | BehaviourEvent::Mdns6(event) => self.on_mdns(event, now),
+            BehaviourEvent::Kad(event) => self.on_kad(event, now),
+            _ => {}
+        }
+    }
+
+    fn on_identify(&mut self, event: identify::Event, now: Instant) {
+        let identify::Event::Received { peer_id, info, .. } = event else { return };
+        self.on_observed(&info.observed_addr);
+        let announced: Vec<_> = info
+            .listen_addrs
+            .into_iter()
+            .map(|announced| address::without_peer(&announced))
+            .filter(|announced| address::dialable(announced, &self.networks))
+            .take(8)
+            .collect();
+        if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) {
+            let first = self.swarm.behaviour_mut().kad.kbuckets().all(|bucket| bucket.num_entries() == 0);
+            for address in &announced {
+                self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());
+            }
+            if first && !announced.is_empty() {
+                self.dht_reached(now);
+            }
+        } else if !self.is_bootstrap(&peer_id) {
+            self.swarm.behaviour_mut().kad.remove_peer(&peer_id);
+        }
+        if self.members.is_member(&peer_id) {
+            self.book.learn(peer_id, Source::Inbound, announced, now.into_std());
+        }
+    }
+
+    fn on_mdns(&mut self, event: mdns::Event, now: Instant) {
+        let mdns::Event::Discovered(found) = event else { return };
+        let listed = {
+            let behaviour = self.swarm.behaviour();
+            let count = |mdns: &libp2p::swarm::behaviour::toggle::Toggle<mdns::tokio::Behaviour>| {
+                mdns.as_ref().map_or(0, |mdns| mdns.discovered_nodes().len())
+            };
+            count(&behaviour.mdns4) + count(&behaviour.mdns6)
+        };
+        if self.mdns_meter.on_records(now.into_std(), found.len(), listed) == mdns_meter::Verdict::Stop {
+            self.stop_mdns(now);
+            return;
+        }
+        for (peer, address) in found {
+            self.learn(peer, Source::Mdns, vec![address], now);
+        }
+    }
+
+    fn on_kad(&mut self, event: kad::Event, now: Instant) {
+        match event {
+            kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
+                self.on_query(id, result, now);
+                if step.last {
+                    self.lookups.remove(&id);
+                    if let Some(cluster) = self.announces.remove(&id)
+                        && let Some(cluster) = self.clusters.get_mut(&cluster)
+                    {
+                        cluster.announced = true;
+                        self.dirty = true;
+                    }
+                }
+            }
+            kad::Event::InboundRequest { request: InboundRequest::AddProvider { record: Some(record) } } => {
+                use libp2p::kad::store::RecordStore as _;
+                if let Err(error) = self.swarm.behaviour_mut().kad.store_mut().add_provider(record) {
+                    tracing::debug!(%error, "provider record refused");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn on_query(&mut self, id: QueryId, result: QueryResult, now: Instant) {
+        if let QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) = result
+            && self.lookups.contains_key(&id)
+        {
+            for peer in providers {
+                self.on_provider(peer, now);
+            }
+        }
+    }
+
+    /// A provider record names `peer`. Its addresses live only as long as the query, inside kad: dial by peer id.
+    fn on_provider(&mut self, peer: PeerId, now: Instant) {
+        if peer == self.local || self.swarm.is_connected(&peer) || self.bans.is_banned(&peer, now.into_std()) {
+            return;
+        }
+        self.book.learn(peer, Source::Kademlia, Vec::new(), now.into_std());
+        self.dial_now(peer, Vec::new());
+    }
+}

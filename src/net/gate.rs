@@ -1,0 +1,106 @@
+//! The behaviour at the door: refuses connections before their handshake when a source knocks too often, and banned peers.
+
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::swarm::{
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm, dummy,
+};
+use libp2p::{Multiaddr, PeerId};
+
+use super::address::ip_of;
+use super::guard::Knocks;
+
+const BAN: Duration = Duration::from_secs(600);
+const MAX_BANNED: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+#[error("too many connections from this source")]
+struct TooFast;
+
+#[derive(Debug, thiserror::Error)]
+#[error("this peer is banned")]
+struct Banned;
+
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    knocks: Knocks,
+    banned: HashMap<PeerId, Instant>,
+    /// Members and configured nodes: never banned by mistake of a shared address.
+    trusted: HashSet<PeerId>,
+}
+
+impl Gate {
+    /// Lets nobody with this key in for ten minutes.
+    pub(crate) fn ban(&mut self, peer: PeerId) {
+        let now = Instant::now();
+        if self.banned.len() >= MAX_BANNED {
+            self.banned.retain(|_, until| *until > now);
+        }
+        if self.banned.len() < MAX_BANNED {
+            self.banned.insert(peer, now + BAN);
+        }
+        self.trusted.remove(&peer);
+    }
+
+    pub(crate) fn trust(&mut self, peer: PeerId) {
+        self.trusted.insert(peer);
+    }
+
+    pub(crate) fn distrust(&mut self, peer: &PeerId) {
+        self.trusted.remove(peer);
+    }
+
+    fn check(&self, peer: &PeerId) -> Result<(), ConnectionDenied> {
+        let banned = self.banned.get(peer).is_some_and(|until| *until > Instant::now());
+        if banned && !self.trusted.contains(peer) { Err(ConnectionDenied::new(Banned)) } else { Ok(()) }
+    }
+}
+
+impl NetworkBehaviour for Gate {
+    type ConnectionHandler = dummy::ConnectionHandler;
+    type ToSwarm = Infallible;
+
+    fn handle_pending_inbound_connection(&mut self, _: ConnectionId, _: &Multiaddr, remote: &Multiaddr) -> Result<(), ConnectionDenied> {
+        // A relayed connection has no address of its own; its relay is limited at its own connection.
+        match ip_of(remote) {
+            Some(ip) if !ip.is_loopback() && !self.knocks.allow(ip, Instant::now()) => Err(ConnectionDenied::new(TooFast)),
+            _ => Ok(()),
+        }
+    }
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.check(&peer).map(|()| dummy::ConnectionHandler)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.check(&peer).map(|()| dummy::ConnectionHandler)
+    }
+
+    fn on_swarm_event(&mut self, _: FromSwarm<'_>) {}
+
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
+        match event {}
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        Poll::Pending
+    }
+}

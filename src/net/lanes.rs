@@ -1,0 +1,215 @@
+//! Lanes: inference streams that are negotiated and wait for a prompt, so that asking costs no negotiation.
+//!
+//! One lane carries one prompt at a time; after its last frame it goes back to the pool of its peer. Dropping a lane in
+//! use resets the stream, which cancels the prompt at the serving node. The pool is the one thing of `net` that is
+//! shared with callers: a prompt takes a lane and speaks on it without a detour through the swarm's task.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use libp2p::swarm::{ConnectionId, Stream};
+use tokio::sync::{mpsc, oneshot};
+
+use super::transport::MAX_STREAMS;
+use crate::wire::frame::FrameReader;
+
+/// Lanes to one peer at once. The rest of its streams is left for membership streams and Kademlia.
+pub(crate) const MAX_LANES: usize = MAX_STREAMS as usize - 16;
+/// Callers that may wait for a lane of one peer; more is `Busy`.
+const MAX_WAITING: usize = 1024;
+/// Idle lanes beyond the first are closed after this.
+const SPARE: Duration = Duration::from_secs(30);
+
+/// One negotiated stream to a peer.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub connection: ConnectionId,
+    pub stream: FrameReader<Stream>,
+    /// It carried a prompt before: a failure may mean that it went stale, not that the peer refused.
+    pub used: bool,
+    idle_since: Instant,
+}
+
+impl Lane {
+    pub(crate) fn new(connection: ConnectionId, stream: Stream) -> Self {
+        Self { connection, stream: FrameReader::new(stream), used: false, idle_since: Instant::now() }
+    }
+}
+
+/// Why there is no lane.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoLane {
+    #[error("not connected to this node")]
+    NotConnected,
+    #[error("{MAX_LANES} prompts to this node are running and {MAX_WAITING} wait for a stream")]
+    Busy,
+    #[error("the stream could not be opened: {0}")]
+    Failed(String),
+}
+
+#[derive(Debug, Default)]
+struct PeerLanes {
+    idle: Vec<Lane>,
+    /// Idle, in use, or being opened.
+    total: usize,
+    waiting: VecDeque<oneshot::Sender<Result<Lane, NoLane>>>,
+}
+
+/// The lanes to all peers. A cheap clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Pool {
+    peers: Arc<Mutex<HashMap<PeerId, PeerLanes>>>,
+    /// Peers for which the swarm's task shall open a stream.
+    wanted: mpsc::Sender<PeerId>,
+}
+
+/// A lane, or the promise of one.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Now(Lane),
+    Soon(oneshot::Receiver<Result<Lane, NoLane>>),
+}
+
+impl Pool {
+    /// A pool, and the peers for which it wants streams opened.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<PeerId>) {
+        let (wanted, receiver) = mpsc::channel(MAX_WAITING);
+        (Self { peers: Arc::default(), wanted }, receiver)
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut HashMap<PeerId, PeerLanes>) -> T) -> T {
+        // Held for a few map operations, never across an await; a panic inside leaves a usable map.
+        change(&mut self.peers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes an idle lane to `peer`, or waits for one.
+    pub(crate) fn take(&self, peer: PeerId) -> Result<Taken, NoLane> {
+        let (open, promise) = self.with(|peers| {
+            let Some(lanes) = peers.get_mut(&peer) else { return Err(NoLane::NotConnected) };
+            if let Some(lane) = lanes.idle.pop() {
+                return Ok((false, Taken::Now(lane)));
+            }
+            lanes.waiting.retain(|waiting| !waiting.is_closed());
+            if lanes.waiting.len() >= MAX_WAITING {
+                return Err(NoLane::Busy);
+            }
+            let (sender, receiver) = oneshot::channel();
+            lanes.waiting.push_back(sender);
+            let open = lanes.total < MAX_LANES;
+            if open {
+                lanes.total += 1;
+            }
+            Ok((open, Taken::Soon(receiver)))
+        })?;
+        if open && self.wanted.try_send(peer).is_err() {
+            self.opened(peer, Err(NoLane::Busy));
+        }
+        Ok(promise)
+    }
+
+    /// Makes sure that one lane to `peer` is ready or on its way.
+    pub(crate) fn warm(&self, peer: PeerId) {
+        let open = self.with(|peers| {
+            let lanes = peers.entry(peer).or_default();
+            let open = lanes.total == 0;
+            if open {
+                lanes.total += 1;
+            }
+            open
+        });
+        if open && self.wanted.try_send(peer).is_err() {
+            self.opened(peer, Err(NoLane::Busy));
+        }
+    }
+
+    /// The outcome of an opening that the pool asked for.
+    pub(crate) fn opened(&self, peer: PeerId, outcome: Result<Lane, NoLane>) {
+        match outcome {
+            Ok(lane) => self.hand_out(peer, lane),
+            Err(error) => self.with(|peers| {
+                let Some(lanes) = peers.get_mut(&peer) else { return };
+                lanes.total = lanes.total.saturating_sub(1);
+                if let Some(waiting) = lanes.waiting.pop_front() {
+                    let _ = waiting.send(Err(error));
+                }
+            }),
+        }
+    }
+
+    fn hand_out(&self, peer: PeerId, mut lane: Lane) {
+        self.with(|peers| {
+            let Some(lanes) = peers.get_mut(&peer) else { return };
+            while let Some(waiting) = lanes.waiting.pop_front() {
+                match waiting.send(Ok(lane)) {
+                    Ok(()) => return,
+                    Err(Ok(back)) => lane = back,
+                    Err(Err(_)) => return,
+                }
+            }
+            lane.idle_since = Instant::now();
+            lanes.idle.push(lane);
+        });
+    }
+
+    /// Gives a lane back after a complete answer.
+    pub(crate) fn give_back(&self, peer: PeerId, mut lane: Lane) {
+        lane.used = true;
+        self.hand_out(peer, lane);
+    }
+
+    /// Reports that a lane in use was dropped; opens another when somebody waits.
+    pub(crate) fn lost(&self, peer: PeerId) {
+        let open = self.with(|peers| {
+            let Some(lanes) = peers.get_mut(&peer) else { return false };
+            lanes.waiting.retain(|waiting| !waiting.is_closed());
+            let open = !lanes.waiting.is_empty();
+            if !open {
+                lanes.total = lanes.total.saturating_sub(1);
+            }
+            open
+        });
+        if open && self.wanted.try_send(peer).is_err() {
+            self.opened(peer, Err(NoLane::Busy));
+        }
+    }
+
+    /// Forgets the idle lanes of a connection that closed.
+    pub(crate) fn connection_closed(&self, peer: PeerId, connection: ConnectionId) {
+        self.with(|peers| {
+            if let Some(lanes) = peers.get_mut(&peer) {
+                let before = lanes.idle.len();
+                lanes.idle.retain(|lane| lane.connection != connection);
+                lanes.total = lanes.total.saturating_sub(before - lanes.idle.len());
+            }
+        });
+    }
+
+    /// Forgets a peer that is a member of nothing any more; who waits is told.
+    pub(crate) fn forget(&self, peer: PeerId) {
+        if let Some(lanes) = self.with(|peers| peers.remove(&peer)) {
+            for waiting in lanes.waiting {
+                let _ = waiting.send(Err(NoLane::NotConnected));
+            }
+        }
+    }
+
+    /// Closes lanes that have been idle for long; the first of each peer stays. Tells whether there are others left.
+    pub(crate) fn trim(&self, now: Instant) -> bool {
+        self.with(|peers| {
+            let mut more = false;
+            for lanes in peers.values_mut() {
+                let mut kept = 0;
+                let before = lanes.idle.len();
+                lanes.idle.retain(|lane| {
+                    kept += 1;
+                    kept == 1 || now.duration_since(lane.idle_since) < SPARE
+                });
+                lanes.total = lanes.total.saturating_sub(before - lanes.idle.len());
+                more |= lanes.total > 1;
+            }
+            more
+        })
+    }
+}

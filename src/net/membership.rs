@@ -1,0 +1,444 @@
+//! The part of the network task that greets, admits, hears and buries members.
+//!
+//! Nothing but a session that is up makes a member (`Report::Up`), and nothing but its end or its silence unmakes it.
+
+use libp2p::swarm::ConnectionId;
+use libp2p::{PeerId, StreamProtocol};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::handle::Event;
+use super::jitter;
+use super::members::{Link, Transition};
+use super::session::{self, Context, End, Generation, Outgoing, Report, Up};
+use super::streams::Inbound;
+use super::task::{Due, Session, Task};
+use crate::domain::cluster::ClusterId;
+use crate::domain::node::{GoneReason, NodeId};
+use crate::wire::control::{ByeReason, Control, Heartbeat, State};
+use crate::wire::frame;
+use crate::wire::limits::MAX_HELLOS_PER_PEER;
+use crate::wire::version::MEMBER_PROTOCOL;
+
+/// A name of another node as it may stand in a log line: no control characters, not endless.
+pub(super) fn loggable(name: &str) -> String {
+    name.escape_debug().take(128).collect()
+}
+
+pub(super) fn framed(control: &Control) -> Outgoing {
+    let mut bytes = Vec::new();
+    frame::encode(&control.encode(), &mut bytes);
+    Outgoing::Frame(bytes)
+}
+
+impl Task<'_> {
+    fn is_lower(&self, peer: &PeerId) -> bool {
+        self.local.to_bytes() < peer.to_bytes()
+    }
+
+    /// A new connection: greet the peer in every cluster, at once when it is ours to begin.
+    pub(super) fn greet_peer(&mut self, peer: PeerId, now: Instant) {
+        let clusters: Vec<ClusterId> = self.clusters.keys().cloned().collect();
+        for cluster in clusters {
+            self.plan_greeting(peer, &cluster, now);
+        }
+    }
+
+    /// A newly joined cluster: greet everybody who is connected.
+    pub(super) fn greet_connected(&mut self, cluster: &ClusterId, now: Instant) {
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            self.plan_greeting(peer, cluster, now);
+        }
+    }
+
+    fn plan_greeting(&mut self, peer: PeerId, cluster: &ClusterId, now: Instant) {
+        if self.is_lower(&peer) {
+            self.greet(peer, cluster);
+        } else {
+            let patience = jitter(self.lasting.config.timings.patience);
+            self.agenda.no_later(Due::Hello(peer, cluster.clone()), now + patience);
+        }
+    }
+
+    /// Opens a membership stream to `peer`, unless there is one, or one is being opened, or it was refused.
+    pub(super) fn greet(&mut self, peer: PeerId, id: &ClusterId) {
+        let Some(cluster) = self.clusters.get(id).filter(|cluster| cluster.leaving.is_none()) else { return };
+        let Some(connection) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
+            return;
+        };
+        let opening = self.hellos.values().any(|(greeted, in_cluster)| *greeted == peer && in_cluster.as_ref() == Some(id));
+        if opening
+            || self.members.generation(id, &peer).is_some()
+            || self.refused.contains(&(connection, id.clone()))
+            || self.hellos_with(&peer) >= MAX_HELLOS_PER_PEER
+        {
+            return;
+        }
+        let root = cluster.root.clone();
+        self.open_session(peer, connection, id.clone(), root);
+    }
+
+    pub(super) fn open_session(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        cluster: ClusterId,
+        root: crate::wire::keys::Root,
+    ) {
+        let context = self.context(peer, connection);
+        self.hellos.insert(context.generation, (peer, Some(cluster.clone())));
+        let stream = self.swarm.behaviour_mut().streams.open(peer, Some(connection), StreamProtocol::new(MEMBER_PROTOCOL));
+        tokio::spawn(async move {
+            match stream.await {
+                Ok(Ok(stream)) => session::open(context, cluster, root, stream).await,
+                failed => {
+                    let end = match failed {
+                        Ok(Err(super::streams::OpenError::Unsupported(_))) => End::Refused,
+                        Ok(Err(error)) => End::Io(error.to_string()),
+                        _ => End::Io("the connection closed".to_owned()),
+                    };
+                    session::down(context, Some(cluster), end).await;
+                }
+            }
+        });
+    }
+
+    fn context(&mut self, peer: PeerId, connection: ConnectionId) -> Context {
+        self.lasting.next_generation += 1;
+        Context {
+            generation: self.lasting.next_generation,
+            local: self.local,
+            peer,
+            connection,
+            reports: self.reports.clone(),
+        }
+    }
+
+    fn hellos_with(&self, peer: &PeerId) -> usize {
+        self.hellos.values().filter(|(greeted, _)| greeted == peer).count()
+    }
+
+    /// Another node greets us.
+    pub(super) fn accept_hello(&mut self, inbound: Inbound) {
+        if self.hellos_with(&inbound.peer) >= MAX_HELLOS_PER_PEER {
+            tracing::debug!(peer = %inbound.peer, "hello refused: too many in flight");
+            return;
+        }
+        let roots: Vec<_> = self
+            .clusters
+            .values()
+            .filter(|cluster| cluster.leaving.is_none())
+            .map(|cluster| (cluster.id.clone(), cluster.root.clone()))
+            .collect();
+        if roots.is_empty() {
+            return;
+        }
+        let context = self.context(inbound.peer, inbound.connection);
+        self.hellos.insert(context.generation, (inbound.peer, None));
+        tokio::spawn(session::accept(context, roots, inbound.stream));
+    }
+
+    pub(super) fn on_report(&mut self, report: Report) {
+        match report {
+            Report::Up(up, entered) => self.on_up(up, entered),
+            Report::Frame(generation, control) => self.on_control(generation, control),
+            Report::Down { generation, peer, connection, cluster, end } => self.on_down(generation, peer, connection, cluster, end),
+        }
+    }
+
+    fn on_up(&mut self, up: Up, entered: oneshot::Sender<()>) {
+        let now = Instant::now();
+        let Up { generation, cluster, peer, connection, opened_here, protocol, outbox } = up;
+        self.hellos.remove(&generation);
+        if self.clusters.get(&cluster).is_none_or(|joined| joined.leaving.is_some()) || self.bans.is_banned(&peer, now.into_std()) {
+            return; // dropping `entered` ends the session
+        }
+        // Of two streams for one cluster the one that the lower peer id opened stays; a newer one of the same opener
+        // replaces the older (it moves to a better connection).
+        let opened_by_lower = opened_here == self.is_lower(&peer);
+        if let Some(current) = self.members.generation(&cluster, &peer) {
+            let keep_current = self.sessions.get(&current).is_some_and(|session| session.opened_by_lower) && !opened_by_lower;
+            if keep_current {
+                let _ = outbox.try_send(Outgoing::Bye(ByeReason::Duplicate));
+                let _ = entered.send(());
+                return;
+            }
+        }
+        let Some(link) = self.link(&peer, connection) else { return };
+        let found_by = self.book.found_by(&peer).unwrap_or(crate::domain::node::FoundBy::Inbound);
+        let gone = CancellationToken::new();
+        let replaced = self.members.insert(&cluster, peer, generation, protocol, found_by, link, now);
+        self.sessions.insert(
+            generation,
+            Session { cluster: cluster.clone(), peer, connection, opened_by_lower, outbox, gone: gone.clone() },
+        );
+        if let Some(old) = replaced
+            && let Some(session) = self.sessions.remove(&old)
+        {
+            let _ = session.outbox.try_send(Outgoing::Bye(ByeReason::Duplicate));
+        }
+        self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
+        self.swarm.behaviour_mut().gate.trust(peer);
+        self.agenda.no_later(Due::Expire, now + self.lasting.config.timings.suspect);
+        self.publish_permits();
+        let _ = entered.send(());
+        self.introduce(generation, &cluster, now);
+        tracing::debug!(%cluster, %peer, generation, "member entered");
+    }
+
+    /// How `peer` is reached over `connection`.
+    fn link(&self, peer: &PeerId, connection: ConnectionId) -> Option<Link> {
+        let streams = &self.swarm.behaviour().streams;
+        let used = streams.connections(peer).iter().find(|known| known.id == connection)?;
+        Some(Link {
+            addresses: self.addresses_of(peer),
+            direct: !used.relayed,
+            transport: if used.quic { "quic" } else { "tcp" },
+        })
+    }
+
+    /// The first frames of a session: heartbeat, state and view, written together.
+    fn introduce(&mut self, generation: Generation, cluster: &ClusterId, now: Instant) {
+        let heartbeat = self.heartbeat_for(generation, now);
+        let state = self.state_for(cluster);
+        let peer = self.sessions.get(&generation).map(|session| session.peer);
+        let view = peer.and_then(|peer| self.view_for(cluster, &peer, now));
+        self.send(generation, &Control::Heartbeat(heartbeat));
+        self.send(generation, &Control::State(state));
+        if let Some(view) = view {
+            self.send(generation, &Control::View(view));
+        }
+    }
+
+    pub(super) fn send(&mut self, generation: Generation, control: &Control) {
+        let Some(session) = self.sessions.get(&generation) else { return };
+        if session.outbox.try_send(framed(control)).is_err() {
+            // It has not read sixteen frames: it is as good as dead.
+            self.end_session(generation, None);
+            self.bury(generation, GoneReason::Timeout);
+        }
+    }
+
+    fn heartbeat_for(&mut self, generation: Generation, now: Instant) -> Heartbeat {
+        self.heartbeat_seq += 1;
+        let offer = self.offer.borrow().clone();
+        let serving = self
+            .sessions
+            .get(&generation)
+            .and_then(|session| self.clusters.get(&session.cluster))
+            .is_some_and(|cluster| cluster.serve && cluster.leaving.is_none());
+        let echo = self.sessions.get(&generation).and_then(|session| self.members.echo(&session.cluster, &session.peer, now));
+        Heartbeat {
+            seq: self.heartbeat_seq,
+            serving,
+            draining: offer.draining,
+            free_slots: if serving { offer.free_slots } else { 0 },
+            queued: offer.queued,
+            state_version: self.state_version,
+            echo_seq: echo.map_or(0, |(seq, _)| seq),
+            echo_delay_us: echo.map_or(0, |(_, delay)| u32::try_from(delay.as_micros()).unwrap_or(u32::MAX)),
+        }
+    }
+
+    fn state_for(&self, cluster: &ClusterId) -> State {
+        let serving = self.clusters.get(cluster).is_some_and(|cluster| cluster.serve);
+        let offer = self.offer.borrow();
+        State {
+            version: self.state_version,
+            node_name: self.lasting.config.node_name.clone(),
+            software: self.lasting.config.version.clone(),
+            models: if serving { offer.models.clone() } else { Vec::new() },
+            tiers: offer.tiers.clone(),
+        }
+    }
+
+    /// Heartbeats to all members, in one turn of the loop: one wake-up for the whole cluster.
+    pub(super) fn heartbeat(&mut self, now: Instant) {
+        self.agenda.set(Due::Heartbeat, now + jitter(self.lasting.config.timings.heartbeat));
+        self.beat(now);
+        self.dirty = true;
+    }
+
+    fn beat(&mut self, now: Instant) {
+        let generations: Vec<Generation> = self.sessions.keys().copied().collect();
+        for generation in generations {
+            let heartbeat = self.heartbeat_for(generation, now);
+            if let Some(session) = self.sessions.get(&generation) {
+                self.members.sent(&session.cluster, &session.peer, heartbeat.seq, now);
+            }
+            self.send(generation, &Control::Heartbeat(heartbeat));
+        }
+    }
+
+    /// What this node offers has changed: models at once, and whether a slot is free; the rest waits for a heartbeat.
+    pub(super) fn on_offer(&mut self) {
+        let (models_changed, free) = {
+            let offer = self.offer.borrow_and_update();
+            let fingerprint = (offer.models.clone(), offer.tiers.clone(), offer.draining);
+            let changed = self.last_offer.as_ref() != Some(&fingerprint);
+            self.last_offer = Some(fingerprint);
+            (changed, offer.free_slots > 0)
+        };
+        if models_changed {
+            self.state_changed();
+        } else if free != self.last_free {
+            self.beat(Instant::now());
+        }
+        self.last_free = free;
+    }
+
+    /// Tells every member the new state, with a heartbeat that carries the flags.
+    pub(super) fn state_changed(&mut self) {
+        self.state_version = self.state_version.wrapping_add(1);
+        let now = Instant::now();
+        let generations: Vec<(Generation, ClusterId)> =
+            self.sessions.iter().map(|(&generation, session)| (generation, session.cluster.clone())).collect();
+        for (generation, cluster) in generations {
+            let state = self.state_for(&cluster);
+            self.send(generation, &Control::State(state));
+        }
+        self.beat(now);
+        self.publish_permits();
+    }
+
+    fn on_control(&mut self, generation: Generation, control: Control) {
+        let Some(session) = self.sessions.get(&generation) else { return };
+        let (cluster, peer) = (session.cluster.clone(), session.peer);
+        let now = Instant::now();
+        match control {
+            Control::Heartbeat(heartbeat) => {
+                self.dirty |= self.members.on_heartbeat(&cluster, &peer, generation, &heartbeat, now);
+            }
+            Control::State(state) => {
+                let first = self.members.on_state(&cluster, &peer, generation, state, now);
+                self.dirty = true;
+                if first {
+                    self.on_member_known(&cluster, peer, now);
+                }
+            }
+            Control::View(view) => {
+                self.members.heard(&cluster, &peer, generation, now);
+                self.learn_view(peer, view, now);
+            }
+            Control::Bye(_) => {}
+        }
+    }
+
+    /// The member has told its name and its models: it can be listed and asked.
+    fn on_member_known(&mut self, cluster: &ClusterId, peer: PeerId, now: Instant) {
+        self.membership_changed = true;
+        self.publish_permits();
+        self.policy.succeeded(&peer);
+        self.book.succeeded(&peer, now.into_std());
+        if let Some(member) = self.members.get(cluster, &peer) {
+            if member.serving || !member.models.is_empty() {
+                self.lasting.pool.warm(peer);
+            }
+            let _ = self.lasting.events.send(Event::MemberUp { cluster: cluster.clone(), member });
+        }
+    }
+
+    fn on_down(&mut self, generation: Generation, peer: PeerId, connection: ConnectionId, cluster: Option<ClusterId>, end: End) {
+        self.hellos.remove(&generation);
+        tracing::debug!(%peer, generation, ?end, "membership stream ended");
+        let now = Instant::now();
+        match &end {
+            End::Refused | End::VersionMismatch => {
+                if let Some(cluster) = &cluster {
+                    self.refused.insert((connection, cluster.clone()));
+                }
+            }
+            End::Violation(_) => self.on_violation(peer),
+            End::Bye(_) | End::Closed | End::Io(_) | End::TimedOut => {}
+        }
+        let reason = match &end {
+            End::Bye(_) | End::Closed => GoneReason::Left,
+            End::TimedOut => GoneReason::Timeout,
+            End::Refused | End::VersionMismatch | End::Io(_) | End::Violation(_) => GoneReason::Error,
+        };
+        let buried = self.bury(generation, reason);
+        // A stream that broke on a connection that lives is opened again.
+        if let (Some(cluster), true, End::Io(_) | End::TimedOut) = (cluster, buried, &end) {
+            let delay = jitter(self.lasting.config.timings.patience);
+            self.agenda.no_later(Due::Hello(peer, cluster), now + delay);
+            self.agenda.no_later(Due::Dial, now);
+        }
+    }
+
+    /// Removes the session, and the member if it is this session that holds it.
+    pub(super) fn bury(&mut self, generation: Generation, reason: GoneReason) -> bool {
+        let Some(session) = self.sessions.remove(&generation) else { return false };
+        let Some(gone) = self.members.remove(&session.cluster, &session.peer, generation) else {
+            // A newer session holds the member: its prompts go on.
+            return false;
+        };
+        session.gone.cancel();
+        self.on_gone(&session.cluster, session.peer, gone.name, reason);
+        true
+    }
+
+    fn on_gone(&mut self, cluster: &ClusterId, peer: PeerId, name: Option<String>, reason: GoneReason) {
+        self.dirty = true;
+        self.publish_permits();
+        if !self.members.is_member(&peer) {
+            self.lasting.pool.forget(peer);
+            self.swarm.behaviour_mut().limits.remove_peer_id(&peer);
+            self.swarm.behaviour_mut().gate.distrust(&peer);
+        }
+        if let Some(name) = name {
+            self.membership_changed = true;
+            let id = NodeId::new(peer.to_string());
+            let _ = self.lasting.events.send(Event::MemberDown { cluster: cluster.clone(), id, name, reason });
+        }
+    }
+
+    /// Ends a session from our side; the member goes at once.
+    pub(super) fn end_session(&mut self, generation: Generation, bye: Option<ByeReason>) {
+        if let Some(session) = self.sessions.get(&generation)
+            && let Some(reason) = bye
+        {
+            let _ = session.outbox.try_send(Outgoing::Bye(reason));
+        }
+        self.bury(generation, GoneReason::Left);
+    }
+
+    /// Members that are silent: suspects get no prompts, the dead are removed with their prompts.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let transitions = self.members.expire(now);
+        self.dirty |= !transitions.is_empty();
+        for transition in transitions {
+            if let Transition::Dead { cluster, peer, generation } = transition {
+                let connection = self.sessions.get(&generation).map(|session| session.connection);
+                tracing::debug!(%cluster, %peer, "member is silent: removed");
+                self.bury(generation, GoneReason::Timeout);
+                // Do not wait for a graceful close: the other end may hang.
+                if let Some(connection) = connection
+                    && !self.sessions.values().any(|session| session.connection == connection)
+                {
+                    self.swarm.close_connection(connection);
+                }
+            }
+        }
+        if let Some(next) = self.members.next_deadline() {
+            self.agenda.set(Due::Expire, next);
+        }
+    }
+
+    /// Removes a peer from every cluster.
+    pub(super) fn drop_peer(&mut self, peer: PeerId, reason: GoneReason) {
+        let generations: Vec<Generation> =
+            self.sessions.iter().filter(|(_, session)| session.peer == peer).map(|(&generation, _)| generation).collect();
+        for generation in generations {
+            self.bury(generation, reason);
+        }
+    }
+
+    /// A connection closed: its sessions end by themselves; what was refused on it is forgotten.
+    pub(super) fn forget_connection(&mut self, peer: PeerId, connection: ConnectionId) {
+        self.refused.retain(|(refused, _)| *refused != connection);
+        self.lasting.pool.connection_closed(peer, connection);
+    }
+
+}

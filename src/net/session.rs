@@ -1,0 +1,275 @@
+//! One membership stream: the hello in the role of opener or accepter, then frames both ways until it ends.
+//!
+//! A session runs as its own task. It reports to `net::Task`, which alone decides who is a member; it never touches the
+//! member table. The reading half and the writing half are two futures, so no half-read frame is ever dropped.
+
+use std::time::Duration;
+
+use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+use libp2p::swarm::{ConnectionId, Stream};
+use libp2p::PeerId;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::domain::cluster::ClusterId;
+use crate::wire::control::{ByeReason, Control, Heartbeat};
+use crate::wire::frame::{self, FrameReader};
+use crate::wire::hello::{self, HelloError};
+use crate::wire::keys::Root;
+use crate::wire::limits::{H1_BYTES, HELLO_DEADLINE, MAX_CONTROL_FRAME_BYTES, MAX_HELLO_FRAME_BYTES};
+
+/// Control frames that may wait for a slow reader; one more and the session is given up. Sixteen heartbeats are 80 s.
+const OUTBOX: usize = 16;
+/// A goodbye that cannot be written within this time is not waited for.
+const CLOSE: Duration = Duration::from_millis(200);
+
+/// Names one session for its whole life; never used twice by a daemon.
+pub(crate) type Generation = u64;
+
+/// What a session sends.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    /// An encoded control frame.
+    Frame(Vec<u8>),
+    /// The last one: written, then the stream is closed.
+    Bye(ByeReason),
+}
+
+/// A hello that succeeded.
+#[derive(Debug)]
+pub(crate) struct Up {
+    pub generation: Generation,
+    pub cluster: ClusterId,
+    pub peer: PeerId,
+    pub connection: ConnectionId,
+    /// We opened the stream.
+    pub opened_here: bool,
+    pub protocol: u16,
+    /// Where frames for this session go.
+    pub outbox: mpsc::Sender<Outgoing>,
+}
+
+/// Why a session ended, or never began.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The other side said goodbye.
+    Bye(ByeReason),
+    /// We said goodbye.
+    Closed,
+    /// The other side is not in the cluster, or does not answer strangers.
+    Refused,
+    /// No common protocol version.
+    VersionMismatch,
+    /// The stream broke.
+    Io(String),
+    /// The other side broke the protocol.
+    Violation(String),
+    /// The hello was not done in time.
+    TimedOut,
+}
+
+/// What sessions tell `net::Task`.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// The peer proved that it is in the cluster. `entered` is answered when it is in the member table: the accepter's
+    /// first heartbeat goes out after that, so that a prompt sent on its arrival finds the member entered.
+    Up(Up, oneshot::Sender<()>),
+    /// A control frame arrived.
+    Frame(Generation, Control),
+    /// The session is over.
+    Down { generation: Generation, peer: PeerId, connection: ConnectionId, cluster: Option<ClusterId>, end: End },
+}
+
+/// What both roles need to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub generation: Generation,
+    pub local: PeerId,
+    pub peer: PeerId,
+    pub connection: ConnectionId,
+    pub reports: mpsc::Sender<Report>,
+}
+
+impl From<HelloError> for End {
+    fn from(error: HelloError) -> Self {
+        match error {
+            HelloError::VersionMismatch { .. } => Self::VersionMismatch,
+            HelloError::NoMatch => Self::Refused,
+            other => Self::Violation(other.to_string()),
+        }
+    }
+}
+
+impl From<frame::FrameError> for End {
+    fn from(error: frame::FrameError) -> Self {
+        match error {
+            frame::FrameError::Io(error) => Self::Io(error.to_string()),
+            other => Self::Violation(other.to_string()),
+        }
+    }
+}
+
+fn nonce() -> Result<[u8; 32], End> {
+    let mut nonce = [0; 32];
+    getrandom::fill(&mut nonce).map_err(|error| End::Io(format!("the system gives no random numbers: {error}")))?;
+    Ok(nonce)
+}
+
+/// Runs the opener's side of a session to its end.
+pub(crate) async fn open(context: Context, cluster: ClusterId, root: Root, stream: Stream) {
+    let end = match timeout(HELLO_DEADLINE, greet(&context, &root, stream)).await {
+        Ok(Ok((reader, writer, protocol, first))) => {
+            converse(&context, cluster.clone(), protocol, true, Some(first), reader, writer).await
+        }
+        Ok(Err(end)) => end,
+        Err(_) => End::TimedOut,
+    };
+    down(context, Some(cluster), end).await;
+}
+
+/// Runs the accepter's side of a session to its end. `roots` are all clusters that this node is in.
+pub(crate) async fn accept(context: Context, roots: Vec<(ClusterId, Root)>, stream: Stream) {
+    let mut cluster = None;
+    let end = match timeout(HELLO_DEADLINE, answer(&context, &roots, stream)).await {
+        Ok(Ok((matched, reader, writer, protocol))) => {
+            cluster = Some(matched.clone());
+            converse(&context, matched, protocol, false, None, reader, writer).await
+        }
+        Ok(Err(end)) => end,
+        Err(_) => End::TimedOut,
+    };
+    down(context, cluster, end).await;
+}
+
+pub(crate) async fn down(context: Context, cluster: Option<ClusterId>, end: End) {
+    let Context { generation, peer, connection, reports, .. } = context;
+    let _ = reports.send(Report::Down { generation, peer, connection, cluster, end }).await;
+}
+
+type Reader = FrameReader<futures::io::ReadHalf<Stream>>;
+type Writer = futures::io::WriteHalf<Stream>;
+
+async fn put(writer: &mut Writer, body: &[u8]) -> Result<(), End> {
+    let mut framed = Vec::with_capacity(body.len() + 4);
+    frame::encode(body, &mut framed);
+    writer.write_all(&framed).await.map_err(|error| End::Io(error.to_string()))?;
+    writer.flush().await.map_err(|error| End::Io(error.to_string()))
+}
+
+/// H1 out, H2 in, H3 out, first heartbeat in.
+async fn greet(context: &Context, root: &Root, stream: Stream) -> Result<(Reader, Writer, u16, Heartbeat), End> {
+    let (read, mut writer) = stream.split();
+    let mut reader = FrameReader::new(read);
+    let (initiator, h1) = hello::Initiator::new(root, &context.local.to_bytes(), &context.peer.to_bytes(), nonce()?);
+    put(&mut writer, &h1).await?;
+    // A reset or a close without one byte is the answer of a node that is not in the cluster.
+    let h2 = match reader.next(MAX_HELLO_FRAME_BYTES).await {
+        Ok(Some(frame)) => frame,
+        Ok(None) | Err(frame::FrameError::Io(_) | frame::FrameError::Truncated) => return Err(End::Refused),
+        Err(other) => return Err(other.into()),
+    };
+    let (protocol, h3) = initiator.on_h2(&h2)?;
+    put(&mut writer, &h3).await?;
+    let first = reader.next(MAX_CONTROL_FRAME_BYTES).await?.ok_or(End::Refused)?;
+    match Control::decode(&first).map_err(|error| End::Violation(error.to_string()))? {
+        Control::Heartbeat(heartbeat) => Ok((reader, writer, protocol, heartbeat)),
+        _ => Err(End::Violation("the first frame after the hello is no heartbeat".to_owned())),
+    }
+}
+
+/// H1 in, H2 out, H3 in. A stranger gets no byte.
+async fn answer(context: &Context, roots: &[(ClusterId, Root)], stream: Stream) -> Result<(ClusterId, Reader, Writer, u16), End> {
+    let (read, mut writer) = stream.split();
+    let mut reader = FrameReader::new(read);
+    let h1 = reader.next(H1_BYTES).await?.ok_or(End::Refused)?;
+    let candidates: Vec<&Root> = roots.iter().map(|(_, root)| root).collect();
+    let (opener, accepter) = (context.peer.to_bytes(), context.local.to_bytes());
+    let (matched, responder) = hello::Responder::on_h1(&candidates, &opener, &accepter, &h1, nonce()?)?;
+    put(&mut writer, responder.h2()).await?;
+    let protocol = responder.version()?;
+    let h3 = reader.next(MAX_HELLO_FRAME_BYTES).await?.ok_or(End::Refused)?;
+    responder.on_h3(&h3)?;
+    Ok((roots[matched].0.clone(), reader, writer, protocol))
+}
+
+async fn converse(
+    context: &Context,
+    cluster: ClusterId,
+    protocol: u16,
+    opened_here: bool,
+    first: Option<Heartbeat>,
+    mut reader: Reader,
+    mut writer: Writer,
+) -> End {
+    let (outbox, mut outgoing) = mpsc::channel(OUTBOX);
+    let (entered, is_entered) = oneshot::channel();
+    let up = Up {
+        generation: context.generation,
+        cluster,
+        peer: context.peer,
+        connection: context.connection,
+        opened_here,
+        protocol,
+        outbox,
+    };
+    if context.reports.send(Report::Up(up, entered)).await.is_err() || is_entered.await.is_err() {
+        return End::Closed;
+    }
+    if let Some(heartbeat) = first {
+        let _ = context.reports.send(Report::Frame(context.generation, Control::Heartbeat(heartbeat))).await;
+    }
+    let reading = async {
+        loop {
+            let frame = match reader.next(MAX_CONTROL_FRAME_BYTES).await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return End::Io("the stream was closed without a goodbye".to_owned()),
+                Err(error) => return error.into(),
+            };
+            match Control::decode(&frame) {
+                Ok(Control::Bye(reason)) => return End::Bye(reason),
+                Ok(control) => {
+                    if context.reports.send(Report::Frame(context.generation, control)).await.is_err() {
+                        return End::Closed;
+                    }
+                }
+                Err(error) => return End::Violation(error.to_string()),
+            }
+        }
+    };
+    let writing = async {
+        let mut buffer = Vec::new();
+        loop {
+            let Some(message) = outgoing.recv().await else { return End::Closed };
+            buffer.clear();
+            let mut last = None;
+            let mut next = Some(message);
+            // All that waits goes out in one write: heartbeat, state and view of a new member are one packet.
+            while let Some(message) = next {
+                match message {
+                    Outgoing::Frame(frame) => buffer.extend_from_slice(&frame),
+                    Outgoing::Bye(reason) => {
+                        frame::encode(&Control::Bye(reason).encode(), &mut buffer);
+                        last = Some(());
+                    }
+                }
+                next = if last.is_some() { None } else { outgoing.try_recv().ok() };
+            }
+            let write = async {
+                writer.write_all(&buffer).await?;
+                writer.flush().await?;
+                if last.is_some() { writer.close().await } else { Ok(()) }
+            };
+            if last.is_some() {
+                let _ = timeout(CLOSE, write).await;
+                return End::Closed;
+            }
+            if let Err(error) = write.await {
+                return End::Io(error.to_string());
+            }
+        }
+    };
+    tokio::select! {
+        end = reading => end,
+        end = writing => end,
+    }
+}

@@ -1,0 +1,272 @@
+//! The record store of Kademlia: provider records only, each bound counted, our own kept apart and never evicted.
+//!
+//! libp2p's `MemoryStore` ignores the 21st provider of a key, keeps expired records, and forgets our own when a key is
+//! full (<https://github.com/libp2p/rust-libp2p/issues/2247>).
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use libp2p::PeerId;
+use libp2p::kad::store::{Error, RecordStore, Result};
+use libp2p::kad::{ProviderRecord, Record, RecordKey};
+
+use super::address::ip_of;
+use super::random_below;
+
+const MAX_PER_KEY: usize = 256;
+const MAX_KEYS: usize = 1024;
+const MAX_RECORDS: usize = 4096;
+const MAX_KEYS_PER_PROVIDER: usize = 32;
+/// Providers of one key from one /24 or /48.
+const MAX_PER_SUBNET: usize = 8;
+const MAX_ADDRESSES: usize = 8;
+const MAX_RECORD_BYTES: usize = 1024;
+/// Providers in one answer: what fits a packet.
+const MAX_ANSWER: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct Providers {
+    local: PeerId,
+    own: HashMap<RecordKey, ProviderRecord>,
+    others: HashMap<RecordKey, Vec<ProviderRecord>>,
+    total: usize,
+    keys_of: HashMap<PeerId, usize>,
+}
+
+fn subnet(record: &ProviderRecord) -> Option<u64> {
+    record.addresses.iter().find_map(ip_of).map(|ip| match ip {
+        IpAddr::V4(ip) => u64::from(u32::from(ip) >> 8),
+        IpAddr::V6(ip) => 1 << 63 | u64::try_from(u128::from(ip) >> 80).unwrap_or(u64::MAX >> 1),
+    })
+}
+
+impl Providers {
+    pub(crate) fn new(local: PeerId) -> Self {
+        Self { local, own: HashMap::new(), others: HashMap::new(), total: 0, keys_of: HashMap::new() }
+    }
+
+    fn drop_at(&mut self, key: &RecordKey, at: usize) {
+        let Some(list) = self.others.get_mut(key) else { return };
+        let record = list.swap_remove(at);
+        if list.is_empty() {
+            self.others.remove(key);
+        }
+        self.total -= 1;
+        if let Some(keys) = self.keys_of.get_mut(&record.provider) {
+            *keys -= 1;
+            if *keys == 0 {
+                self.keys_of.remove(&record.provider);
+            }
+        }
+    }
+
+    fn drop_expired(&mut self, key: &RecordKey, now: Instant) {
+        let expired = |list: &Vec<ProviderRecord>| list.iter().position(|record| record.is_expired(now));
+        while let Some(at) = self.others.get(key).and_then(expired) {
+            self.drop_at(key, at);
+        }
+    }
+
+    fn drop_all_expired(&mut self, now: Instant) {
+        let keys: Vec<RecordKey> = self.others.keys().cloned().collect();
+        for key in keys {
+            self.drop_expired(&key, now);
+        }
+    }
+
+    fn insert(&mut self, mut record: ProviderRecord, now: Instant) -> Result<()> {
+        record.addresses.truncate(MAX_ADDRESSES);
+        let bytes: usize = record.addresses.iter().map(libp2p::Multiaddr::len).sum();
+        if bytes + record.key.as_ref().len() > MAX_RECORD_BYTES {
+            return Err(Error::ValueTooLarge);
+        }
+        let key = record.key.clone();
+        if let Some(known) = self.others.get_mut(&key).and_then(|list| list.iter_mut().find(|known| known.provider == record.provider)) {
+            *known = record;
+            return Ok(());
+        }
+        self.drop_expired(&key, now);
+        if self.keys_of.get(&record.provider).is_some_and(|&keys| keys >= MAX_KEYS_PER_PROVIDER) {
+            return Err(Error::MaxProvidedKeys);
+        }
+        if self.total >= MAX_RECORDS || (!self.others.contains_key(&key) && self.others.len() >= MAX_KEYS) {
+            self.drop_all_expired(now);
+        }
+        if !self.others.contains_key(&key) && self.others.len() >= MAX_KEYS {
+            return Err(Error::MaxProvidedKeys);
+        }
+        if let Some(list) = self.others.get(&key) {
+            let ours = subnet(&record);
+            let same: Vec<usize> =
+                list.iter().enumerate().filter(|(_, known)| ours.is_some() && subnet(known) == ours).map(|(at, _)| at).collect();
+            if same.len() >= MAX_PER_SUBNET {
+                let victim = same[random_below(same.len())];
+                self.drop_at(&key, victim);
+            } else if list.len() >= MAX_PER_KEY {
+                let victim = random_below(list.len());
+                self.drop_at(&key, victim);
+            }
+        }
+        if self.total >= MAX_RECORDS {
+            return Err(Error::MaxProvidedKeys);
+        }
+        *self.keys_of.entry(record.provider).or_default() += 1;
+        self.total += 1;
+        self.others.entry(key).or_default().push(record);
+        Ok(())
+    }
+}
+
+impl RecordStore for Providers {
+    type RecordsIter<'a> = std::iter::Empty<Cow<'a, Record>>;
+    type ProvidedIter<'a> = std::iter::Map<
+        std::collections::hash_map::Values<'a, RecordKey, ProviderRecord>,
+        fn(&'a ProviderRecord) -> Cow<'a, ProviderRecord>,
+    >;
+
+    fn get(&self, _: &RecordKey) -> Option<Cow<'_, Record>> {
+        None
+    }
+
+    fn put(&mut self, _: Record) -> Result<()> {
+        // No value records: a stranger could store anything.
+        Err(Error::MaxRecords)
+    }
+
+    fn remove(&mut self, _: &RecordKey) {}
+
+    fn records(&self) -> Self::RecordsIter<'_> {
+        std::iter::empty()
+    }
+
+    fn add_provider(&mut self, record: ProviderRecord) -> Result<()> {
+        if record.provider == self.local {
+            // At most as many as clusters, by our own doing.
+            self.own.insert(record.key.clone(), record);
+            return Ok(());
+        }
+        self.insert(record, Instant::now())
+    }
+
+    fn providers(&self, key: &RecordKey) -> Vec<ProviderRecord> {
+        let now = Instant::now();
+        let mut found: Vec<ProviderRecord> =
+            self.others.get(key).into_iter().flatten().filter(|record| !record.is_expired(now)).cloned().collect();
+        while found.len() >= MAX_ANSWER {
+            found.swap_remove(random_below(found.len()));
+        }
+        found.extend(self.own.get(key).cloned());
+        found
+    }
+
+    fn provided(&self) -> Self::ProvidedIter<'_> {
+        self.own.values().map(Cow::Borrowed)
+    }
+
+    fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
+        if *provider == self.local {
+            self.own.remove(key);
+            return;
+        }
+        let at = self.others.get(key).and_then(|list| list.iter().position(|record| record.provider == *provider));
+        if let Some(at) = at {
+            self.drop_at(key, at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    fn key(number: u32) -> RecordKey {
+        RecordKey::new(&number.to_be_bytes())
+    }
+
+    fn record(number: u32, host: u32, expires: Instant) -> ProviderRecord {
+        let address = format!("/ip4/{}/tcp/4001", Ipv4Addr::from(0x0100_0000 + (host << 8))).parse().unwrap();
+        ProviderRecord { key: key(number), provider: PeerId::random(), expires: Some(expires), addresses: vec![address] }
+    }
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(600)
+    }
+
+    #[test]
+    fn ten_thousand_records_under_one_key_leave_256_and_our_own() {
+        let local = PeerId::random();
+        let mut store = Providers::new(local);
+        store.add_provider(ProviderRecord { provider: local, ..record(1, 0, later()) }).unwrap();
+        for host in 0..10_000 {
+            let _ = store.add_provider(record(1, host, later()));
+        }
+        assert_eq!(store.total, MAX_PER_KEY);
+        assert_eq!(store.provided().count(), 1);
+        let answer = store.providers(&key(1));
+        assert_eq!(answer.len(), MAX_ANSWER);
+        assert!(answer.iter().any(|record| record.provider == local), "our own record is always in the answer");
+    }
+
+    #[test]
+    fn ten_thousand_keys_leave_1024() {
+        let mut store = Providers::new(PeerId::random());
+        for number in 0..10_000 {
+            let _ = store.add_provider(record(number, number, later()));
+        }
+        assert_eq!(store.others.len(), MAX_KEYS);
+        assert!(store.total <= MAX_RECORDS);
+    }
+
+    #[test]
+    fn an_expired_record_makes_room_first() {
+        let mut store = Providers::new(PeerId::random());
+        let past = Instant::now();
+        let expired = record(1, 0, past);
+        let provider = expired.provider;
+        store.add_provider(expired).unwrap();
+        let mut kept = Vec::new();
+        for host in 1..=u32::try_from(MAX_PER_KEY).unwrap() {
+            let fresh = record(1, host, later());
+            kept.push(fresh.provider);
+            store.add_provider(fresh).unwrap();
+        }
+        let held: Vec<PeerId> = store.others[&key(1)].iter().map(|record| record.provider).collect();
+        assert!(!held.contains(&provider));
+        assert!(kept.iter().all(|provider| held.contains(provider)), "no fresh record had to go");
+    }
+
+    #[test]
+    fn one_subnet_and_one_provider_are_bounded() {
+        let mut store = Providers::new(PeerId::random());
+        for _ in 0..100 {
+            let _ = store.add_provider(record(1, 7, later()));
+        }
+        assert_eq!(store.total, MAX_PER_SUBNET);
+        let provider = PeerId::random();
+        let accepted = (100..200).filter(|&number| store.add_provider(ProviderRecord { provider, ..record(number, number, later()) }).is_ok());
+        assert_eq!(accepted.count(), MAX_KEYS_PER_PROVIDER);
+    }
+
+    #[test]
+    fn values_are_refused_and_large_records_too() {
+        let mut store = Providers::new(PeerId::random());
+        assert!(store.put(Record::new(key(1), vec![1])).is_err());
+        let long: libp2p::Multiaddr = format!("/dns4/{}/tcp/1", "a".repeat(250)).parse().unwrap();
+        let large = ProviderRecord { addresses: vec![long; 8], ..record(1, 1, later()) };
+        assert!(matches!(store.add_provider(large), Err(Error::ValueTooLarge)));
+    }
+
+    #[test]
+    fn stopping_to_provide_removes_our_own_record() {
+        let local = PeerId::random();
+        let mut store = Providers::new(local);
+        store.add_provider(ProviderRecord { provider: local, ..record(1, 0, later()) }).unwrap();
+        store.remove_provider(&key(1), &local);
+        assert_eq!(store.provided().count(), 0);
+        assert!(store.providers(&key(1)).is_empty());
+    }
+}

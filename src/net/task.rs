@@ -1,0 +1,607 @@
+//! The one task that owns the swarm: its loop, its commands, its agenda, and the snapshot that it publishes.
+//!
+//! `membership` (sessions and members), `discovery` (candidates, dials, Kademlia) and `events` (the swarm's events) are
+//! further parts of the same `Task`. Nothing in the loop waits for I/O; what takes time is a task of its own that
+//! reports back through a bounded channel.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use libp2p::identity::Keypair;
+use libp2p::swarm::ConnectionId;
+use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use futures::StreamExt as _;
+
+use super::agenda::Agenda;
+use super::answer::{self, Desk, Permits};
+use super::behaviour::Behaviour;
+use super::book::Book;
+use super::config::Config;
+use super::dedup::Seen;
+use super::dial::Policy;
+use super::gate::Gate;
+use super::guard::Bans;
+use super::handle::{Command, Directory, Event, JoinError, JoinOptions, LeaveError, Service, Snapshot};
+use super::lanes::{Lane, NoLane, Pool};
+use super::mdns_meter::MdnsMeter;
+use super::members::Members;
+use super::session::{Generation, Outgoing, Report};
+use super::streams::{Inbound, OpenError};
+use super::transport;
+use crate::domain::cluster::ClusterId;
+use crate::domain::node::{ClusterState, ClusterView, NodeId, Offer};
+use crate::wire::control::ByeReason;
+use crate::wire::keys::Root;
+use crate::wire::version::INFERENCE_PROTOCOL;
+
+/// Clusters that a node may be in at once: each costs a membership stream to every member.
+pub const MAX_CLUSTERS: usize = 16;
+/// Streams that other nodes opened and nobody took yet; one more is reset.
+const INBOUND_QUEUE: usize = 256;
+/// Reports of sessions that wait for the loop; a session that finds it full waits.
+const REPORT_QUEUE: usize = 1024;
+/// Between two looks for idle lanes, while there are some.
+const TRIM: Duration = Duration::from_secs(60);
+/// How long the swarm is driven after the goodbyes, so that they leave the machine.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// What is due later.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Due {
+    /// Heartbeats to all members.
+    Heartbeat,
+    /// Look for members that are silent.
+    Expire,
+    /// Exchange views with the members.
+    Views,
+    /// Dial candidates.
+    Dial,
+    /// Say in the DHT that this node is in the cluster.
+    Announce(ClusterId),
+    /// Ask the DHT who is in the cluster.
+    Lookup(ClusterId),
+    /// Greet a connected peer in a cluster, unless it did.
+    Hello(PeerId, ClusterId),
+    /// Look whether two connections to a peer are one too many.
+    Duplicates(PeerId),
+    /// Dial a bootstrap address that names no peer.
+    Bootstrap(usize),
+    /// Start mDNS anew after a flood.
+    Mdns,
+    /// Close idle lanes.
+    Trim,
+    /// Finish leaving: the time for running prompts is over.
+    Leave(ClusterId),
+}
+
+/// A joined cluster.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub id: ClusterId,
+    pub root: Root,
+    pub reference: [u8; 16],
+    pub serve: bool,
+    pub joined_at: SystemTime,
+    pub joined: Instant,
+    pub announcements: u32,
+    pub announced: bool,
+    pub leaving: Option<oneshot::Sender<Result<(), LeaveError>>>,
+}
+
+/// A running session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub cluster: ClusterId,
+    pub peer: PeerId,
+    pub connection: ConnectionId,
+    pub opened_by_lower: bool,
+    pub outbox: mpsc::Sender<Outgoing>,
+    /// Cancelled with the member, and with it its prompts.
+    pub gone: tokio_util::sync::CancellationToken,
+}
+
+/// What survives a restart of the swarm: kept by the supervisor.
+#[derive(Debug)]
+pub(crate) struct Lasting {
+    pub keypair: Keypair,
+    pub config: Config,
+    pub joined: BTreeMap<ClusterId, (JoinOptions, SystemTime)>,
+    pub publish: watch::Sender<Arc<Snapshot>>,
+    pub events: broadcast::Sender<Event>,
+    pub pool: Pool,
+    pub directory: watch::Sender<Arc<Directory>>,
+    pub service: Arc<dyn Service>,
+    pub next_generation: Generation,
+}
+
+/// Why the loop ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was asked to, or all handles are gone.
+    Stopped,
+    /// A connection task of the swarm panicked: build a new swarm.
+    Panicked,
+}
+
+pub(crate) struct Task<'a> {
+    pub(super) lasting: &'a mut Lasting,
+    pub(super) swarm: Swarm<Behaviour>,
+    pub(super) local: PeerId,
+    pub(super) clusters: BTreeMap<ClusterId, Cluster>,
+    pub(super) members: Members,
+    pub(super) sessions: HashMap<Generation, Session>,
+    /// Hellos in flight, to bound them per peer and to not greet twice.
+    pub(super) hellos: HashMap<Generation, (PeerId, Option<ClusterId>)>,
+    /// Clusters that a connected peer was found not to be in.
+    pub(super) refused: HashSet<(ConnectionId, ClusterId)>,
+    pub(super) book: Book,
+    pub(super) policy: Policy,
+    pub(super) bans: Bans,
+    pub(super) mdns_meter: MdnsMeter,
+    pub(super) agenda: Agenda<Due>,
+    pub(super) permits: watch::Sender<Arc<Permits>>,
+    pub(super) seen: Arc<Mutex<Seen>>,
+    /// Prompts of members that are being answered.
+    pub(super) working: Arc<AtomicUsize>,
+    pub(super) last_offer: Option<(Vec<crate::domain::node::ModelOffer>, Vec<String>, bool)>,
+    pub(super) reports: mpsc::Sender<Report>,
+    pub(super) violations: mpsc::Sender<PeerId>,
+    pub(super) resolved: mpsc::Sender<(usize, Vec<Multiaddr>)>,
+    pub(super) offer: watch::Receiver<Offer>,
+    pub(super) state_version: u32,
+    pub(super) heartbeat_seq: u64,
+    pub(super) last_free: bool,
+    pub(super) lookups: HashMap<libp2p::kad::QueryId, ClusterId>,
+    pub(super) announces: HashMap<libp2p::kad::QueryId, ClusterId>,
+    pub(super) bootstrap: Vec<super::discovery::Bootstrap>,
+    pub(super) problems: BTreeMap<&'static str, String>,
+    pub(super) networks: Vec<super::address::Network>,
+    pub(super) membership_changed: bool,
+    pub(super) dirty: bool,
+    stopping: Option<oneshot::Sender<()>>,
+}
+
+/// The receiving ends of the loop.
+struct Ends {
+    inbound: mpsc::Receiver<Inbound>,
+    reports: mpsc::Receiver<Report>,
+    violations: mpsc::Receiver<PeerId>,
+    resolved: mpsc::Receiver<(usize, Vec<Multiaddr>)>,
+    panicked: Arc<Notify>,
+}
+
+/// Why the network could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The Noise keys could not be made from the identity.
+    #[error("the keys of the transport could not be made")]
+    Keys(#[source] libp2p::noise::Error),
+    /// An address to listen on is no multiaddr, or cannot be bound.
+    #[error("cannot listen on {address}: {reason}")]
+    Listen {
+        /// What was configured.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// Runs the network until it is stopped or must be built anew.
+///
+/// # Errors
+/// [`StartError`]: nothing was started.
+pub(crate) async fn run(
+    lasting: &mut Lasting,
+    commands: &mut mpsc::Receiver<Command>,
+    wanted: &mut mpsc::Receiver<PeerId>,
+    started: impl FnOnce(),
+) -> Result<Ended, StartError> {
+    let (inbound_sender, inbound) = mpsc::channel(INBOUND_QUEUE);
+    let (reports_sender, reports) = mpsc::channel(REPORT_QUEUE);
+    let (violations_sender, violations) = mpsc::channel(64);
+    let (resolved_sender, resolved) = mpsc::channel(64);
+    let panicked = Arc::new(Notify::new());
+    let keypair = lasting.keypair.clone();
+    let behaviour = Behaviour::new(&keypair, lasting.config.caps, Gate::default(), inbound_sender);
+    let swarm = transport::swarm(&keypair, behaviour, Arc::clone(&panicked)).map_err(StartError::Keys)?;
+    let local = keypair.public().to_peer_id();
+    let offer = lasting.service.offer();
+    let mut task = Task {
+        swarm,
+        local,
+        clusters: BTreeMap::new(),
+        members: Members::new(lasting.config.timings.suspect, lasting.config.timings.dead),
+        sessions: HashMap::new(),
+        hellos: HashMap::new(),
+        refused: HashSet::new(),
+        book: Book::new(),
+        policy: Policy::new(local, lasting.config.timings.patience, std::time::Instant::now()),
+        bans: Bans::default(),
+        mdns_meter: MdnsMeter::new(std::time::Instant::now()),
+        agenda: Agenda::new(),
+        permits: watch::channel(Arc::default()).0,
+        seen: Arc::new(Mutex::new(Seen::new(std::time::Instant::now()))),
+        working: Arc::default(),
+        last_offer: None,
+        reports: reports_sender,
+        violations: violations_sender,
+        resolved: resolved_sender,
+        offer,
+        state_version: 1,
+        heartbeat_seq: 0,
+        last_free: false,
+        lookups: HashMap::new(),
+        announces: HashMap::new(),
+        bootstrap: Vec::new(),
+        problems: BTreeMap::new(),
+        networks: Vec::new(),
+        membership_changed: false,
+        dirty: true,
+        stopping: None,
+        lasting,
+    };
+    task.start()?;
+    task.publish();
+    started();
+    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, panicked }).await;
+    task.abandon();
+    Ok(ended)
+}
+
+impl Task<'_> {
+    fn start(&mut self) -> Result<(), StartError> {
+        self.listen()?;
+        if self.lasting.config.mdns {
+            self.start_mdns();
+        }
+        self.start_bootstrap();
+        let now = Instant::now();
+        for (cluster, (options, joined_at)) in self.lasting.joined.clone() {
+            self.enter(cluster, &options, joined_at, now);
+        }
+        self.agenda.set(Due::Heartbeat, now + self.lasting.config.timings.heartbeat);
+        self.agenda.set(Due::Views, now + self.lasting.config.timings.views);
+        Ok(())
+    }
+
+    async fn serve(&mut self, commands: &mut mpsc::Receiver<Command>, wanted: &mut mpsc::Receiver<PeerId>, mut ends: Ends) -> Ended {
+        let timer = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(timer);
+        loop {
+            if self.dirty {
+                self.publish();
+            }
+            if let Some(next) = self.agenda.next()
+                && timer.deadline() != next
+            {
+                timer.as_mut().reset(next);
+            }
+            tokio::select! {
+                biased; // commands, then our own work, then the network's
+                command = commands.recv() => match command {
+                    Some(command) => self.on_command(command),
+                    None => return Ended::Stopped,
+                },
+                Some(peer) = wanted.recv() => self.on_lane_wanted(peer),
+                Some(report) = ends.reports.recv() => self.on_report(report),
+                Some(stream) = ends.inbound.recv() => self.on_inbound(stream),
+                Some(peer) = ends.violations.recv() => self.on_violation(peer),
+                Some((index, addresses)) = ends.resolved.recv() => self.on_resolved(index, addresses),
+                Ok(()) = self.offer.changed() => self.on_offer(),
+                () = ends.panicked.notified() => return Ended::Panicked,
+                event = self.swarm.select_next_some() => self.on_swarm_event(event),
+                () = &mut timer => self.on_timer(Instant::now()),
+            }
+            if self.stopping.is_some() {
+                break;
+            }
+        }
+        self.farewell().await;
+        Ended::Stopped
+    }
+
+    /// Says goodbye and drives the swarm until the goodbyes are out.
+    async fn farewell(&mut self) {
+        let deadline = Instant::now() + FAREWELL;
+        let mut outboxes = Vec::new();
+        for (_, session) in self.sessions.drain() {
+            if session.outbox.try_send(Outgoing::Bye(ByeReason::Shutdown)).is_ok() {
+                outboxes.push(session.outbox);
+            }
+        }
+        // A session drops its receiver after the goodbye is written and flushed.
+        let written = async {
+            for outbox in &outboxes {
+                outbox.closed().await;
+            }
+        };
+        tokio::pin!(written);
+        let mut all_written = false;
+        loop {
+            tokio::select! {
+                () = &mut written, if !all_written => {
+                    all_written = true;
+                    let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+                    if peers.is_empty() { break }
+                    for peer in peers {
+                        let _ = self.swarm.disconnect_peer_id(peer);
+                    }
+                }
+                _ = self.swarm.select_next_some() => if all_written && self.swarm.connected_peers().next().is_none() { break },
+                () = tokio::time::sleep_until(deadline) => break,
+            }
+        }
+        if let Some(reply) = self.stopping.take() {
+            let _ = reply.send(());
+        }
+    }
+
+    /// Leaves nothing behind that a new swarm would stumble over.
+    fn abandon(&mut self) {
+        for session in self.sessions.values() {
+            session.gone.cancel();
+        }
+        let peers: HashSet<PeerId> = self.members.peers().collect();
+        for peer in peers {
+            self.lasting.pool.forget(peer);
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Join { cluster, options, reply } => {
+                let _ = reply.send(self.join(cluster, options));
+            }
+            Command::Leave { cluster, drain, reply } => self.leave(cluster, drain, reply),
+            Command::Ask { events, .. } => {
+                // Only scripted handles send this: a real one asks on a lane of its own.
+                drop(events);
+            }
+            Command::Shutdown { reply } => self.stopping = Some(reply),
+            Command::Probe { reply } => drop(reply.send(())),
+        }
+    }
+
+    fn join(&mut self, cluster: ClusterId, options: JoinOptions) -> Result<(), JoinError> {
+        if !self.clusters.contains_key(&cluster) && self.clusters.len() >= MAX_CLUSTERS {
+            return Err(JoinError::TooMany(MAX_CLUSTERS));
+        }
+        self.add_bootstrap(&options.bootstrap)?;
+        let (entry, joined_at) = self.lasting.joined.entry(cluster.clone()).or_insert_with(|| (options.clone(), SystemTime::now()));
+        entry.serve = options.serve;
+        for address in &options.bootstrap {
+            if !entry.bootstrap.contains(address) {
+                entry.bootstrap.push(address.clone());
+            }
+        }
+        let joined_at = *joined_at;
+        if let Some(joined) = self.clusters.get_mut(&cluster) {
+            if let Some(waiting) = joined.leaving.take() {
+                let _ = waiting.send(Ok(()));
+                self.agenda.forget(|due| *due == Due::Leave(cluster.clone()));
+            }
+            let changed = joined.serve != options.serve;
+            joined.serve = options.serve;
+            if changed {
+                self.state_changed();
+            }
+            self.dirty = true;
+            return Ok(());
+        }
+        self.enter(cluster, &options, joined_at, Instant::now());
+        Ok(())
+    }
+
+    fn enter(&mut self, id: ClusterId, options: &JoinOptions, joined_at: SystemTime, now: Instant) {
+        let root = Root::public(&id);
+        let reference = root.cluster_ref();
+        let cluster = Cluster {
+            id: id.clone(),
+            root,
+            reference,
+            serve: options.serve,
+            joined_at,
+            joined: now,
+            announcements: 0,
+            announced: false,
+            leaving: None,
+        };
+        self.clusters.insert(id.clone(), cluster);
+        self.publish_permits();
+        tracing::info!(cluster = %id, serve = options.serve, "joined cluster {id}");
+        self.dirty = true;
+        self.greet_connected(&id, now);
+        self.announce(&id, now);
+        self.look_up(&id, now);
+        self.agenda.no_later(Due::Dial, now);
+    }
+
+    fn leave(&mut self, cluster: ClusterId, drain: Duration, reply: oneshot::Sender<Result<(), LeaveError>>) {
+        let Some(joined) = self.clusters.get_mut(&cluster) else {
+            let _ = reply.send(Err(LeaveError::NotJoined(cluster)));
+            return;
+        };
+        joined.leaving = Some(reply);
+        self.lasting.joined.remove(&cluster);
+        self.stop_providing(&cluster);
+        self.state_changed();
+        self.dirty = true;
+        let now = Instant::now();
+        let busy = self.lasting.service.offer().borrow().queued > 0 || self.working.load(Ordering::Relaxed) > 0;
+        self.agenda.set(Due::Leave(cluster), if busy { now + drain } else { now });
+    }
+
+    /// The last act of leaving: goodbye to the members, who are forgotten at once.
+    pub(super) fn depart(&mut self, id: &ClusterId) {
+        let Some(cluster) = self.clusters.remove(id) else { return };
+        let generations: Vec<Generation> =
+            self.sessions.iter().filter(|(_, session)| session.cluster == *id).map(|(&generation, _)| generation).collect();
+        for generation in generations {
+            self.end_session(generation, Some(ByeReason::Leave));
+        }
+        self.agenda.forget(|due| match due {
+            Due::Announce(cluster) | Due::Lookup(cluster) | Due::Hello(_, cluster) | Due::Leave(cluster) => cluster == id,
+            _ => false,
+        });
+        tracing::info!(cluster = %id, "left cluster {id}");
+        self.dirty = true;
+        if let Some(reply) = cluster.leaving {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    fn on_timer(&mut self, now: Instant) {
+        while let Some(due) = self.agenda.pop(now) {
+            match due {
+                Due::Heartbeat => self.heartbeat(now),
+                Due::Expire => self.expire(now),
+                Due::Views => self.exchange_views(now),
+                Due::Dial => self.dial(now),
+                Due::Announce(cluster) => self.announce(&cluster, now),
+                Due::Lookup(cluster) => self.look_up(&cluster, now),
+                Due::Hello(peer, cluster) => self.greet(peer, &cluster),
+                Due::Duplicates(peer) => self.close_duplicates(peer, now),
+                Due::Bootstrap(index) => self.dial_bootstrap(index, now),
+                Due::Mdns => self.start_mdns(),
+                Due::Trim => self.trim(now),
+                Due::Leave(cluster) => self.depart(&cluster),
+            }
+        }
+    }
+
+    fn trim(&mut self, now: Instant) {
+        if self.lasting.pool.trim(now.into_std()) {
+            self.agenda.no_later(Due::Trim, now + TRIM);
+        }
+    }
+
+    /// The pool wants a stream: opens it beside the loop and hands it over.
+    fn on_lane_wanted(&mut self, peer: PeerId) {
+        let Some(connection) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
+            self.lasting.pool.opened(peer, Err(NoLane::NotConnected));
+            return;
+        };
+        let answer = self.swarm.behaviour_mut().streams.open(peer, Some(connection), StreamProtocol::new(INFERENCE_PROTOCOL));
+        let pool = self.lasting.pool.clone();
+        tokio::spawn(async move {
+            let outcome = match answer.await {
+                Ok(Ok(stream)) => Ok(Lane::new(connection, stream)),
+                Ok(Err(OpenError::NotConnected)) | Err(_) => Err(NoLane::NotConnected),
+                Ok(Err(error)) => Err(NoLane::Failed(error.to_string())),
+            };
+            pool.opened(peer, outcome);
+        });
+        self.agenda.no_later(Due::Trim, Instant::now() + TRIM);
+    }
+
+    /// A stream that another node opened.
+    fn on_inbound(&mut self, inbound: Inbound) {
+        if inbound.protocol.as_ref() == INFERENCE_PROTOCOL {
+            // A stranger's stream is reset unread.
+            if !self.members.is_member(&inbound.peer) {
+                tracing::debug!(peer = %inbound.peer, "inference stream of a stranger refused");
+                return;
+            }
+            let desk = Desk {
+                permits: self.permits.subscribe(),
+                service: Arc::clone(&self.lasting.service),
+                seen: Arc::clone(&self.seen),
+                working: Arc::clone(&self.working),
+                violations: self.violations.clone(),
+            };
+            tokio::spawn(answer::serve(desk, inbound.peer, inbound.stream));
+        } else {
+            self.accept_hello(inbound);
+        }
+    }
+
+    pub(super) fn on_violation(&mut self, peer: PeerId) {
+        if self.bans.violation(peer, std::time::Instant::now()) {
+            tracing::warn!(%peer, "peer banned for ten minutes: it broke the protocol three times");
+            self.swarm.behaviour_mut().gate.ban(peer);
+            self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+    }
+
+    fn publish(&mut self) {
+        self.dirty = false;
+        let clusters: BTreeMap<ClusterId, Arc<ClusterView>> = self
+            .clusters
+            .values()
+            .map(|cluster| {
+                let members = self.members.list(&cluster.id);
+                let state = if cluster.leaving.is_some() {
+                    ClusterState::Disconnecting
+                } else if members.is_empty() {
+                    if self.hellos.values().any(|(_, greeted)| greeted.as_ref() == Some(&cluster.id)) {
+                        ClusterState::Connecting
+                    } else {
+                        ClusterState::Discovering
+                    }
+                } else if members.iter().any(|member| member.serving) || cluster.serve {
+                    ClusterState::Connected
+                } else {
+                    ClusterState::Degraded
+                };
+                let view = ClusterView {
+                    id: cluster.id.clone(),
+                    state,
+                    serving: cluster.serve,
+                    joined_at: cluster.joined_at,
+                    announced: cluster.announced,
+                    discovery: self.ways_of_discovery(),
+                    members,
+                };
+                (cluster.id.clone(), Arc::new(view))
+            })
+            .collect();
+        if std::mem::take(&mut self.membership_changed) {
+            for view in clusters.values() {
+                let mut names: Vec<String> =
+                    view.members.iter().map(|member| super::membership::loggable(&member.name)).collect();
+                names.sort();
+                tracing::info!(cluster = %view.id, "peers: {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") });
+            }
+        }
+        let snapshot = Snapshot {
+            peer_id: Some(NodeId::new(self.local.to_string())),
+            listen_addresses: self.swarm.listeners().map(ToString::to_string).collect(),
+            clusters,
+            connected_peers: self.swarm.connected_peers().count(),
+            problems: self.problems.values().cloned().collect(),
+        };
+        self.lasting.publish.send_replace(Arc::new(snapshot));
+    }
+
+    /// Rebuilds what serving lanes may read of the member table.
+    pub(super) fn publish_permits(&self) {
+        let permits: Permits = self
+            .sessions
+            .iter()
+            .filter(|(generation, session)| self.members.generation(&session.cluster, &session.peer) == Some(**generation))
+            .filter_map(|(_, session)| {
+                let cluster = self.clusters.get(&session.cluster)?;
+                let permit = answer::Permit {
+                    cluster: session.cluster.clone(),
+                    node: NodeId::new(session.peer.to_string()),
+                    name: self.members.name(&session.cluster, &session.peer).unwrap_or_default().to_owned(),
+                    serving: cluster.serve && cluster.leaving.is_none(),
+                    gone: session.gone.clone(),
+                };
+                Some(((session.peer, cluster.reference), permit))
+            })
+            .collect();
+        let directory = Directory {
+            clusters: self.clusters.values().map(|cluster| (cluster.id.clone(), cluster.reference)).collect(),
+            peers: permits.iter().map(|((peer, _), permit)| (permit.node.clone(), *peer)).collect(),
+        };
+        self.permits.send_replace(Arc::new(permits));
+        self.lasting.directory.send_replace(Arc::new(directory));
+    }
+}

@@ -1,0 +1,457 @@
+//! Control frames of a membership stream, after the hello: heartbeat, state, view, goodbye. Binary, big-endian, strict.
+
+use super::limits::{
+    MAX_ADDRESS_BYTES, MAX_BYE_BYTES, MAX_HEARTBEAT_BYTES, MAX_MODEL_NAME_BYTES, MAX_MODELS, MAX_NODE_NAME_BYTES, MAX_PEER_ID_BYTES,
+    MAX_SOFTWARE_BYTES, MAX_STATE_BYTES, MAX_TIER_NAME_BYTES, MAX_TIERS, MAX_VIEW_ADDRESSES, MAX_VIEW_ENTRIES,
+};
+use crate::domain::node::ModelOffer;
+
+const HEARTBEAT: u8 = 0x10;
+const STATE: u8 = 0x11;
+const VIEW: u8 = 0x12;
+const BYE: u8 = 0x1f;
+
+const SERVING: u8 = 1;
+const DRAINING: u8 = 2;
+
+/// Why a frame is none of the control frames.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// The first byte is no known kind.
+    #[error("unknown kind {0:#04x}")]
+    UnknownKind(u8),
+    /// Longer than its kind allows.
+    #[error("{kind} of {bytes} bytes, at most {limit} are allowed")]
+    TooLong {
+        /// Which kind.
+        kind: &'static str,
+        /// How long it is.
+        bytes: usize,
+        /// How long it may be.
+        limit: usize,
+    },
+    /// A field is cut off, too large, not UTF-8, or something follows the last one.
+    #[error("malformed {kind}: {field}")]
+    Malformed {
+        /// Which kind.
+        kind: &'static str,
+        /// Which field.
+        field: &'static str,
+    },
+}
+
+/// One control frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// "I live", every five seconds.
+    Heartbeat(Heartbeat),
+    /// What the node is and offers, when it changed.
+    State(State),
+    /// Other members of the cluster.
+    View(View),
+    /// The last frame.
+    Bye(ByeReason),
+}
+
+/// "I live." The two echo fields measure the round trip without a protocol of its own, as NTP does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Heartbeat {
+    /// Rises with every heartbeat of the sender on this stream.
+    pub seq: u64,
+    /// The sender takes prompts of this cluster.
+    pub serving: bool,
+    /// The sender is stopping.
+    pub draining: bool,
+    /// Prompts it would start at once.
+    pub free_slots: u16,
+    /// Prompts that wait at it.
+    pub queued: u16,
+    /// Version of the last state it sent.
+    pub state_version: u32,
+    /// `seq` of the last heartbeat that the sender received on this stream; 0 for none.
+    pub echo_seq: u64,
+    /// Microseconds between that heartbeat's arrival and this one's sending.
+    pub echo_delay_us: u32,
+}
+
+/// What a node is and offers in this cluster. Its own words.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    /// Rises with every change.
+    pub version: u32,
+    /// Name for people.
+    pub node_name: String,
+    /// Version of its software.
+    pub software: String,
+    /// Models, best first.
+    pub models: Vec<ModelOffer>,
+    /// Tiers it says it qualifies for.
+    pub tiers: Vec<String>,
+}
+
+/// Some members of the cluster, as hints to dial.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct View {
+    /// At most 32.
+    pub entries: Vec<ViewEntry>,
+}
+
+/// One member in a view.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewEntry {
+    /// Binary peer id.
+    pub peer: Vec<u8>,
+    /// Seconds since the sender heard from it.
+    pub age_seconds: u32,
+    /// Binary multiaddrs, at most 4.
+    pub addresses: Vec<Vec<u8>>,
+}
+
+/// Why a stream ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByeReason {
+    /// The daemon stops.
+    Shutdown,
+    /// The node leaves this cluster.
+    Leave,
+    /// Another stream for the same cluster stays.
+    Duplicate,
+    /// The membership was taken away.
+    Revoked,
+}
+
+/// Longest prefix of `text` that fits `limit` bytes and ends between characters.
+fn clipped(text: &str, limit: usize) -> &str {
+    &text[..text.floor_char_boundary(limit)]
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str, limit: usize) {
+    let text = clipped(text, limit.min(255));
+    out.push(u8::try_from(text.len()).unwrap_or(u8::MAX));
+    out.extend_from_slice(text.as_bytes());
+}
+
+impl Control {
+    /// The frame's body. Lists and texts beyond their limits are cut: a node never sends what it would refuse.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(64);
+        match self {
+            Self::Heartbeat(beat) => {
+                out.push(HEARTBEAT);
+                out.extend_from_slice(&beat.seq.to_be_bytes());
+                out.push(u8::from(beat.serving) * SERVING | u8::from(beat.draining) * DRAINING);
+                out.extend_from_slice(&beat.free_slots.to_be_bytes());
+                out.extend_from_slice(&beat.queued.to_be_bytes());
+                out.extend_from_slice(&beat.state_version.to_be_bytes());
+                out.extend_from_slice(&beat.echo_seq.to_be_bytes());
+                out.extend_from_slice(&beat.echo_delay_us.to_be_bytes());
+            }
+            Self::State(state) => state.encode(&mut out),
+            Self::View(view) => {
+                out.push(VIEW);
+                let entries = &view.entries[..view.entries.len().min(MAX_VIEW_ENTRIES)];
+                out.push(u8::try_from(entries.len()).unwrap_or(0));
+                for entry in entries {
+                    put_bytes(&mut out, &entry.peer);
+                    out.extend_from_slice(&entry.age_seconds.to_be_bytes());
+                    let addresses = &entry.addresses[..entry.addresses.len().min(MAX_VIEW_ADDRESSES)];
+                    out.push(u8::try_from(addresses.len()).unwrap_or(0));
+                    for address in addresses {
+                        put_bytes(&mut out, address);
+                    }
+                }
+            }
+            Self::Bye(reason) => out.extend_from_slice(&[
+                BYE,
+                match reason {
+                    ByeReason::Shutdown => 0,
+                    ByeReason::Leave => 1,
+                    ByeReason::Duplicate => 2,
+                    ByeReason::Revoked => 3,
+                },
+            ]),
+        }
+        out
+    }
+
+    /// Reads a frame's body.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the sender broke the protocol.
+    pub fn decode(body: &[u8]) -> Result<Self, ControlError> {
+        let (&kind, rest) = body.split_first().ok_or(ControlError::Malformed { kind: "frame", field: "kind" })?;
+        let bounded = |kind: &'static str, limit: usize| {
+            if body.len() > limit { Err(ControlError::TooLong { kind, bytes: body.len(), limit }) } else { Ok(Fields { kind, rest }) }
+        };
+        match kind {
+            HEARTBEAT => {
+                let mut fields = bounded("heartbeat", MAX_HEARTBEAT_BYTES)?;
+                let seq = fields.u64("seq")?;
+                let flags = fields.u8("flags")?;
+                if flags & !(SERVING | DRAINING) != 0 {
+                    return fields.bad("flags");
+                }
+                let beat = Heartbeat {
+                    seq,
+                    serving: flags & SERVING != 0,
+                    draining: flags & DRAINING != 0,
+                    free_slots: fields.u16("free_slots")?,
+                    queued: fields.u16("queued")?,
+                    state_version: fields.u32("state_version")?,
+                    echo_seq: fields.u64("echo_seq")?,
+                    echo_delay_us: fields.u32("echo_delay_us")?,
+                };
+                fields.end(Self::Heartbeat(beat))
+            }
+            STATE => State::decode(bounded("state", MAX_STATE_BYTES)?),
+            VIEW => View::decode(bounded("view", super::limits::MAX_CONTROL_FRAME_BYTES)?),
+            BYE => {
+                let mut fields = bounded("bye", MAX_BYE_BYTES)?;
+                let reason = match fields.u8("reason")? {
+                    0 => ByeReason::Shutdown,
+                    1 => ByeReason::Leave,
+                    2 => ByeReason::Duplicate,
+                    3 => ByeReason::Revoked,
+                    _ => return fields.bad("reason"),
+                };
+                fields.end(Self::Bye(reason))
+            }
+            other => Err(ControlError::UnknownKind(other)),
+        }
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    let bytes = &bytes[..bytes.len().min(255)];
+    out.push(u8::try_from(bytes.len()).unwrap_or(u8::MAX));
+    out.extend_from_slice(bytes);
+}
+
+impl State {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(STATE);
+        out.extend_from_slice(&self.version.to_be_bytes());
+        put_text(out, &self.node_name, MAX_NODE_NAME_BYTES);
+        put_text(out, &self.software, MAX_SOFTWARE_BYTES);
+        // The tiers are few and short (32 of 65 bytes at most); models fill what is left of the frame.
+        let mut tiers = Vec::new();
+        let count = self.tiers.len().min(MAX_TIERS);
+        tiers.push(u8::try_from(count).unwrap_or(0));
+        for tier in &self.tiers[..count] {
+            put_text(&mut tiers, tier, MAX_TIER_NAME_BYTES);
+        }
+        let at = out.len();
+        out.push(0);
+        let mut models = 0_u8;
+        for model in self.models.iter().take(MAX_MODELS) {
+            if out.len() + 1 + MAX_MODEL_NAME_BYTES + 4 + tiers.len() > MAX_STATE_BYTES {
+                break;
+            }
+            put_text(out, &model.name, MAX_MODEL_NAME_BYTES);
+            out.extend_from_slice(&model.context_tokens.to_be_bytes());
+            models += 1;
+        }
+        out[at] = models;
+        out.extend_from_slice(&tiers);
+    }
+
+    fn decode(mut fields: Fields<'_>) -> Result<Control, ControlError> {
+        let version = fields.u32("version")?;
+        let node_name = fields.text("node_name", MAX_NODE_NAME_BYTES)?;
+        let software = fields.text("software", MAX_SOFTWARE_BYTES)?;
+        let count = fields.count("models", MAX_MODELS)?;
+        let models = (0..count)
+            .map(|_| {
+                Ok(ModelOffer {
+                    name: fields.text("model name", MAX_MODEL_NAME_BYTES)?,
+                    context_tokens: fields.u32("model context")?,
+                })
+            })
+            .collect::<Result<_, ControlError>>()?;
+        let count = fields.count("tiers", MAX_TIERS)?;
+        let tiers = (0..count).map(|_| fields.text("tier", MAX_TIER_NAME_BYTES)).collect::<Result<_, _>>()?;
+        fields.end(Control::State(Self { version, node_name, software, models, tiers }))
+    }
+}
+
+impl View {
+    fn decode(mut fields: Fields<'_>) -> Result<Control, ControlError> {
+        let count = fields.count("entries", MAX_VIEW_ENTRIES)?;
+        let entries = (0..count)
+            .map(|_| {
+                let peer = fields.bytes("peer", MAX_PEER_ID_BYTES)?.to_vec();
+                let age_seconds = fields.u32("age")?;
+                let addresses = fields.count("addresses", MAX_VIEW_ADDRESSES)?;
+                let addresses = (0..addresses)
+                    .map(|_| fields.bytes("address", MAX_ADDRESS_BYTES).map(<[u8]>::to_vec))
+                    .collect::<Result<_, _>>()?;
+                Ok(ViewEntry { peer, age_seconds, addresses })
+            })
+            .collect::<Result<_, ControlError>>()?;
+        fields.end(Control::View(Self { entries }))
+    }
+}
+
+/// Takes fields off the front.
+struct Fields<'a> {
+    kind: &'static str,
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn bad<T>(&self, field: &'static str) -> Result<T, ControlError> {
+        Err(ControlError::Malformed { kind: self.kind, field })
+    }
+
+    fn take<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ControlError> {
+        let Some((head, tail)) = self.rest.split_first_chunk::<N>() else { return self.bad(field) };
+        self.rest = tail;
+        Ok(*head)
+    }
+
+    fn u8(&mut self, field: &'static str) -> Result<u8, ControlError> {
+        Ok(self.take::<1>(field)?[0])
+    }
+    fn u16(&mut self, field: &'static str) -> Result<u16, ControlError> {
+        Ok(u16::from_be_bytes(self.take(field)?))
+    }
+    fn u32(&mut self, field: &'static str) -> Result<u32, ControlError> {
+        Ok(u32::from_be_bytes(self.take(field)?))
+    }
+    fn u64(&mut self, field: &'static str) -> Result<u64, ControlError> {
+        Ok(u64::from_be_bytes(self.take(field)?))
+    }
+
+    fn count(&mut self, field: &'static str, limit: usize) -> Result<usize, ControlError> {
+        let count = usize::from(self.u8(field)?);
+        if count > limit { self.bad(field) } else { Ok(count) }
+    }
+
+    fn bytes(&mut self, field: &'static str, limit: usize) -> Result<&'a [u8], ControlError> {
+        let length = usize::from(self.u8(field)?);
+        if length > limit || length > self.rest.len() {
+            return self.bad(field);
+        }
+        let (head, tail) = self.rest.split_at(length);
+        self.rest = tail;
+        Ok(head)
+    }
+
+    fn text(&mut self, field: &'static str, limit: usize) -> Result<String, ControlError> {
+        let bytes = self.bytes(field, limit)?;
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(_) => self.bad(field),
+        }
+    }
+
+    fn end(self, control: Control) -> Result<Control, ControlError> {
+        if self.rest.is_empty() { Ok(control) } else { self.bad("trailing bytes") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn heartbeat() -> Control {
+        Control::Heartbeat(Heartbeat {
+            seq: 7,
+            serving: true,
+            draining: false,
+            free_slots: 3,
+            queued: 1,
+            state_version: 9,
+            echo_seq: 6,
+            echo_delay_us: 1500,
+        })
+    }
+
+    fn state() -> State {
+        State {
+            version: 2,
+            node_name: "NodeA".to_owned(),
+            software: "0.1.0".to_owned(),
+            models: vec![ModelOffer { name: "echo".to_owned(), context_tokens: 0 }],
+            tiers: vec!["SmolLM-360M".to_owned()],
+        }
+    }
+
+    fn view() -> Control {
+        Control::View(View {
+            entries: vec![ViewEntry { peer: vec![1, 2, 3], age_seconds: 4, addresses: vec![vec![5; 8], vec![6; 96]] }],
+        })
+    }
+
+    #[test]
+    fn every_kind_reads_back() {
+        for control in [heartbeat(), Control::State(state()), view(), Control::Bye(ByeReason::Leave)] {
+            assert_eq!(Control::decode(&control.encode()), Ok(control));
+        }
+    }
+
+    #[test]
+    fn every_truncation_and_every_extension_is_refused() {
+        for control in [heartbeat(), Control::State(state()), view(), Control::Bye(ByeReason::Leave)] {
+            let bytes = control.encode();
+            for length in 0..bytes.len() {
+                assert!(Control::decode(&bytes[..length]).is_err(), "{control:?} cut to {length}");
+            }
+            assert!(Control::decode(&[bytes.as_slice(), &[0]].concat()).is_err(), "{control:?} with a byte more");
+        }
+    }
+
+    #[test]
+    fn limits_hold_at_the_limit_and_one_past_it() {
+        let named = |length: usize| {
+            let mut bytes = vec![STATE, 0, 0, 0, 1, u8::try_from(length).unwrap()];
+            bytes.extend(std::iter::repeat_n(b'x', length));
+            bytes.extend_from_slice(&[0, 0, 0]);
+            Control::decode(&bytes)
+        };
+        assert!(named(64).is_ok());
+        assert!(named(65).is_err());
+        let viewed = |entries: u8| {
+            let mut bytes = vec![VIEW, entries];
+            for _ in 0..entries {
+                bytes.extend_from_slice(&[1, 9, 0, 0, 0, 0, 0]);
+            }
+            Control::decode(&bytes)
+        };
+        assert!(viewed(32).is_ok());
+        assert!(viewed(33).is_err());
+        assert!(matches!(Control::decode(&[BYE; 65]), Err(ControlError::TooLong { .. })));
+        assert_eq!(Control::decode(&[0x42]), Err(ControlError::UnknownKind(0x42)));
+    }
+
+    #[test]
+    fn what_is_too_much_to_say_is_cut_and_still_reads() {
+        let crowded = State {
+            node_name: "ä".repeat(100),
+            models: (0..200).map(|at| ModelOffer { name: format!("{at}{}", "m".repeat(200)), context_tokens: 1 }).collect(),
+            tiers: vec!["t".repeat(100); 100],
+            ..state()
+        };
+        let bytes = Control::State(crowded).encode();
+        assert!(bytes.len() <= MAX_STATE_BYTES);
+        let Ok(Control::State(read)) = Control::decode(&bytes) else { panic!("not read") };
+        assert_eq!(read.node_name, "ä".repeat(32));
+        assert_eq!(read.tiers.len(), 32);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = Control::decode(&bytes);
+        }
+
+        #[test]
+        fn flipped_bits_never_panic(bit in 0_usize..400) {
+            let mut bytes = Control::State(state()).encode();
+            let at = bit / 8 % bytes.len();
+            bytes[at] ^= 1 << (bit % 8);
+            let _ = Control::decode(&bytes);
+        }
+    }
+}

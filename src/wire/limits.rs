@@ -1,0 +1,61 @@
+//! Every limit of the peer protocol, in one place. `docs/protocol.md` repeats them with their reasons.
+
+use std::time::Duration;
+
+/// A buffer grows by this much at a time while a frame arrives, whatever length was announced: a length costs nothing,
+/// bytes do.
+pub const READ_STEP_BYTES: usize = 64 * 1024;
+
+/// H1 has one size.
+pub const H1_BYTES: usize = 69;
+/// H2 and H3, room for the proofs of later versions.
+pub const MAX_HELLO_FRAME_BYTES: usize = 8 * 1024;
+/// The whole hello, from the opened stream to the first heartbeat.
+pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// Hellos with one peer at once: a node that joins several clusters greets in a few of them at a time.
+pub const MAX_HELLOS_PER_PEER: usize = 32;
+
+/// The largest control frame of any kind (a view).
+pub const MAX_CONTROL_FRAME_BYTES: usize = 16 * 1024;
+/// A heartbeat.
+pub const MAX_HEARTBEAT_BYTES: usize = 64;
+/// A state.
+pub const MAX_STATE_BYTES: usize = 8 * 1024;
+/// A goodbye.
+pub const MAX_BYE_BYTES: usize = 64;
+/// Name of a node.
+pub const MAX_NODE_NAME_BYTES: usize = 64;
+/// Version text of a node's software.
+pub const MAX_SOFTWARE_BYTES: usize = 32;
+/// Models in a state.
+pub const MAX_MODELS: usize = 64;
+/// Name of a model.
+pub const MAX_MODEL_NAME_BYTES: usize = 128;
+/// Tiers in a state.
+pub const MAX_TIERS: usize = 32;
+/// Name of a tier.
+pub const MAX_TIER_NAME_BYTES: usize = 64;
+/// Members in a view.
+pub const MAX_VIEW_ENTRIES: usize = 32;
+/// Addresses of one member in a view.
+pub const MAX_VIEW_ADDRESSES: usize = 4;
+/// A binary multiaddr.
+pub const MAX_ADDRESS_BYTES: usize = 96;
+/// A binary peer id.
+pub const MAX_PEER_ID_BYTES: usize = 64;
+
+/// An `inference_request` on the wire. The prompt may take all of it; JSON escapes count.
+pub const MAX_REQUEST_FRAME_BYTES: usize = 1 << 20;
+/// An `inference_response` on the wire.
+pub const MAX_RESPONSE_FRAME_BYTES: usize = 16 * 1024;
+/// Text of one token frame: its JSON escapes (six bytes for one at worst) and its envelope still fit the frame.
+pub const MAX_TOKEN_TEXT_BYTES: usize = 2 * 1024;
+/// The message of an error.
+pub const MAX_MESSAGE_BYTES: usize = 512;
+
+/// The server shows that it lives at least this often while a prompt is at it.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// The asker gives up after this much silence.
+pub const STALL: Duration = Duration::from_secs(10);
+/// The server gives up when nothing was read for this long.
+pub const SLOW_CONSUMER: Duration = Duration::from_secs(30);
