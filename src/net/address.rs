@@ -1,7 +1,6 @@
 //! Which addresses are worth dialling, announcing, telling to others. Hints come from strangers: what cannot lead to a
 //! member is dropped before it is stored.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use libp2p::multiaddr::Protocol;
@@ -42,11 +41,12 @@ fn network(ip: IpAddr) -> Option<Network> {
 
 /// The networks that `addresses` of this machine lie in.
 pub(crate) fn networks_of<'a>(addresses: impl Iterator<Item = &'a Multiaddr>) -> Vec<Network> {
+    let ips: Vec<IpAddr> = addresses.filter_map(ip_of).collect();
+    let only_loopback = ips.iter().all(IpAddr::is_loopback);
     let mut found: Vec<Network> = Vec::new();
-    for ip in addresses.filter_map(ip_of) {
-        if let Some(network) = network(ip)
-            && !found.contains(&network)
-        {
+    for network in ips.into_iter().filter_map(network) {
+        // Every machine has a loopback interface: as a hint it means something only where there is nothing else.
+        if !found.contains(&network) && (network != Network::Loopback || only_loopback) {
             found.push(network);
         }
     }
@@ -110,10 +110,12 @@ pub(crate) fn dialable(address: &Multiaddr, ours: &[Network]) -> bool {
         && network(ip).is_none_or(|network| ours.contains(&network))
 }
 
-/// Whether a listening address may be announced: never loopback, link-local or unspecified.
-pub(crate) fn announceable(address: &Multiaddr) -> bool {
+/// Whether a listening address may be announced: never link-local or unspecified, and loopback only by a node that
+/// listens on nothing else (several nodes on one machine without a network).
+pub(crate) fn announceable(address: &Multiaddr, ours: &[Network]) -> bool {
     let Some(ip) = ip_of(address) else { return false };
-    is_transport(address) && !ip.is_unspecified() && !ip.is_loopback() && !is_link_local(ip) && !ip.is_multicast()
+    let loopback = ip.is_loopback() && !ours.contains(&Network::Loopback);
+    is_transport(address) && !ip.is_unspecified() && !loopback && !is_link_local(ip) && !ip.is_multicast()
 }
 
 /// Whether a member's address may be told to a member that we reach over loopback (or not).
@@ -137,11 +139,6 @@ pub(crate) fn any_port(address: &Multiaddr) -> Multiaddr {
             other => other,
         })
         .collect()
-}
-
-/// The memory limit of the process's cgroup (v2 only; a v1 limit is `gauge`'s), for the connection limit.
-pub(crate) fn cgroup_memory_limit() -> Option<usize> {
-    fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?.trim().parse().ok()
 }
 
 /// A configured address to dial at the start.
@@ -251,6 +248,14 @@ mod tests {
     }
 
     #[test]
+    fn loopback_counts_as_a_network_only_where_there_is_no_other() {
+        let of = |texts: &[&str]| networks_of(texts.iter().map(|text| addr(text)).collect::<Vec<_>>().iter());
+        assert_eq!(of(&["/ip4/127.0.0.1/tcp/1"]), [Network::Loopback]);
+        assert_eq!(of(&["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1"]), [Network::TenSlash8]);
+        assert_eq!(of(&["/ip4/127.0.0.1/tcp/1", "/ip4/198.51.100.7/tcp/1"]), []);
+    }
+
+    #[test]
     fn loopback_is_told_to_loopback_only() {
         assert!(for_view(&addr("/ip4/127.0.0.1/tcp/1"), true));
         assert!(!for_view(&addr("/ip4/127.0.0.1/tcp/1"), false));
@@ -259,9 +264,10 @@ mod tests {
 
     #[test]
     fn loopback_and_link_local_are_never_announced() {
-        assert!(announceable(&addr("/ip4/10.0.0.1/tcp/1")));
+        assert!(announceable(&addr("/ip4/10.0.0.1/tcp/1"), &[]));
+        assert!(announceable(&addr("/ip4/127.0.0.1/tcp/1"), &[Network::Loopback]));
         for bad in ["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1", "/ip6/fe80::1/tcp/1", "/ip4/0.0.0.0/tcp/1"] {
-            assert!(!announceable(&addr(bad)), "{bad}");
+            assert!(!announceable(&addr(bad), &[Network::TenSlash8]), "{bad}");
         }
     }
 

@@ -143,14 +143,14 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
 
 fn encode_whole(out: &mut Vec<u8>, id: &uuid::Uuid, answer: Result<AnswerNow, Failure>) {
     match answer {
-        Ok(AnswerNow { model, pieces, done }) => {
+        Ok(AnswerNow { model, pieces: answer_pieces, done }) => {
             let mut hash = AnswerHash::new();
             let mut bytes = 0;
-            for (at, piece) in pieces.iter().enumerate() {
-                let text = piece.as_str();
+            let mut first = Some(model.as_str());
+            for text in answer_pieces.iter().flat_map(|piece| pieces(piece.as_str())) {
                 hash.update(text.as_bytes());
                 bytes += text.len() as u64;
-                infer::encode_token(out, id, text, (at == 0).then_some(model.as_str()));
+                infer::encode_token(out, id, text, first.take());
             }
             infer::encode_end(out, id, &model, done, bytes, &hash.finish());
         }

@@ -222,10 +222,17 @@ impl Task<'_> {
         if peer == self.local || self.bans.is_banned(&peer, now.into_std()) {
             return;
         }
+        // Who tells us over loopback is on this machine, and so may be whom it tells of.
+        let mut networks = self.networks.clone();
+        if let Source::View(teller) = source
+            && self.swarm.behaviour().streams.connections(&teller).iter().any(|connection| address::is_loopback(&connection.remote))
+        {
+            networks.push(address::Network::Loopback);
+        }
         let addresses: Vec<Multiaddr> = addresses
             .into_iter()
             .map(|address| address::without_peer(&address))
-            .filter(|address| address::dialable(address, &self.networks))
+            .filter(|address| address::dialable(address, &networks))
             .collect();
         if addresses.is_empty() {
             return;
@@ -401,7 +408,7 @@ impl Task<'_> {
     /// A listener got an address. Where no NAT can lie between, it is also what others may dial.
     pub(super) fn on_new_listen_address(&mut self, listening: Multiaddr) {
         self.networks = address::networks_of(self.swarm.listeners());
-        if address::announceable(&listening) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
+        if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
             self.reachable(listening);
         }
         self.dirty = true;
@@ -411,7 +418,7 @@ impl Task<'_> {
     pub(super) fn on_observed(&mut self, observed: &Multiaddr) {
         let observed = address::without_peer(observed);
         let ours = self.swarm.listeners().any(|listening| *listening == observed);
-        if ours && address::announceable(&observed) {
+        if ours && address::announceable(&observed, &self.networks) {
             // The other transport listens on the same machine and is as reachable.
             let same_machine: Vec<Multiaddr> = self
                 .swarm

@@ -17,6 +17,8 @@ use crate::wire::frame::FrameReader;
 
 /// Lanes to one peer at once. The rest of its streams is left for membership streams and Kademlia.
 pub(crate) const MAX_LANES: usize = MAX_STREAMS as usize - 16;
+/// Lanes to one peer that are opened at once: half of what the other side negotiates at a time.
+const MAX_OPENING: usize = 16;
 /// Callers that may wait for a lane of one peer; more is `Busy`.
 const MAX_WAITING: usize = 1024;
 /// Idle lanes beyond the first are closed after this.
@@ -54,6 +56,8 @@ struct PeerLanes {
     idle: Vec<Lane>,
     /// Idle, in use, or being opened.
     total: usize,
+    /// Being opened.
+    opening: usize,
     waiting: VecDeque<oneshot::Sender<Result<Lane, NoLane>>>,
 }
 
@@ -84,29 +88,50 @@ impl Pool {
         change(&mut self.peers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// A member may be asked from now on.
+    pub(crate) fn admit(&self, peer: PeerId) {
+        self.with(|peers| drop(peers.entry(peer).or_default()));
+    }
+
+    /// Asks for as many streams as the waiting callers need and the bounds allow.
+    fn open_more(&self, peer: PeerId) {
+        let wanted = self.with(|peers| {
+            let Some(lanes) = peers.get_mut(&peer) else { return 0 };
+            lanes.waiting.retain(|waiting| !waiting.is_closed());
+            let wanted = lanes.waiting.len().saturating_sub(lanes.opening);
+            let wanted = wanted.min(MAX_OPENING - lanes.opening).min(MAX_LANES.saturating_sub(lanes.total));
+            lanes.total += wanted;
+            lanes.opening += wanted;
+            wanted
+        });
+        for _ in 0..wanted {
+            if self.wanted.try_send(peer).is_err() {
+                self.opened(peer, Err(NoLane::Busy));
+            }
+        }
+    }
+
     /// Takes an idle lane to `peer`, or waits for one.
     pub(crate) fn take(&self, peer: PeerId) -> Result<Taken, NoLane> {
-        let (open, promise) = self.with(|peers| {
+        let taken = self.with(|peers| {
             let Some(lanes) = peers.get_mut(&peer) else { return Err(NoLane::NotConnected) };
             if let Some(lane) = lanes.idle.pop() {
-                return Ok((false, Taken::Now(lane)));
+                return Ok(Taken::Now(lane));
             }
-            lanes.waiting.retain(|waiting| !waiting.is_closed());
+            if lanes.waiting.len() >= MAX_WAITING {
+                lanes.waiting.retain(|waiting| !waiting.is_closed());
+            }
             if lanes.waiting.len() >= MAX_WAITING {
                 return Err(NoLane::Busy);
             }
             let (sender, receiver) = oneshot::channel();
             lanes.waiting.push_back(sender);
-            let open = lanes.total < MAX_LANES;
-            if open {
-                lanes.total += 1;
-            }
-            Ok((open, Taken::Soon(receiver)))
+            Ok(Taken::Soon(receiver))
         })?;
-        if open && self.wanted.try_send(peer).is_err() {
-            self.opened(peer, Err(NoLane::Busy));
+        if matches!(taken, Taken::Soon(_)) {
+            self.open_more(peer);
         }
-        Ok(promise)
+        Ok(taken)
     }
 
     /// Makes sure that one lane to `peer` is ready or on its way.
@@ -116,6 +141,7 @@ impl Pool {
             let open = lanes.total == 0;
             if open {
                 lanes.total += 1;
+                lanes.opening += 1;
             }
             open
         });
@@ -126,15 +152,22 @@ impl Pool {
 
     /// The outcome of an opening that the pool asked for.
     pub(crate) fn opened(&self, peer: PeerId, outcome: Result<Lane, NoLane>) {
-        match outcome {
-            Ok(lane) => self.hand_out(peer, lane),
-            Err(error) => self.with(|peers| {
-                let Some(lanes) = peers.get_mut(&peer) else { return };
+        self.with(|peers| {
+            let Some(lanes) = peers.get_mut(&peer) else { return };
+            lanes.opening = lanes.opening.saturating_sub(1);
+            if let Err(error) = &outcome {
                 lanes.total = lanes.total.saturating_sub(1);
-                if let Some(waiting) = lanes.waiting.pop_front() {
-                    let _ = waiting.send(Err(error));
+                // Who waits is told only when no other lane can serve it.
+                if lanes.total == 0 {
+                    for waiting in lanes.waiting.drain(..) {
+                        let _ = waiting.send(Err(error.clone()));
+                    }
                 }
-            }),
+            }
+        });
+        if let Ok(lane) = outcome {
+            self.hand_out(peer, lane);
+            self.open_more(peer);
         }
     }
 
@@ -161,18 +194,12 @@ impl Pool {
 
     /// Reports that a lane in use was dropped; opens another when somebody waits.
     pub(crate) fn lost(&self, peer: PeerId) {
-        let open = self.with(|peers| {
-            let Some(lanes) = peers.get_mut(&peer) else { return false };
-            lanes.waiting.retain(|waiting| !waiting.is_closed());
-            let open = !lanes.waiting.is_empty();
-            if !open {
+        self.with(|peers| {
+            if let Some(lanes) = peers.get_mut(&peer) {
                 lanes.total = lanes.total.saturating_sub(1);
             }
-            open
         });
-        if open && self.wanted.try_send(peer).is_err() {
-            self.opened(peer, Err(NoLane::Busy));
-        }
+        self.open_more(peer);
     }
 
     /// Forgets the idle lanes of a connection that closed.

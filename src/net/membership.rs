@@ -333,6 +333,7 @@ impl Task<'_> {
         self.policy.succeeded(&peer);
         self.book.succeeded(&peer, now.into_std());
         if let Some(member) = self.members.get(cluster, &peer) {
+            self.lasting.pool.admit(peer);
             if member.serving || !member.models.is_empty() {
                 self.lasting.pool.warm(peer);
             }
