@@ -273,6 +273,11 @@ impl Replier {
         self.events.try_send(event).map_err(|error| error.into_inner())
     }
 
+    /// The bare sender: dropping it without `End` tells the asker `BackendFailed`.
+    pub fn into_events(self) -> mpsc::Sender<AnswerEvent> {
+        self.events
+    }
+
     /// Resolves when the asker is gone or cancelled. Cancel-safe.
     pub async fn closed(&self) {
         self.events.closed().await;

@@ -34,7 +34,7 @@ pub struct Limits {
 pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<Done, Failure>> + Send + 'a>>;
 
 /// One source of answers. Shared by all prompts; its methods take `&self`.
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
     /// For people: "echo", "openai http://127.0.0.1:11434/v1".
     fn name(&self) -> &str;
 
@@ -48,6 +48,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// How much it takes at once.
     fn limits(&self) -> Limits;
+
+    /// The whole answer without waiting, for a backend that computes nothing; `None` asks for [`Backend::answer`].
+    fn answer_now(&self, _model: &str, _ask: &Ask) -> Option<(Vec<Text>, Done)> {
+        None
+    }
 
     /// Answers `ask` (whose model is one of [`Availability::models`]) piece by piece into `out`.
     ///

@@ -1,12 +1,16 @@
 //! The handle through which `net` (for members) and `dispatch` (for this machine's own users) submit prompts.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use super::backend::Backend;
 use crate::domain::node::{NodeId, Offer};
 use crate::domain::prompt::{Ask, Failure, FailureKind};
-use crate::net::AnswerEvent;
+use crate::net::{AnswerEvent, AnswerNow, InboundPrompt, Service};
+use crate::wire::infer;
 
 /// Whose share a prompt counts against.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -30,34 +34,151 @@ pub struct Served {
     pub events: mpsc::Sender<AnswerEvent>,
 }
 
+/// What the worker is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Queue and answer.
+    Serve(Served),
+    /// Take no new prompts; tell when the running ones have ended.
+    Drain(oneshot::Sender<()>),
+}
+
+/// What the worker shares with its handles, for answers that need no queue.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub backends: Vec<Arc<dyn Backend>>,
+    pub draining: AtomicBool,
+    /// Prompts that wait: while there are any, nobody is answered past them.
+    pub waiting: AtomicUsize,
+    /// Prompts answered so far, of any kind.
+    pub answered: AtomicU64,
+    /// Prompts being answered now.
+    pub running: AtomicUsize,
+}
+
+impl Shared {
+    /// The backend for a prompt, by its index, and the model it will use.
+    ///
+    /// # Errors
+    /// `ModelUnavailable`, naming the models that there are.
+    pub(crate) fn pick(&self, wanted: Option<&str>) -> Result<(usize, String), Failure> {
+        let mut order: Vec<usize> = (0..self.backends.len()).collect();
+        order.sort_by_key(|&at| self.backends[at].is_last_resort());
+        for &at in &order {
+            let availability = self.backends[at].availability();
+            let availability = availability.borrow();
+            let model = match wanted {
+                Some(wanted) => availability.models.iter().find(|model| model.name == wanted),
+                None => availability.models.first(),
+            };
+            if let Some(model) = model {
+                return Ok((at, model.name.clone()));
+            }
+        }
+        let names: Vec<String> = order
+            .iter()
+            .flat_map(|&at| self.backends[at].availability().borrow().models.iter().map(|model| model.name.clone()).collect::<Vec<_>>())
+            .take(16)
+            .collect();
+        let there = if names.is_empty() { "it has none now".to_owned() } else { format!("it has: {}", names.join(", ")) };
+        Err(Failure::new(
+            FailureKind::ModelUnavailable,
+            format!("this node does not have model {:?}; {there}", wanted.unwrap_or_default()),
+        ))
+    }
+}
+
 /// A cheap clone that submits prompts to the queue.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    pub(crate) submissions: mpsc::Sender<Served>,
+    pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) offer: watch::Receiver<Offer>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Handle {
-    /// A handle and its other ends, for tests that play the queue.
-    pub fn scripted() -> (Self, mpsc::Receiver<Served>, watch::Sender<Offer>) {
-        let (submissions, receiver) = mpsc::channel(1024);
-        let (publish, offer) = watch::channel(Offer::default());
-        (Self { submissions, offer }, receiver, publish)
-    }
-
     /// Hands in a prompt; the outcome comes as the last [`AnswerEvent`].
     ///
     /// # Errors
     /// [`FailureKind::Busy`] or [`FailureKind::ShuttingDown`], at once.
     pub fn submit(&self, prompt: Served) -> Result<(), Failure> {
-        self.submissions.try_send(prompt).map_err(|error| match error {
+        if self.shared.draining.load(Ordering::Relaxed) {
+            return Err(stopping());
+        }
+        self.commands.try_send(Command::Serve(prompt)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Failure::busy("this node has too many prompts waiting", Duration::from_secs(1)),
-            mpsc::error::TrySendError::Closed(_) => Failure::new(FailureKind::ShuttingDown, "this node is stopping"),
+            mpsc::error::TrySendError::Closed(_) => stopping(),
         })
+    }
+
+    /// Takes no new prompts from now on; resolves when the running ones have ended, or after `deadline`.
+    pub async fn drain(&self, deadline: Duration) {
+        let (reply, drained) = oneshot::channel();
+        if self.commands.send(Command::Drain(reply)).await.is_ok() {
+            let _ = tokio::time::timeout(deadline, drained).await;
+        }
     }
 
     /// What this node offers, as it changes.
     pub fn offer(&self) -> watch::Receiver<Offer> {
+        self.offer.clone()
+    }
+
+    /// Prompts being answered now, for members and for this machine's users.
+    pub fn running(&self) -> usize {
+        self.shared.running.load(Ordering::Relaxed)
+    }
+
+    /// Name of the best backend that works, and what is wrong with the others.
+    pub fn backends(&self) -> (String, Vec<String>) {
+        let mut best = String::new();
+        let mut problems = Vec::new();
+        for backend in &self.shared.backends {
+            let availability = backend.availability();
+            let availability = availability.borrow();
+            if let Some(problem) = &availability.problem {
+                problems.push(format!("backend {}: {problem}", backend.name()));
+            }
+            if !availability.models.is_empty() && (best.is_empty() || !backend.is_last_resort()) && best != backend.name() {
+                if best.is_empty() || best == super::echo::NAME {
+                    best = backend.name().to_owned();
+                }
+            }
+        }
+        (best, problems)
+    }
+}
+
+pub(crate) fn stopping() -> Failure {
+    Failure::new(FailureKind::ShuttingDown, "this node is stopping")
+}
+
+impl Service for Handle {
+    fn answer_now(&self, _: &NodeId, ask: &Ask) -> Option<Result<AnswerNow, Failure>> {
+        if self.shared.draining.load(Ordering::Relaxed) {
+            return Some(Err(stopping()));
+        }
+        if self.shared.waiting.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        if let Err(error) = infer::check(ask) {
+            return Some(Err(Failure::new(FailureKind::InvalidRequest, error.to_string())));
+        }
+        let (at, model) = match self.shared.pick(ask.model.as_deref()) {
+            Ok(picked) => picked,
+            Err(failure) => return Some(Err(failure)),
+        };
+        let (pieces, done) = self.shared.backends[at].answer_now(&model, ask)?;
+        self.shared.answered.fetch_add(1, Ordering::Relaxed);
+        Some(Ok(AnswerNow { model, pieces, done }))
+    }
+
+    fn submit(&self, prompt: InboundPrompt) -> Result<(), Failure> {
+        let InboundPrompt { from, ask, timeout, reply, .. } = prompt;
+        Handle::submit(self, Served { requester: Requester::Peer(from), ask, timeout, events: reply.into_events() })
+    }
+
+    fn offer(&self) -> watch::Receiver<Offer> {
         self.offer.clone()
     }
 }

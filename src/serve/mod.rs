@@ -1,6 +1,13 @@
-//! Prompts that this machine answers: a bounded queue with fair shares in front of the backends.
+//! Prompts that this machine answers: a bounded queue with fair shares in front of each backend.
 
 pub mod backend;
+mod echo;
 mod handle;
+mod openai;
+mod queue;
+mod worker;
 
+pub use echo::Echo;
 pub use handle::{Handle, Requester, Served};
+pub use openai::{OpenAi, OpenAiError, OpenAiSettings};
+pub use worker::{Config, spawn};

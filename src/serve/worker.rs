@@ -1,0 +1,361 @@
+//! The task that owns the queues: admits, starts, ends; publishes what this node offers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::{FuturesUnordered, SelectAll};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use super::backend::Backend;
+use super::handle::{Command, Handle, Requester, Served, Shared, stopping};
+use super::queue::{Admission, Queue, Ticket};
+use crate::domain::node::Offer;
+use crate::domain::prompt::{Ask, Failure, FailureKind, MAX_ANSWER_BYTES, MAX_TIMEOUT};
+use crate::net::AnswerEvent;
+use crate::wire::infer;
+use crate::wire::limits::SLOW_CONSUMER;
+
+/// Prompts between two turns of the worker; more is `Busy`.
+const COMMANDS: usize = 1024;
+/// Free slots and queue lengths are told at most this often; whether there is a slot at all is told at once.
+const TELL: Duration = Duration::from_millis(250);
+/// Pieces that a backend may be ahead of its reader.
+const PIECES: usize = 64;
+
+/// What the worker is told at its start.
+#[derive(Debug)]
+pub struct Config {
+    /// Sources of answers, best first.
+    pub backends: Vec<Arc<dyn Backend>>,
+    /// Names of the tiers that this machine qualifies for, as they change.
+    pub tiers: watch::Receiver<Vec<String>>,
+}
+
+struct Entry {
+    backend: usize,
+    requester: Requester,
+    /// Lets the prompt's task begin; gone once it did.
+    start: Option<oneshot::Sender<()>>,
+    begun: Instant,
+}
+
+impl Entry {
+    fn begin(&mut self) {
+        if let Some(start) = self.start.take() {
+            self.begun = Instant::now();
+            // Its task may have ended a moment ago; then its end is on the way here and frees the slot.
+            let _ = start.send(());
+        }
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    queues: Vec<Queue>,
+    entries: HashMap<Ticket, Entry>,
+    next_ticket: Ticket,
+    ended: mpsc::Sender<Ticket>,
+    tiers: watch::Receiver<Vec<String>>,
+    offer: watch::Sender<Offer>,
+    told: Instant,
+    tell_at: Option<Instant>,
+    drained: Option<oneshot::Sender<()>>,
+    /// Running mean of the seconds that a prompt takes, for `Busy`.
+    mean_seconds: f64,
+}
+
+/// Starts the worker.
+pub fn spawn(config: Config) -> (Handle, JoinHandle<()>) {
+    let Config { backends, tiers } = config;
+    let queues: Vec<Queue> = backends.iter().map(|backend| Queue::new(backend.limits())).collect();
+    // Room for the end of every prompt that can be admitted: sending it never waits.
+    let admitted: usize = backends.iter().map(|backend| backend.limits().slots + backend.limits().queued).sum();
+    let (ended, ends) = mpsc::channel(admitted + 1);
+    let (commands, receiver) = mpsc::channel(COMMANDS);
+    let shared = Arc::new(Shared {
+        backends,
+        draining: AtomicBool::new(false),
+        waiting: AtomicUsize::new(0),
+        answered: AtomicU64::new(0),
+        running: AtomicUsize::new(0),
+    });
+    let (publish, offer) = watch::channel(Offer::default());
+    let mut worker = Worker {
+        shared: Arc::clone(&shared),
+        queues,
+        entries: HashMap::new(),
+        next_ticket: 0,
+        ended,
+        tiers,
+        offer: publish,
+        told: Instant::now(),
+        tell_at: None,
+        drained: None,
+        mean_seconds: 1.0,
+    };
+    worker.tell();
+    let running = tokio::spawn(worker.run(receiver, ends));
+    (Handle { commands, offer, shared }, running)
+}
+
+impl Worker {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut ends: mpsc::Receiver<Ticket>) {
+        let mut changes: SelectAll<_> = self
+            .shared
+            .backends
+            .iter()
+            .map(|backend| {
+                Box::pin(futures::stream::unfold(backend.availability(), |mut availability| async move {
+                    availability.changed().await.ok().map(|()| ((), availability))
+                }))
+            })
+            .collect();
+        let mut tiers = self.tiers.clone();
+        loop {
+            let tell_at = self.tell_at;
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Serve(prompt)) => self.on_prompt(prompt),
+                    Some(Command::Drain(reply)) => self.on_drain(reply),
+                    None => return,
+                },
+                Some(ticket) = ends.recv() => self.on_end(ticket),
+                Some(()) = changes.next() => self.tell(),
+                Ok(()) = tiers.changed() => self.tell(),
+                () = async { tokio::time::sleep_until(tell_at.unwrap_or_else(Instant::now)).await }, if tell_at.is_some() => self.tell(),
+            }
+        }
+    }
+
+    fn on_prompt(&mut self, prompt: Served) {
+        if let Err((events, failure)) = self.admit(prompt) {
+            // The channel was made for this prompt: it has room for its only event.
+            let _ = events.try_send(AnswerEvent::End(Err(failure)));
+        }
+        self.load_changed();
+    }
+
+    fn admit(&mut self, prompt: Served) -> Result<(), (mpsc::Sender<AnswerEvent>, Failure)> {
+        let Served { requester, ask, timeout, events } = prompt;
+        if self.shared.draining.load(Ordering::Relaxed) {
+            return Err((events, stopping()));
+        }
+        if let Err(error) = infer::check(&ask) {
+            return Err((events, Failure::new(FailureKind::InvalidRequest, error.to_string())));
+        }
+        let (at, model) = match self.shared.pick(ask.model.as_deref()) {
+            Ok(picked) => picked,
+            Err(failure) => return Err((events, failure)),
+        };
+        let ticket = self.next_ticket;
+        let admission = self.queues[at].admit(&requester, ticket);
+        let whose = match admission {
+            Admission::Run | Admission::Wait(_) => None,
+            Admission::Full => Some("all places in the queue are taken"),
+            Admission::OverShare => Some("this asker's places in the queue are taken"),
+        };
+        if let Some(whose) = whose {
+            let slots = self.shared.backends[at].limits().slots.max(1);
+            let rounds = self.queues[at].waiting().div_ceil(slots).max(1);
+            let wait = Duration::from_secs_f64((self.mean_seconds * rounds as f64).clamp(0.1, 60.0));
+            return Err((events, Failure::busy(format!("{whose}; come back in {:.1} s", wait.as_secs_f64()), wait)));
+        }
+        self.next_ticket += 1;
+        let (start, started) = oneshot::channel();
+        let mut entry = Entry { backend: at, requester, start: Some(start), begun: Instant::now() };
+        if admission == Admission::Run {
+            entry.begin();
+        }
+        self.entries.insert(ticket, entry);
+        let ended = Ended { ticket, ended: self.ended.clone() };
+        let backend = Arc::clone(&self.shared.backends[at]);
+        let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
+        tokio::spawn(async move {
+            let ended = ended;
+            let outcome = tokio::select! {
+                biased;
+                () = events.closed() => None,
+                outcome = tokio::time::timeout_at(deadline, live(started, &*backend, model, ask, &events)) => Some(outcome),
+            };
+            let outcome = match outcome {
+                None => return,
+                Some(Ok(outcome)) => outcome,
+                Some(Err(_)) => Err(Failure::new(
+                    FailureKind::DeadlineExceeded,
+                    "the deadline passed at the serving node before the answer was whole",
+                )),
+            };
+            // The slot is free before the asker knows: who asks again at once finds it.
+            drop(ended);
+            let _ = tokio::time::timeout(SLOW_CONSUMER, events.send(AnswerEvent::End(outcome))).await;
+        });
+        Ok(())
+    }
+
+    fn on_end(&mut self, ticket: Ticket) {
+        let Some(entry) = self.entries.remove(&ticket) else { return };
+        let queue = &mut self.queues[entry.backend];
+        if entry.start.is_some() {
+            queue.withdraw(&entry.requester, ticket);
+        } else {
+            queue.finished(&entry.requester);
+            self.mean_seconds = self.mean_seconds.mul_add(0.9, entry.begun.elapsed().as_secs_f64() * 0.1);
+            self.shared.answered.fetch_add(1, Ordering::Relaxed);
+        }
+        while let Some((_, next)) = queue.next() {
+            if let Some(entry) = self.entries.get_mut(&next) {
+                entry.begin();
+            }
+        }
+        self.load_changed();
+        self.settle_drain();
+    }
+
+    fn on_drain(&mut self, reply: oneshot::Sender<()>) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        for queue in &mut self.queues {
+            // Dropping the start refuses the prompt: its asker can go elsewhere at once.
+            for ticket in queue.drain() {
+                self.entries.remove(&ticket);
+            }
+        }
+        self.drained = Some(reply);
+        self.tell();
+        self.settle_drain();
+    }
+
+    fn settle_drain(&mut self) {
+        if self.queues.iter().all(|queue| queue.running() == 0)
+            && let Some(reply) = self.drained.take()
+        {
+            let _ = reply.send(());
+        }
+    }
+
+    fn load_changed(&mut self) {
+        let waiting = self.queues.iter().map(Queue::waiting).sum();
+        self.shared.waiting.store(waiting, Ordering::Relaxed);
+        self.shared.running.store(self.queues.iter().map(Queue::running).sum(), Ordering::Relaxed);
+        let had_slot = self.offer.borrow().free_slots > 0;
+        if had_slot != (self.current().free_slots > 0) {
+            self.tell();
+        } else if self.tell_at.is_none() {
+            self.tell_at = Some((self.told + TELL).max(Instant::now()));
+        }
+    }
+
+    fn current(&self) -> Offer {
+        let mut order: Vec<usize> = (0..self.queues.len()).collect();
+        order.sort_by_key(|&at| self.shared.backends[at].is_last_resort());
+        let mut models = Vec::new();
+        let mut free = 0;
+        let mut real = false;
+        for at in order {
+            let backend = &self.shared.backends[at];
+            let offered = backend.availability().borrow().models.clone();
+            if offered.is_empty() {
+                continue;
+            }
+            // The slots of the echo say nothing about those of a model.
+            if !backend.is_last_resort() || !real {
+                free += self.queues[at].free_slots();
+            }
+            real |= !backend.is_last_resort();
+            models.extend(offered);
+        }
+        let clip = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
+        Offer {
+            models,
+            tiers: self.tiers.borrow().clone(),
+            free_slots: clip(free),
+            queued: clip(self.queues.iter().map(Queue::waiting).sum()),
+            draining: self.shared.draining.load(Ordering::Relaxed),
+        }
+    }
+
+    fn tell(&mut self) {
+        self.tell_at = None;
+        self.told = Instant::now();
+        let current = self.current();
+        self.offer.send_if_modified(|offer| {
+            let changed = *offer != current;
+            *offer = current;
+            changed
+        });
+    }
+}
+
+/// Tells the worker that a prompt's task is over, however it ended.
+struct Ended {
+    ticket: Ticket,
+    ended: mpsc::Sender<Ticket>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // There is room for every admitted prompt.
+        let _ = self.ended.try_send(self.ticket);
+    }
+}
+
+/// A prompt from its start to the last piece of text.
+async fn live(
+    started: oneshot::Receiver<()>,
+    backend: &dyn Backend,
+    model: String,
+    ask: Ask,
+    events: &mpsc::Sender<AnswerEvent>,
+) -> Result<crate::domain::prompt::Done, Failure> {
+    if started.await.is_err() {
+        return Err(stopping());
+    }
+    let (out, mut pieces) = mpsc::channel(PIECES);
+    let answering = backend.answer(model.clone(), ask, out);
+    let mut answering = FuturesUnordered::from_iter([answering]);
+    let mut outcome = None;
+    let mut model = Some(model);
+    let mut bytes = 0;
+    loop {
+        // A piece that cannot be handed on stops the polling of the backend: that is the back-pressure.
+        let piece = tokio::select! {
+            biased;
+            piece = pieces.recv() => piece,
+            Some(ended) = answering.next() => {
+                outcome = Some(ended);
+                continue;
+            }
+        };
+        let Some(text) = piece else { break };
+        bytes += text.as_str().len();
+        if bytes > MAX_ANSWER_BYTES {
+            let detail = format!("the answer passed the limit of {} MiB", MAX_ANSWER_BYTES >> 20);
+            return Err(Failure::new(FailureKind::AnswerTooLarge, detail));
+        }
+        if let Some(model) = model.take() {
+            hand_on(events, AnswerEvent::Started { model }).await?;
+        }
+        hand_on(events, AnswerEvent::Text(text.into_string())).await?;
+    }
+    if outcome.is_none() {
+        // The backend dropped its sender before it ended: wait for its word.
+        outcome = answering.next().await;
+    }
+    let outcome = outcome.unwrap_or_else(|| Err(Failure::new(FailureKind::BackendFailed, "the backend gave no outcome")));
+    if let (Ok(_), Some(model)) = (&outcome, model) {
+        hand_on(events, AnswerEvent::Started { model }).await?;
+    }
+    outcome
+}
+
+async fn hand_on(events: &mpsc::Sender<AnswerEvent>, event: AnswerEvent) -> Result<(), Failure> {
+    match timeout(SLOW_CONSUMER, events.send(event)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Failure::new(FailureKind::Cancelled, "the asker is gone")),
+        Err(_) => Err(Failure::new(FailureKind::SlowConsumer, "the asker did not read for 30 s")),
+    }
+}
