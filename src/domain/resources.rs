@@ -94,3 +94,23 @@ pub struct Lent {
     /// Bytes of video memory.
     pub vram: Option<u64>,
 }
+
+/// What others may use of a machine: what it has, cut down to what its owner lends.
+pub fn lendable(resources: &Resources, lent: &Lent) -> Resources {
+    let least = |has: Option<u64>, most: Option<u64>| match (has, most) {
+        (Some(has), Some(most)) => Some(has.min(most)),
+        (has, None) => has,
+        // Unknown stays unknown: a limit is no measurement.
+        (None, Some(_)) => None,
+    };
+    let mut cut = resources.clone();
+    cut.cpu.usable = lent.cores.map_or(cut.cpu.usable, |cores| cut.cpu.usable.min(cores));
+    cut.memory.total = least(cut.memory.total, lent.memory);
+    cut.memory.available = least(cut.memory.available, lent.memory);
+    cut.storage.available = least(cut.storage.available, lent.storage);
+    for gpu in &mut cut.gpus {
+        gpu.vram_total = least(gpu.vram_total, lent.vram);
+        gpu.vram_free = least(gpu.vram_free, lent.vram);
+    }
+    cut
+}

@@ -1,0 +1,151 @@
+//! From our data to the `a{sv}` of the bus. Keys are those of `dbus/*.xml`; what is unknown is absent, never 0.
+
+use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use zbus::Variant;
+
+use crate::domain::node::{ClusterView, Liveness, Member};
+use crate::domain::resources::{Gpu, Lent, Resources};
+use crate::domain::tier::{Need, Verdict};
+
+/// The `a{sv}` of a reply or a signal.
+pub(super) type Details = HashMap<&'static str, Variant<'static>>;
+
+/// Microseconds since the epoch.
+pub(super) fn micros(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+fn put<T: Into<Variant<'static>>>(details: &mut Details, key: &'static str, value: Option<T>) {
+    if let Some(value) = value {
+        details.insert(key, value.into());
+    }
+}
+
+/// Model names of a cluster: what can be asked here, each once.
+pub(super) fn models(view: &ClusterView) -> Vec<String> {
+    let mut names: Vec<String> = view
+        .members
+        .iter()
+        .filter(|member| member.serving && !member.draining)
+        .flat_map(|member| member.models.iter().map(|model| model.name.clone()))
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+pub(super) fn member(member: &Member) -> Details {
+    let liveness = match member.liveness {
+        Liveness::Alive => "alive",
+        Liveness::Suspect => "suspect",
+        Liveness::Known => "known",
+    };
+    let models: Vec<String> = member.models.iter().map(|model| model.name.clone()).collect();
+    let mut details = Details::from([
+        ("Name", member.name.clone().into()),
+        ("Addresses", member.addresses.clone().into()),
+        ("Via", member.found_by.as_str().into()),
+        ("Direct", member.direct.into()),
+        ("Version", member.version.clone().into()),
+        ("ProtocolVersion", member.protocol.to_string().into()),
+        ("Compatible", true.into()),
+        ("ConnectedAt", micros(member.connected_at).into()),
+        ("LastSeen", micros(member.last_seen).into()),
+        ("Serving", member.serving.into()),
+        ("FreeSlots", u32::from(member.free_slots).into()),
+        ("Queued", u32::from(member.queued).into()),
+        ("Draining", member.draining.into()),
+        ("Models", models.into()),
+        ("TierIds", member.tiers.clone().into()),
+        ("Liveness", liveness.into()),
+        ("Transport", if member.direct { member.transport } else { "relay" }.into()),
+    ]);
+    put(&mut details, "LatencyUSec", member.latency_us);
+    details
+}
+
+pub(super) fn resources(resources: &Resources, lent: &Lent) -> Details {
+    let mut cpu = Details::from([
+        ("Logical", resources.cpu.logical.into()),
+        ("Usable", resources.cpu.usable.into()),
+        ("Arch", resources.cpu.arch.clone().into()),
+    ]);
+    put(&mut cpu, "Model", resources.cpu.model.clone());
+    put(&mut cpu, "Load1", resources.cpu.load1);
+    let mut memory = Details::new();
+    put(&mut memory, "Total", resources.memory.total);
+    put(&mut memory, "Available", resources.memory.available);
+    put(&mut memory, "Limit", resources.memory.limit);
+    let mut storage = Details::from([("Path", resources.storage.path.to_string_lossy().into_owned().into())]);
+    put(&mut storage, "Total", resources.storage.total);
+    put(&mut storage, "Available", resources.storage.available);
+    let mut limits = Details::new();
+    put(&mut limits, "Cores", lent.cores);
+    put(&mut limits, "Memory", lent.memory);
+    put(&mut limits, "Storage", lent.storage);
+    put(&mut limits, "Vram", lent.vram);
+    Details::from([
+        ("Cpu", cpu.into()),
+        ("Memory", memory.into()),
+        ("Storage", storage.into()),
+        ("Gpus", resources.gpus.iter().map(gpu).collect::<Vec<Details>>().into()),
+        ("Lent", limits.into()),
+        ("MeasuredAt", resources.measured_at.into()),
+        ("Warnings", resources.warnings.clone().into()),
+    ])
+}
+
+fn gpu(gpu: &Gpu) -> Details {
+    let mut details = Details::from([("Index", gpu.index.into()), ("Vendor", gpu.vendor.clone().into())]);
+    put(&mut details, "Name", gpu.name.clone());
+    put(&mut details, "Uuid", gpu.uuid.clone());
+    put(&mut details, "VramTotal", gpu.vram_total);
+    put(&mut details, "VramFree", gpu.vram_free);
+    put(&mut details, "Driver", gpu.driver.clone());
+    put(&mut details, "PciAddress", gpu.pci_address.clone());
+    details
+}
+
+/// One entry of `ListEligible`: tier, whether this machine qualifies, what is unmet, details.
+pub(super) type TierEntry = (String, bool, Vec<(&'static str, String)>, Details);
+
+const fn code(need: Need) -> &'static str {
+    match need {
+        Need::Cores => "cores",
+        Need::Memory => "memory",
+        Need::Vram => "vram",
+        Need::Storage => "storage",
+    }
+}
+
+pub(super) fn tier(verdict: &Verdict, resources: &Resources) -> TierEntry {
+    let tier = verdict.tier;
+    let mut missing = Details::new();
+    for unmet in &verdict.unmet {
+        let (key, amount): (&'static str, Variant<'static>) = match unmet.need {
+            Need::Cores => ("Cores", unmet.missing.into()),
+            // Bytes are whole numbers, exact in an f64 up to 8 PiB.
+            Need::Memory => ("Memory", (unmet.missing as u64).into()),
+            Need::Vram => ("Vram", (unmet.missing as u64).into()),
+            Need::Storage => ("Storage", (unmet.missing as u64).into()),
+        };
+        missing.insert(key, amount);
+    }
+    let storage = &resources.storage;
+    let mut details = Details::from([
+        ("RequiredCores", tier.cores.into()),
+        ("RequiredMemory", tier.memory.into()),
+        ("RequiredStorage", tier.storage.into()),
+        ("AvailableCores", resources.cpu.usable.into()),
+        ("Missing", missing.into()),
+    ]);
+    put(&mut details, "RequiredVram", tier.vram);
+    put(&mut details, "AvailableMemory", resources.memory.total);
+    put(&mut details, "AvailableVram", resources.gpus.iter().filter_map(|gpu| gpu.vram_total).max());
+    put(&mut details, "AvailableStorage", storage.available.map(|free| free + storage.models.unwrap_or(0)));
+    put(&mut details, "MemoryNow", resources.memory.available);
+    let unmet = verdict.unmet.iter().map(|unmet| (code(unmet.need), unmet.sentence.clone())).collect();
+    (tier.name.to_owned(), verdict.unmet.is_empty(), unmet, details)
+}

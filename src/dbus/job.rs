@@ -1,0 +1,188 @@
+//! `org.opengateway.Gateway1.Job`: one prompt in progress, from `StartPrompt` until 30 s after its end.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use tokio_util::sync::CancellationToken;
+use zbus::message::Header;
+use zbus::object_server::SignalEmitter;
+
+use super::access::Access;
+use super::details::{Details, micros};
+use super::errors::Error;
+use crate::api::names::ErrorName;
+
+/// Prompts that one user may have in progress at once.
+pub(super) const MAX_PER_UID: usize = 16;
+/// Ended jobs that are kept for a look; the oldest goes first.
+const MAX_ENDED: usize = 256;
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Queued,
+    Running,
+    Done,
+    Cancelled,
+    Failed,
+}
+
+impl State {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        }
+    }
+
+    const fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Cancelled | Self::Failed)
+    }
+}
+
+/// What is known of one job.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub id: u64,
+    pub cluster: String,
+    pub uid: u32,
+    pub created: SystemTime,
+    pub state: Mutex<State>,
+    pub tokens: AtomicU32,
+    pub cancel: CancellationToken,
+}
+
+impl Record {
+    pub(super) fn state(&self) -> State {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves on; a job that is over stays as it is.
+    pub(super) fn set_state(&self, state: State) {
+        let mut now = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !now.is_over() {
+            *now = state;
+        }
+    }
+}
+
+/// All jobs of this daemon's life.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    next: AtomicU64,
+    records: Mutex<BTreeMap<u64, Arc<Record>>>,
+}
+
+impl Jobs {
+    fn with<T>(&self, change: impl FnOnce(&mut BTreeMap<u64, Arc<Record>>) -> T) -> T {
+        change(&mut self.records.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Enters a job; gives the ids of ended ones that had to go for it.
+    ///
+    /// # Errors
+    /// `Busy`: this user has as many prompts in progress as one may have.
+    pub(super) fn enter(&self, uid: u32, cluster: &str) -> Result<(Arc<Record>, Vec<u64>), Error> {
+        self.with(|records| {
+            let own = records.values().filter(|record| record.uid == uid && !record.state().is_over()).count();
+            if own >= MAX_PER_UID {
+                return Err(Error::new(ErrorName::Busy, format!("user {uid} has {MAX_PER_UID} prompts in progress, which is the limit")));
+            }
+            let record = Arc::new(Record {
+                id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
+                cluster: cluster.to_owned(),
+                uid,
+                created: SystemTime::now(),
+                state: Mutex::new(State::Queued),
+                tokens: AtomicU32::new(0),
+                cancel: CancellationToken::new(),
+            });
+            let ended: Vec<u64> = records.values().filter(|record| record.state().is_over()).map(|record| record.id).collect();
+            let surplus: Vec<u64> = ended.iter().copied().take(ended.len().saturating_sub(MAX_ENDED)).collect();
+            for id in &surplus {
+                records.remove(id);
+            }
+            records.insert(record.id, Arc::clone(&record));
+            Ok((record, surplus))
+        })
+    }
+
+    pub(super) fn forget(&self, id: u64) {
+        self.with(|records| records.remove(&id));
+    }
+
+    pub(super) fn list(&self) -> Vec<Arc<Record>> {
+        self.with(|records| records.values().cloned().collect())
+    }
+
+    pub(super) fn active(&self) -> usize {
+        self.with(|records| records.values().filter(|record| !record.state().is_over()).count())
+    }
+
+    /// Cancels everything: the daemon stops.
+    pub(super) fn cancel_all(&self) {
+        self.with(|records| records.values().for_each(|record| record.cancel.cancel()));
+    }
+}
+
+/// The object of one job.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub record: Arc<Record>,
+    pub access: Arc<Access>,
+}
+
+#[zbus::interface(name = "org.opengateway.Gateway1.Job", introspection_docs = false)]
+impl Job {
+    async fn cancel(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &zbus::Connection,
+    ) -> Result<(), Error> {
+        let caller = self.access.caller(connection, &header).await?;
+        if caller.uid != self.record.uid && !self.access.allows(caller.uid) {
+            let message = format!("job {} belongs to another user", self.record.id);
+            return Err(Error::new(ErrorName::NotAuthorized, message));
+        }
+        self.record.cancel.cancel();
+        Ok(())
+    }
+
+    #[zbus(signal)]
+    pub(super) async fn finished(emitter: &SignalEmitter<'_>, result: &str, details: Details) -> zbus::Result<()>;
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> u64 {
+        self.record.id
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn cluster_id(&self) -> String {
+        self.record.cluster.clone()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn uid(&self) -> u32 {
+        self.record.uid
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn created_at(&self) -> u64 {
+        micros(self.record.created)
+    }
+
+    #[zbus(property)]
+    fn state(&self) -> String {
+        self.record.state().as_str().to_owned()
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn completion_tokens(&self) -> u32 {
+        self.record.tokens.load(Ordering::Relaxed)
+    }
+}

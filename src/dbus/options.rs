@@ -1,0 +1,204 @@
+//! The `a{sv}` of a call, read strictly: an unknown key or a wrong type is `InvalidArgs`, since a typo must not pass.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use zbus::{OwnedVariant, Variant};
+
+use super::control::ConnectOptions;
+use super::errors::Error;
+use crate::api::keys::{connect_option, disconnect_option, peers_option, prompt_option, resources_option, sharing_option};
+use crate::dispatch;
+use crate::domain::prompt::{Ask, DEFAULT_TIMEOUT, MAX_PROMPT_BYTES, MAX_TIMEOUT, Text};
+use crate::domain::resources::Lent;
+
+/// The options of a call, as they arrive.
+pub(super) type Raw = HashMap<String, OwnedVariant>;
+
+/// Takes options out by key; what is left at the end is unknown.
+pub(super) struct Options(Raw);
+
+impl Options {
+    pub(super) fn new(raw: Raw, known: &[&str]) -> Result<Self, Error> {
+        match raw.keys().find(|key| !known.contains(&key.as_str())) {
+            Some(unknown) => Err(Error::invalid(format!(
+                "option {:?} is not known here; known are: {}",
+                unknown.escape_debug().to_string(),
+                known.join(", ")
+            ))),
+            None => Ok(Self(raw)),
+        }
+    }
+
+    fn wrong(key: &str, wanted: &str) -> Error {
+        Error::invalid(format!("option {key} is not of D-Bus type {wanted}"))
+    }
+
+    fn text(&mut self, key: &str) -> Result<Option<String>, Error> {
+        match self.0.remove(key).map(Variant::from) {
+            None => Ok(None),
+            Some(Variant::Str(text)) => Ok(Some(text.as_str().to_owned())),
+            Some(_) => Err(Self::wrong(key, "s")),
+        }
+    }
+
+    fn boolean(&mut self, key: &str) -> Result<Option<bool>, Error> {
+        match self.0.remove(key).map(Variant::from) {
+            None => Ok(None),
+            Some(Variant::Bool(flag)) => Ok(Some(flag)),
+            Some(_) => Err(Self::wrong(key, "b")),
+        }
+    }
+
+    fn u32(&mut self, key: &str) -> Result<Option<u32>, Error> {
+        match self.0.remove(key).map(Variant::from) {
+            None => Ok(None),
+            Some(Variant::U32(number)) => Ok(Some(number)),
+            Some(_) => Err(Self::wrong(key, "u")),
+        }
+    }
+
+    fn u64(&mut self, key: &str) -> Result<Option<u64>, Error> {
+        match self.0.remove(key).map(Variant::from) {
+            None => Ok(None),
+            Some(Variant::U64(number)) => Ok(Some(number)),
+            Some(_) => Err(Self::wrong(key, "t")),
+        }
+    }
+
+    fn f64(&mut self, key: &str) -> Result<Option<f64>, Error> {
+        match self.0.remove(key).map(Variant::from) {
+            None => Ok(None),
+            Some(Variant::F64(number)) if number.is_finite() => Ok(Some(number)),
+            Some(Variant::F64(_)) => Err(Error::invalid(format!("option {key} is not a finite number"))),
+            Some(_) => Err(Self::wrong(key, "d")),
+        }
+    }
+
+    fn texts(&mut self, key: &str) -> Result<Vec<String>, Error> {
+        match self.0.remove(key) {
+            None => Ok(Vec::new()),
+            Some(list) => Vec::<String>::try_from(list).map_err(|_| Self::wrong(key, "as")),
+        }
+    }
+
+    fn fd(&mut self, key: &str) -> Result<Option<std::os::fd::OwnedFd>, Error> {
+        match self.0.remove(key).map(Variant::from) {
+            None => Ok(None),
+            Some(Variant::Fd(fd)) => fd.try_into().map(Some).map_err(|_| Self::wrong(key, "h")),
+            Some(_) => Err(Self::wrong(key, "h")),
+        }
+    }
+}
+
+/// What a prompt's options say.
+#[derive(Debug)]
+pub(super) struct PromptOptions {
+    pub ask: Ask,
+    pub options: dispatch::Options,
+    pub prompt_fd: Option<std::os::fd::OwnedFd>,
+}
+
+fn text_of(what: &str, text: &str) -> Result<Text, Error> {
+    if text.len() > MAX_PROMPT_BYTES {
+        return Err(Error::invalid(format!("{what} is {} bytes long; at most {MAX_PROMPT_BYTES} are taken", text.len())));
+    }
+    if text.contains('\0') {
+        return Err(Error::invalid(format!("{what} contains a NUL character")));
+    }
+    Ok(Text::new(text))
+}
+
+pub(super) fn prompt(text: &str, raw: Raw, known: &[&str]) -> Result<PromptOptions, Error> {
+    let mut options = Options::new(raw, known)?;
+    let timeout = match options.u64(prompt_option::TIMEOUT)? {
+        None => DEFAULT_TIMEOUT,
+        Some(0) => return Err(Error::invalid("option Timeout is 0")),
+        Some(microseconds) => Duration::from_micros(microseconds),
+    };
+    if timeout > MAX_TIMEOUT {
+        return Err(Error::invalid(format!("option Timeout is above the limit of {} s", MAX_TIMEOUT.as_secs())));
+    }
+    let (peer, node) = (options.text(prompt_option::PEER)?, options.text(prompt_option::NODE)?);
+    if peer.is_some() && node.is_some() {
+        return Err(Error::invalid("options Peer and Node exclude each other"));
+    }
+    let local_first = options.boolean(prompt_option::LOCAL_FIRST)?.unwrap_or(false);
+    let no_local = options.boolean(prompt_option::NO_LOCAL)?.unwrap_or(false);
+    if local_first && no_local {
+        return Err(Error::invalid("options LocalFirst and NoLocal exclude each other"));
+    }
+    let ask = Ask {
+        model: options.text(prompt_option::MODEL)?,
+        prompt: text_of("the prompt", text)?,
+        system: options.text(prompt_option::SYSTEM)?.map(|system| text_of("option System", &system)).transpose()?,
+        max_tokens: options.u32(prompt_option::MAX_TOKENS)?,
+        temperature: options.f64(prompt_option::TEMPERATURE)?,
+        seed: options.u64(prompt_option::SEED)?,
+    };
+    crate::wire::infer::check(&ask).map_err(|error| Error::invalid(error.to_string()))?;
+    Ok(PromptOptions {
+        ask,
+        options: dispatch::Options { peer, node, tier: options.text(prompt_option::TIER)?, local_first, no_local, timeout },
+        prompt_fd: options.fd(prompt_option::PROMPT_FD)?,
+    })
+}
+
+pub(super) fn connect(raw: Raw) -> Result<ConnectOptions, Error> {
+    let mut options = Options::new(raw, connect_option::ALL)?;
+    if options.fd(connect_option::SECRET)?.is_some() {
+        return Err(Error::invalid("option Secret: private clusters are not part of this version"));
+    }
+    // Connect returns at once; how long a client waits for the first member is its own affair.
+    options.u64(connect_option::TIMEOUT)?;
+    Ok(ConnectOptions {
+        bootstrap: options.texts(connect_option::BOOTSTRAP)?,
+        serve: options.boolean(connect_option::SERVE)?,
+        auto_connect: options.boolean(connect_option::AUTO_CONNECT)?,
+    })
+}
+
+/// Forget, and the time to let work end.
+pub(super) fn disconnect(raw: Raw) -> Result<(bool, Duration), Error> {
+    let mut options = Options::new(raw, disconnect_option::ALL)?;
+    let drain = options.u64(disconnect_option::DRAIN)?.map_or(Duration::from_secs(10), Duration::from_micros);
+    Ok((options.boolean(disconnect_option::FORGET)?.unwrap_or(false), drain.min(MAX_TIMEOUT)))
+}
+
+/// How many peers, after which.
+pub(super) fn peers(raw: Raw) -> Result<(usize, Option<String>), Error> {
+    let mut options = Options::new(raw, peers_option::ALL)?;
+    let limit = options.u32(peers_option::LIMIT)?.unwrap_or(peers_option::MAX_LIMIT);
+    if limit == 0 || limit > peers_option::MAX_LIMIT {
+        return Err(Error::invalid(format!("option Limit is not between 1 and {}", peers_option::MAX_LIMIT)));
+    }
+    Ok((limit as usize, options.text(peers_option::AFTER)?))
+}
+
+/// Whether to measure now.
+pub(super) fn resources(raw: Raw) -> Result<bool, Error> {
+    let mut options = Options::new(raw, &[resources_option::FRESH])?;
+    Ok(options.boolean(resources_option::FRESH)?.unwrap_or(false))
+}
+
+/// Which tier, and whether to measure now.
+pub(super) fn eligible(raw: Raw) -> Result<(Option<String>, bool), Error> {
+    let mut options = Options::new(raw, &[resources_option::FRESH, resources_option::TIER])?;
+    Ok((options.text(resources_option::TIER)?, options.boolean(resources_option::FRESH)?.unwrap_or(false)))
+}
+
+/// How much is lent, and whether only until the next start.
+pub(super) fn sharing(raw: Raw) -> Result<(Lent, bool), Error> {
+    let mut options = Options::new(raw, sharing_option::ALL)?;
+    let cores = options.f64(sharing_option::CORES)?;
+    if cores.is_some_and(|cores| cores <= 0.0) {
+        return Err(Error::invalid("option Cores is not above 0"));
+    }
+    let lent = Lent {
+        cores,
+        memory: options.u64(sharing_option::MEMORY)?,
+        storage: options.u64(sharing_option::STORAGE)?,
+        vram: options.u64(sharing_option::VRAM)?,
+    };
+    Ok((lent, options.boolean(sharing_option::RUNTIME)?.unwrap_or(false)))
+}

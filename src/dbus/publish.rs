@@ -1,0 +1,344 @@
+//! Turns differences between snapshots into signals and objects: the one task that announces changes on the bus.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+use zbus::names::InterfaceName;
+use zbus::object_server::SignalEmitter;
+use zbus::{Connection, Variant, fdo};
+
+use super::cluster::{self, Cluster};
+use super::details;
+use super::manager::{Manager, Shared, object_path};
+use crate::api::names::{CLUSTER_INTERFACE, MANAGER_INTERFACE, ROOT_PATH};
+use crate::api::path;
+use crate::domain::cluster::ClusterId;
+use crate::domain::resources::Resources;
+use crate::net::{Event, Snapshot};
+
+/// Signals of coming and going peers per cluster and second; then one `PeersChanged` instead.
+const MAX_PEER_SIGNALS: u32 = 10;
+const SECOND: Duration = Duration::from_secs(1);
+/// Between two `ResourcesChanged`.
+const RESOURCES: Duration = Duration::from_secs(5);
+
+/// What the bus was last told of one cluster.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Told {
+    state: String,
+    peer_count: u32,
+    models: Vec<String>,
+    discovery: Vec<&'static str>,
+    serving: bool,
+    connected_at: u64,
+    auto_connect: bool,
+}
+
+struct Burst {
+    second: Instant,
+    sent: u32,
+    owed: bool,
+}
+
+pub(super) struct Publisher {
+    shared: Arc<Shared>,
+    connection: Connection,
+    clusters: BTreeMap<ClusterId, Told>,
+    bursts: BTreeMap<ClusterId, Burst>,
+    node_state: String,
+    sharing: bool,
+    addresses: Vec<String>,
+    resources: Arc<Resources>,
+    resources_told: Option<Instant>,
+}
+
+/// Registers the object of a cluster, unless it is there.
+pub(super) async fn ensure_cluster(connection: &Connection, shared: &Shared, id: &ClusterId) {
+    if let Ok(object) = object_path(path::cluster_path(id.key())) {
+        let cluster = Cluster { id: id.clone(), net: shared.net.clone(), control: shared.control.clone() };
+        // An object that is there already stays; `at` says so and changes nothing.
+        let _ = connection.object_server().at(object, cluster).await;
+    }
+}
+
+impl Publisher {
+    pub(super) fn new(shared: Arc<Shared>, connection: Connection) -> Self {
+        let resources = shared.gauge.latest();
+        Self {
+            shared,
+            connection,
+            clusters: BTreeMap::new(),
+            bursts: BTreeMap::new(),
+            node_state: String::new(),
+            sharing: false,
+            addresses: Vec::new(),
+            resources,
+            resources_told: None,
+        }
+    }
+
+    /// Takes the present state as told: nobody listens yet.
+    pub(super) async fn prime(&mut self) {
+        for id in self.known() {
+            ensure_cluster(&self.connection, &self.shared, &id).await;
+            let told = self.told(&id, &self.shared.net.snapshot());
+            self.clusters.insert(id, told);
+        }
+        self.node_state = self.shared.state().to_owned();
+        self.sharing = self.shared.control.state().sharing;
+        self.addresses = self.shared.net.snapshot().listen_addresses.clone();
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut snapshots = self.shared.net.watch();
+        let mut control = self.shared.control.watch();
+        let mut gauge = self.shared.gauge.watch();
+        let mut events = self.shared.net.events();
+        loop {
+            let wake = self.wake_at();
+            tokio::select! {
+                event = events.recv() => match event {
+                    Ok(event) => self.on_event(event).await,
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.owe_all(),
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+                changed = snapshots.changed() => if changed.is_err() { return } else { self.sync().await },
+                changed = control.changed() => if changed.is_err() { return } else { self.sync().await },
+                Ok(()) = gauge.changed() => self.on_resources().await,
+                () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.settle_debts().await,
+            }
+        }
+    }
+
+    fn known(&self) -> Vec<ClusterId> {
+        let snapshot = self.shared.net.snapshot();
+        let mut ids: Vec<ClusterId> = snapshot.clusters.keys().cloned().collect();
+        ids.extend(self.shared.control.state().saved.into_iter().map(|saved| saved.id));
+        ids.sort();
+        ids.dedup();
+        ids
+    }
+
+    fn told(&self, id: &ClusterId, snapshot: &Snapshot) -> Told {
+        let view = snapshot.clusters.get(id);
+        Told {
+            state: cluster::state(view.map(AsRef::as_ref)).to_owned(),
+            peer_count: view.map_or(0, |view| u32::try_from(view.members.len()).unwrap_or(u32::MAX)),
+            models: view.map(|view| details::models(view)).unwrap_or_default(),
+            discovery: view.map(|view| view.discovery.clone()).unwrap_or_default(),
+            serving: view.is_some_and(|view| view.serving),
+            connected_at: view.map_or(0, |view| details::micros(view.joined_at)),
+            auto_connect: self.shared.control.state().saved.iter().any(|saved| saved.id == *id && saved.auto_connect),
+        }
+    }
+
+    async fn sync(&mut self) {
+        let snapshot = self.shared.net.snapshot();
+        let known = self.known();
+        let gone: Vec<ClusterId> = self.clusters.keys().filter(|id| !known.contains(id)).cloned().collect();
+        for id in gone {
+            self.clusters.remove(&id);
+            self.bursts.remove(&id);
+            self.state_changed(&id, "disconnected", "").await;
+            if let Ok(object) = object_path(path::cluster_path(id.key())) {
+                let _ = self.connection.object_server().remove::<Cluster, _>(object).await;
+            }
+        }
+        for id in known {
+            let mut now = self.told(&id, &snapshot);
+            match self.clusters.get(&id).cloned() {
+                None => {
+                    ensure_cluster(&self.connection, &self.shared, &id).await;
+                    self.state_changed(&id, &now.state, "").await;
+                    self.clusters.insert(id, now);
+                }
+                Some(before) if before != now => {
+                    // The count moves often when many join: at most once a second.
+                    if before.peer_count != now.peer_count && !self.may_count(&id) {
+                        now.peer_count = before.peer_count;
+                    }
+                    self.cluster_changed(&id, &before, &now).await;
+                    self.clusters.insert(id, now);
+                }
+                Some(_) => {}
+            }
+        }
+        self.node_changed(&snapshot).await;
+    }
+
+    fn burst(&mut self, id: &ClusterId) -> &mut Burst {
+        let now = Instant::now();
+        let burst = self.bursts.entry(id.clone()).or_insert(Burst { second: now, sent: 0, owed: false });
+        if now.duration_since(burst.second) >= SECOND {
+            *burst = Burst { second: now, sent: 0, owed: burst.owed };
+        }
+        burst
+    }
+
+    /// Whether the count may be told now; else it is owed.
+    fn may_count(&mut self, id: &ClusterId) -> bool {
+        let burst = self.burst(id);
+        let may = burst.sent <= 1;
+        burst.owed |= !may;
+        may
+    }
+
+    async fn on_event(&mut self, event: Event) {
+        let (id, peer) = match &event {
+            Event::MemberUp { cluster, member } => (cluster.clone(), member.id.clone()),
+            Event::MemberDown { cluster, id, .. } => (cluster.clone(), id.clone()),
+        };
+        let burst = self.burst(&id);
+        if burst.sent >= MAX_PEER_SIGNALS {
+            burst.owed = true;
+            return;
+        }
+        burst.sent += 1;
+        let Ok(object) = object_path(path::cluster_path(id.key())) else { return };
+        ensure_cluster(&self.connection, &self.shared, &id).await;
+        let Ok(emitter) = SignalEmitter::new(&self.connection, object) else { return };
+        let _ = match event {
+            Event::MemberUp { member, .. } => Cluster::peer_connected(&emitter, peer.as_str(), details::member(&member)).await,
+            Event::MemberDown { reason, .. } => Cluster::peer_disconnected(&emitter, peer.as_str(), reason.as_str()).await,
+        };
+    }
+
+    fn owe_all(&mut self) {
+        for burst in self.bursts.values_mut() {
+            burst.owed = true;
+        }
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.bursts.values().filter(|burst| burst.owed).map(|burst| burst.second + SECOND).min()
+    }
+
+    /// The second is over: one signal for all that could not be told one by one.
+    async fn settle_debts(&mut self) {
+        let now = Instant::now();
+        let due: Vec<ClusterId> = self
+            .bursts
+            .iter()
+            .filter(|(_, burst)| burst.owed && now.duration_since(burst.second) >= SECOND)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in due {
+            self.bursts.insert(id.clone(), Burst { second: now, sent: 1, owed: false });
+            let count = self.told(&id, &self.shared.net.snapshot()).peer_count;
+            if let Ok(object) = object_path(path::cluster_path(id.key()))
+                && let Ok(emitter) = SignalEmitter::new(&self.connection, object)
+            {
+                let _ = Cluster::peers_changed(&emitter, count).await;
+            }
+        }
+        self.sync().await;
+    }
+
+    async fn cluster_changed(&self, id: &ClusterId, before: &Told, now: &Told) {
+        let mut changed: HashMap<&str, Variant<'_>> = HashMap::new();
+        if before.state != now.state {
+            changed.insert("State", now.state.clone().into());
+        }
+        if before.peer_count != now.peer_count {
+            changed.insert("PeerCount", now.peer_count.into());
+        }
+        if before.models != now.models {
+            changed.insert("Models", now.models.clone().into());
+        }
+        if before.discovery != now.discovery {
+            let ways: Vec<String> = now.discovery.iter().map(|&way| way.to_owned()).collect();
+            changed.insert("Discovery", ways.into());
+        }
+        if before.serving != now.serving {
+            changed.insert("Serving", now.serving.into());
+        }
+        if before.connected_at != now.connected_at {
+            changed.insert("ConnectedAt", now.connected_at.into());
+        }
+        if before.auto_connect != now.auto_connect {
+            changed.insert("AutoConnect", now.auto_connect.into());
+        }
+        if changed.is_empty() {
+            return;
+        }
+        self.properties_changed(path::cluster_path(id.key()), CLUSTER_INTERFACE, changed, &[]).await;
+        if before.state != now.state {
+            self.state_changed(id, &now.state, &before.state).await;
+        }
+    }
+
+    async fn state_changed(&self, id: &ClusterId, state: &str, previous: &str) {
+        let (Ok(object), Ok(emitter)) = (object_path(path::cluster_path(id.key())), SignalEmitter::new(&self.connection, ROOT_PATH)) else {
+            return;
+        };
+        let details = details::Details::from([("Previous", previous.to_owned().into()), ("Reason", "".into()), ("Error", "".into())]);
+        let _ = Manager::cluster_state_changed(&emitter, id.as_str(), object, state, details).await;
+    }
+
+    async fn node_changed(&mut self, snapshot: &Snapshot) {
+        let mut changed: HashMap<&str, Variant<'_>> = HashMap::new();
+        let state = self.shared.state();
+        if self.node_state != state {
+            state.clone_into(&mut self.node_state);
+            changed.insert("State", state.into());
+        }
+        let sharing = self.shared.control.state().sharing;
+        if self.sharing != sharing {
+            self.sharing = sharing;
+            changed.insert("Sharing", sharing.into());
+        }
+        let mut invalidated: &[&str] = &[];
+        if self.addresses != snapshot.listen_addresses {
+            self.addresses.clone_from(&snapshot.listen_addresses);
+            invalidated = &["ListenAddresses"];
+        }
+        if !changed.is_empty() || !invalidated.is_empty() {
+            self.properties_changed(ROOT_PATH.to_owned(), MANAGER_INTERFACE, changed, invalidated).await;
+        }
+    }
+
+    async fn properties_changed(
+        &self,
+        path: String,
+        interface: &'static str,
+        changed: HashMap<&str, Variant<'_>>,
+        invalidated: &[&str],
+    ) {
+        let (Ok(object), Ok(interface)) = (object_path(path), InterfaceName::try_from(interface)) else { return };
+        if let Ok(emitter) = SignalEmitter::new(&self.connection, object) {
+            let _ = fdo::Properties::properties_changed(&emitter, interface, changed, Cow::Borrowed(invalidated)).await;
+        }
+    }
+
+    async fn on_resources(&mut self) {
+        let now = Instant::now();
+        if self.resources_told.is_some_and(|told| now.duration_since(told) < RESOURCES) {
+            return;
+        }
+        let measured = self.shared.gauge.latest();
+        let before = std::mem::replace(&mut self.resources, Arc::clone(&measured));
+        let mut changed = Vec::new();
+        if before.cpu != measured.cpu {
+            changed.push("Cpu");
+        }
+        if before.memory != measured.memory {
+            changed.push("Memory");
+        }
+        if before.storage != measured.storage {
+            changed.push("Storage");
+        }
+        if before.gpus != measured.gpus {
+            changed.push("Gpus");
+        }
+        if !changed.is_empty()
+            && let Ok(emitter) = SignalEmitter::new(&self.connection, ROOT_PATH)
+        {
+            self.resources_told = Some(now);
+            let _ = Manager::resources_changed(&emitter, changed).await;
+        }
+    }
+}
