@@ -223,3 +223,71 @@ pub trait Job {
     #[zbus(property(emits_changed_signal = "false"))]
     fn completion_tokens(&self) -> zbus::Result<u32>;
 }
+
+#[cfg(test)]
+mod tests {
+    use zbus_xml::{Node, PropertyAccess};
+
+    /// `ListeningAddresses` as the proxies spell it: `listening_addresses`.
+    fn snake(name: &str) -> String {
+        let mut snake = String::new();
+        for c in name.chars() {
+            if c.is_ascii_uppercase() && !snake.is_empty() {
+                snake.push('_');
+            }
+            snake.push(c.to_ascii_lowercase());
+        }
+        snake
+    }
+
+    #[test]
+    fn the_proxies_have_every_member_of_the_interface_files_and_cache_no_more_than_they_allow() {
+        let source = include_str!("proxy.rs");
+        let files = [
+            ("Manager", include_str!("../../dbus/org.opengateway.Gateway1.Manager.xml")),
+            ("Cluster", include_str!("../../dbus/org.opengateway.Gateway1.Cluster.xml")),
+            ("Job", include_str!("../../dbus/org.opengateway.Gateway1.Job.xml")),
+        ];
+        for (short, xml) in files {
+            let start = source.find(&format!("pub trait {short} {{")).expect("the proxy is there");
+            let proxy = &source[start..start + source[start..].find("\n}").expect("it ends")];
+            let node = Node::from_reader(xml.as_bytes()).expect("the file is well-formed");
+            let interface = &node.interfaces()[0];
+            let method = |name: &str| proxy.matches(&format!("fn {}(", snake(name))).count();
+            let mut members = 0;
+            for name in interface
+                .methods()
+                .iter()
+                .map(|m| m.name())
+                .chain(interface.signals().iter().map(|s| s.name()))
+            {
+                assert_eq!(method(name.as_str()), 1, "{short}.{name}");
+                members += 1;
+            }
+            for property in interface.properties() {
+                let name = property.name();
+                assert_eq!(method(name.as_str()), 1, "{short}.{name}");
+                assert_eq!(property.access(), PropertyAccess::Read, "{short}.{name}");
+                let emits = property
+                    .annotations()
+                    .iter()
+                    .find(|a| a.name().ends_with("EmitsChangedSignal"))
+                    .map(|a| a.value());
+                let attribute = match emits {
+                    Some(value) => format!("#[zbus(property(emits_changed_signal = \"{value}\"))]"),
+                    None => "#[zbus(property)]".to_owned(),
+                };
+                assert!(
+                    proxy.contains(&format!("{attribute}\n    fn {}(", snake(name.as_str()))),
+                    "{short}.{name} {attribute}"
+                );
+                members += 1;
+            }
+            assert_eq!(
+                proxy.matches("    fn ").count(),
+                members,
+                "{short} has members that the file lacks"
+            );
+        }
+    }
+}

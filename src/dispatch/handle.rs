@@ -27,14 +27,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            peer: None,
-            node: None,
-            tier: None,
-            local_first: false,
-            no_local: false,
-            timeout: DEFAULT_TIMEOUT,
-        }
+        Self { peer: None, node: None, tier: None, local_first: false, no_local: false, timeout: DEFAULT_TIMEOUT }
     }
 }
 
@@ -117,18 +110,10 @@ impl Handle {
     /// [`FailureKind::Busy`] when too many start at once, [`FailureKind::ShuttingDown`] when the daemon stops.
     pub fn start(&self, uid: u32, cluster: ClusterId, ask: Ask, options: Options) -> Result<Job, Failure> {
         let (events, receiver) = mpsc::channel(64);
-        self.starts
-            .try_send(Start {
-                uid,
-                cluster,
-                ask,
-                options,
-                events,
-            })
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => Failure::busy("too many prompts start at once", Duration::from_millis(100)),
-                mpsc::error::TrySendError::Closed(_) => Failure::new(FailureKind::ShuttingDown, "the daemon is stopping"),
-            })?;
+        self.starts.try_send(Start { uid, cluster, ask, options, events }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Failure::busy("too many prompts start at once", Duration::from_millis(100)),
+            mpsc::error::TrySendError::Closed(_) => Failure::new(FailureKind::ShuttingDown, "the daemon is stopping"),
+        })?;
         Ok(Job { events: receiver })
     }
 

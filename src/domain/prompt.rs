@@ -228,19 +228,11 @@ pub struct Failure {
 impl Failure {
     /// A failure without a time to come back.
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
-        Self {
-            kind,
-            detail: detail.into(),
-            retry_after: None,
-        }
+        Self { kind, detail: detail.into(), retry_after: None }
     }
     /// `Busy`, with when to come back.
     pub fn busy(detail: impl Into<String>, retry_after: Duration) -> Self {
-        Self {
-            kind: FailureKind::Busy,
-            detail: detail.into(),
-            retry_after: Some(retry_after),
-        }
+        Self { kind: FailureKind::Busy, detail: detail.into(), retry_after: Some(retry_after) }
     }
 }
 
@@ -250,11 +242,7 @@ mod tests {
 
     #[test]
     fn prompt_text_never_shows_in_debug_output() {
-        let ask = Ask {
-            prompt: Text::new("canary"),
-            system: Some(Text::new("canary")),
-            ..Ask::default()
-        };
+        let ask = Ask { prompt: Text::new("canary"), system: Some(Text::new("canary")), ..Ask::default() };
         assert!(!format!("{ask:?}").contains("canary"));
     }
 

@@ -55,13 +55,7 @@ pub struct Verdict {
 const GB: u64 = 1_000_000_000;
 
 /// The table, smallest first, in the order of the specification.
-pub static TIERS: [Tier; 1] = [Tier {
-    name: "SmolLM-360M",
-    cores: 1,
-    memory: GB,
-    vram: None,
-    storage: 2 * GB,
-}];
+pub static TIERS: [Tier; 1] = [Tier { name: "SmolLM-360M", cores: 1, memory: GB, vram: None, storage: 2 * GB }];
 
 /// The tier called `name`, without regard to case.
 pub fn find(name: &str) -> Option<&'static Tier> {
@@ -70,9 +64,5 @@ pub fn find(name: &str) -> Option<&'static Tier> {
 
 /// Compares a machine with a tier.
 pub fn assess(tier: &'static Tier, _resources: &Resources) -> Verdict {
-    Verdict {
-        tier,
-        unmet: Vec::new(),
-        fits_now: None,
-    }
+    Verdict { tier, unmet: Vec::new(), fits_now: None }
 }

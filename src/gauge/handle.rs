@@ -56,10 +56,6 @@ impl Handle {
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
-        if now.saturating_sub(last.measured_at) <= 2_000_000 {
-            last
-        } else {
-            self.fresh().await
-        }
+        if now.saturating_sub(last.measured_at) <= 2_000_000 { last } else { self.fresh().await }
     }
 }

@@ -210,10 +210,7 @@ impl Replier {
     ///
     /// Cancel-safe: a dropped future has sent nothing.
     pub async fn send(&self, event: AnswerEvent) -> Result<(), Failure> {
-        self.events
-            .send(event)
-            .await
-            .map_err(|_| Failure::new(FailureKind::Cancelled, "the asker is gone"))
+        self.events.send(event).await.map_err(|_| Failure::new(FailureKind::Cancelled, "the asker is gone"))
     }
 
     /// Sends without waiting; gives the event back when the way is full or closed.
@@ -255,18 +252,7 @@ impl Handle {
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         let (publish, state) = watch::channel(Arc::new(Snapshot::default()));
         let (events, _) = broadcast::channel(EVENT_QUEUE);
-        (
-            Self {
-                commands,
-                state,
-                events: events.clone(),
-            },
-            Scripted {
-                commands: receiver,
-                state: publish,
-                events,
-            },
-        )
+        (Self { commands, state, events: events.clone() }, Scripted { commands: receiver, state: publish, events })
     }
 
     /// Joins `cluster`; resolves once the node is joined and announced. Joining a joined cluster succeeds.
@@ -277,12 +263,10 @@ impl Handle {
     /// Cancel-safe: dropping the future abandons the wait, not the joining.
     pub async fn join(&self, cluster: ClusterId, options: JoinOptions) -> Result<(), JoinError> {
         let (reply, answer) = oneshot::channel();
-        self.commands
-            .try_send(Command::Join { cluster, options, reply })
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => JoinError::Busy,
-                mpsc::error::TrySendError::Closed(_) => JoinError::Stopped,
-            })?;
+        self.commands.try_send(Command::Join { cluster, options, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => JoinError::Busy,
+            mpsc::error::TrySendError::Closed(_) => JoinError::Stopped,
+        })?;
         answer.await.map_err(|_| JoinError::Stopped)?
     }
 
@@ -294,12 +278,10 @@ impl Handle {
     /// Cancel-safe: dropping the future abandons the wait, not the leaving.
     pub async fn leave(&self, cluster: ClusterId, drain: Duration) -> Result<(), LeaveError> {
         let (reply, answer) = oneshot::channel();
-        self.commands
-            .try_send(Command::Leave { cluster, drain, reply })
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => LeaveError::Busy,
-                mpsc::error::TrySendError::Closed(_) => LeaveError::Stopped,
-            })?;
+        self.commands.try_send(Command::Leave { cluster, drain, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => LeaveError::Busy,
+            mpsc::error::TrySendError::Closed(_) => LeaveError::Stopped,
+        })?;
         answer.await.map_err(|_| LeaveError::Stopped)?
     }
 
@@ -311,18 +293,10 @@ impl Handle {
     pub fn ask(&self, cluster: ClusterId, member: NodeId, ask: Ask, timeout: Duration) -> Result<AnswerStream, Failure> {
         // 64 pieces: the write buffer of one stream in `notes/network.md` section 5.
         let (events, receiver) = mpsc::channel(64);
-        self.commands
-            .try_send(Command::Ask {
-                cluster,
-                member,
-                ask,
-                timeout,
-                events,
-            })
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => Failure::busy("the network task is busy", Duration::from_millis(100)),
-                mpsc::error::TrySendError::Closed(_) => Failure::new(FailureKind::ShuttingDown, "the network task has stopped"),
-            })?;
+        self.commands.try_send(Command::Ask { cluster, member, ask, timeout, events }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Failure::busy("the network task is busy", Duration::from_millis(100)),
+            mpsc::error::TrySendError::Closed(_) => Failure::new(FailureKind::ShuttingDown, "the network task has stopped"),
+        })?;
         Ok(AnswerStream { events: receiver })
     }
 

@@ -5,6 +5,5 @@
 mod handle;
 
 pub use handle::{
-    AnswerEvent, AnswerStream, Command, Event, Handle, InboundPrompt, JoinError, JoinOptions, LeaveError, Replier, Scripted,
-    Snapshot,
+    AnswerEvent, AnswerStream, Command, Event, Handle, InboundPrompt, JoinError, JoinOptions, LeaveError, Replier, Scripted, Snapshot,
 };

@@ -1,0 +1,3 @@
+//! In-process and private-bus tests; one binary, a module for each part.
+
+mod ogctl;
