@@ -1,4 +1,3 @@
-//! In-process tests and tests on a private bus. `tests/netns` has those that need root.
+//! In-process and private-bus tests; one binary, a module for each part.
 
-#[cfg(feature = "daemon")]
-mod net;
+mod ogctl;

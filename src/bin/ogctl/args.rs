@@ -1,0 +1,287 @@
+//! The command line: what is accepted, with which limits.
+//!
+//! Read once by `main`; completion and man page come from the same definitions.
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Talk to the OpenGateway daemon of this machine.
+#[derive(Debug, Parser)]
+#[command(name = "ogctl", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Args {
+    /// Options of every command.
+    #[command(flatten)]
+    pub globals: Globals,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 ok, 1 failed, 2 usage, 3 timeout, 4 refused by authorisation, \
+5 no node can serve, 6 join or leave failed, 8 daemon not running, 10 not found, 130 interrupted.";
+
+/// Options that every command takes.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Globals {
+    /// Bus to find the daemon on: system, session or a D-Bus address
+    ///
+    /// Without it: the system bus (DBUS_SYSTEM_BUS_ADDRESS when that is set); if no daemon is there, the session
+    /// bus when DBUS_SESSION_BUS_ADDRESS is set and a daemon is on it.
+    #[arg(long, global = true, value_name = "BUS", help_heading = "Global options")]
+    pub bus: Option<String>,
+    /// Print JSON, with "schema": 1
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+    /// When to use colour (NO_COLOR and CLICOLOR_FORCE count with auto)
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        help_heading = "Global options"
+    )]
+    pub color: Color,
+    /// Most seconds to wait for the daemon (default 10); with prompt, for the whole answer (default 120)
+    #[arg(long, global = true, value_name = "SEC", value_parser = seconds, help_heading = "Global options")]
+    pub timeout: Option<Duration>,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Health, name, addresses and clusters of this node (exit code 8 when the daemon does not run)
+    Status,
+    /// Clusters that this node knows
+    Clusters,
+    /// Join a cluster
+    #[command(visible_alias = "join")]
+    Connect(Connect),
+    /// Leave a cluster
+    #[command(visible_alias = "leave")]
+    Disconnect(Disconnect),
+    /// What this machine has and lends
+    Resources {
+        /// Measure now instead of taking a value of the last 2 s
+        #[arg(long)]
+        fresh: bool,
+    },
+    /// Model tiers that this machine qualifies for, with reasons
+    Eligible {
+        /// Measure now instead of taking a value of the last 2 s
+        #[arg(long)]
+        fresh: bool,
+        /// This tier only
+        #[arg(long, value_name = "TIER")]
+        tier: Option<String>,
+    },
+    /// Members of a cluster
+    Peers {
+        /// Default: the only joined cluster, else gatewayai-poc
+        cluster: Option<String>,
+    },
+    /// Ask a cluster; the answer goes to standard output as it comes
+    Prompt(Prompt),
+    /// Models that members of a cluster serve
+    Models {
+        /// Default: the only joined cluster, else gatewayai-poc
+        cluster: Option<String>,
+    },
+    /// Prompts in progress
+    Jobs {
+        /// Cancel this one
+        #[arg(long, value_name = "ID")]
+        cancel: Option<u64>,
+    },
+    /// Tell what happens as it happens, until interrupted
+    Monitor,
+    /// Look at the configuration
+    Config {
+        /// What to do with it
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Write a completion script to standard output
+    Completion {
+        /// For this shell
+        shell: clap_complete::Shell,
+    },
+    /// Versions of ogctl and of the daemon
+    Version,
+}
+
+/// `ogctl connect`.
+#[derive(Debug, ClapArgs)]
+pub struct Connect {
+    /// Name of the cluster
+    pub cluster: String,
+    /// Serve: lend this machine's models to the cluster
+    #[arg(long, conflicts_with = "consume")]
+    pub serve: bool,
+    /// Join without serving
+    #[arg(long)]
+    pub consume: bool,
+    /// Address of a node that is in the cluster already (see its `ogctl status`); may be repeated
+    #[arg(long, value_name = "ADDR", num_args = 1)]
+    pub bootstrap: Vec<String>,
+    /// File with the cluster's secret
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// Most seconds to wait for a first peer; 0 does not wait. Finding nobody in that time fails (exit code 6).
+    /// Without this option it looks round for 5 s, and being alone is no failure
+    #[arg(long, value_name = "SEC", value_parser = seconds_or_zero)]
+    pub wait: Option<Duration>,
+}
+
+/// `ogctl disconnect`.
+#[derive(Debug, ClapArgs)]
+pub struct Disconnect {
+    /// Name of the cluster
+    pub cluster: String,
+    /// Drop it from the saved clusters too
+    #[arg(long)]
+    pub forget: bool,
+    /// Most seconds to let work in progress end (default 10)
+    #[arg(long, value_name = "SEC", value_parser = seconds_or_zero)]
+    pub drain: Option<Duration>,
+}
+
+/// `ogctl prompt`.
+#[derive(Debug, ClapArgs)]
+pub struct Prompt {
+    /// The prompt (several words are joined by a space), or - to read it from standard input
+    #[arg(required = true, value_name = "TEXT")]
+    pub text: Vec<String>,
+    /// Cluster to ask; default: the only joined one, else gatewayai-poc
+    #[arg(long, short = 'c', value_name = "CLUSTER")]
+    pub cluster: Option<String>,
+    /// Model to ask for; default: the best one that somebody serves
+    #[arg(long, short = 'm', value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Only nodes that qualify for this tier
+    #[arg(long, value_name = "TIER")]
+    pub tier: Option<String>,
+    /// Only this node, by name or peer id
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+    /// Most tokens of the answer
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: Option<u32>,
+    /// Sampling temperature, 0 to 2
+    #[arg(long, value_name = "T", value_parser = temperature)]
+    pub temperature: Option<f64>,
+    /// Seed of the sampler, where the backend has one
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Instructions before the prompt
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Answer on this machine when it serves the model
+    #[arg(long)]
+    pub local_first: bool,
+    /// Never answer on this machine
+    #[arg(long, conflicts_with = "local_first")]
+    pub no_local: bool,
+    /// Print the answer when it is whole
+    #[arg(long, conflicts_with = "stream")]
+    pub no_stream: bool,
+    /// With --json: one object a line as the answer comes
+    #[arg(long, requires = "json")]
+    pub stream: bool,
+    /// Print the answer byte for byte: no filter of control characters, no line feed added
+    #[arg(long, conflicts_with = "json")]
+    pub raw: bool,
+}
+
+/// `ogctl config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check the configuration files without starting anything
+    Check {
+        /// Main file; its drop-ins are read from the directory FILE.d
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// Longest time that can be asked for, as in the daemon.
+const MAX_SECONDS: f64 = 3600.0;
+
+/// Reads a time above zero.
+fn seconds(text: &str) -> Result<Duration, String> {
+    seconds_or_zero(text).and_then(|time| {
+        if time.is_zero() {
+            Err("must be more than 0".into())
+        } else {
+            Ok(time)
+        }
+    })
+}
+
+/// Reads seconds, such as `5` or `0.5`; at most an hour.
+fn seconds_or_zero(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if !(0.0..=MAX_SECONDS).contains(&seconds) {
+        return Err(format!("must be from 0 to {MAX_SECONDS} seconds"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Reads a sampling temperature.
+fn temperature(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=2.0).contains(&value) {
+        Ok(value)
+    } else {
+        Err("must be from 0 to 2".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn join_and_leave_are_other_words_for_connect_and_disconnect() {
+        let join = Args::try_parse_from(["ogctl", "join", "x"]).unwrap();
+        assert!(matches!(join.command, Command::Connect(Connect { cluster, .. }) if cluster == "x"));
+        let leave = Args::try_parse_from(["ogctl", "leave", "x", "--forget"]).unwrap();
+        assert!(matches!(leave.command, Command::Disconnect(Disconnect { forget: true, .. })));
+    }
+
+    #[test]
+    fn numbers_at_their_limits_pass_and_past_them_do_not() {
+        assert_eq!(seconds("3600"), Ok(Duration::from_secs(3600)));
+        assert_eq!(seconds_or_zero("0"), Ok(Duration::ZERO));
+        assert_eq!((temperature("0"), temperature("2")), (Ok(0.0), Ok(2.0)));
+        for bad in ["0", "3600.1", "-1", "nan", "inf", "", "1s"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+        assert!(temperature("2.01").is_err() && temperature("-0.1").is_err() && temperature("nan").is_err());
+        assert!(Args::try_parse_from(["ogctl", "prompt", "--max-tokens", "0", "x"]).is_err());
+        assert!(Args::try_parse_from(["ogctl", "prompt", "--max-tokens", "1", "x"]).is_ok());
+        assert!(Args::try_parse_from(["ogctl", "prompt", "--max-tokens", "4294967296", "x"]).is_err());
+    }
+
+    #[test]
+    fn a_prefix_of_a_command_is_no_command() {
+        assert!(Args::try_parse_from(["ogctl", "stat"]).is_err());
+    }
+}

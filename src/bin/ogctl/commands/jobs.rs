@@ -1,0 +1,80 @@
+//! `ogctl jobs`: prompts in progress, and cancelling one.
+
+use super::now_us;
+use crate::bus::Bus;
+use crate::details::Read as _;
+use crate::errors::Stop;
+use crate::output::Output;
+use crate::render::{Table, cell, span, tone_of_state};
+use crate::term;
+use opengateway::api::names::JOB_INTERFACE;
+use opengateway::api::path::job_path;
+use serde::Serialize;
+use std::time::Duration;
+
+#[derive(Debug, Serialize)]
+struct Jobs {
+    jobs: Vec<Job>,
+}
+
+#[derive(Debug, Serialize)]
+struct Job {
+    id: u64,
+    path: String,
+    cluster: String,
+    state: String,
+    uid: Option<u64>,
+    created_at: Option<u64>,
+}
+
+/// Lists them.
+pub async fn list(bus: &mut Bus, out: &Output) -> Result<(), Stop> {
+    let jobs = bus.ask(async |manager| manager.list_jobs().await).await?;
+    let job = |(id, path, details): (u64, zbus::OwnedObjectPath, opengateway::api::proxy::Details)| Job {
+        id,
+        path: path.as_str().to_owned(),
+        cluster: details.text_or_empty("ClusterId"),
+        state: details.text_or_empty("State"),
+        uid: details.number("Uid"),
+        created_at: details.number("CreatedAt"),
+    };
+    out.view(
+        Jobs {
+            jobs: jobs.into_iter().map(job).collect(),
+        },
+        |view, style| {
+            if view.jobs.is_empty() {
+                return "No prompts in progress.\n".into();
+            }
+            let mut table = Table::new(&["ID", "CLUSTER", "STATE", "UID", "AGE"]);
+            for job in &view.jobs {
+                let age = job
+                    .created_at
+                    .map(|at| span(Duration::from_micros(now_us().saturating_sub(at))));
+                table.row(vec![
+                    cell(job.id.to_string()),
+                    cell(term::line(&job.cluster)),
+                    (term::line(&job.state), tone_of_state(&job.state)),
+                    cell(job.uid.map_or_else(|| "-".into(), |uid| uid.to_string())),
+                    cell(age.unwrap_or_else(|| "-".into())),
+                ]);
+            }
+            table.render(style)
+        },
+    )
+}
+
+#[derive(Debug, Serialize)]
+struct Cancelled {
+    cancelled: u64,
+}
+
+/// Cancels the job `id`; one that has ended already is no failure while the daemon still knows it.
+pub async fn cancel(bus: &mut Bus, out: &Output, id: u64) -> Result<(), Stop> {
+    // A reading call first: it finds the bus that has the daemon, and does not start one.
+    bus.ask(async |manager| manager.list_jobs().await).await?;
+    bus.change_at::<_, ()>(&job_path(id), JOB_INTERFACE, "Cancel", &()).await?;
+    out.view(Cancelled { cancelled: id }, |view, _| {
+        format!("Cancelled job {}.\n", view.cancelled)
+    })
+}

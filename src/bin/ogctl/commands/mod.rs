@@ -1,0 +1,103 @@
+//! The commands: each asks the daemon, makes a view of the reply, and prints it as text or JSON.
+//!
+//! A view is a plain struct whose fields are the documented JSON keys; its text is made from the same struct,
+//! so the two cannot tell different stories.
+
+mod completion;
+mod config;
+mod jobs;
+mod membership;
+mod monitor;
+mod peers;
+mod prompt;
+mod resources;
+mod status;
+mod version;
+
+use crate::args::{Args, Command, ConfigCommand};
+use crate::bus::Bus;
+use crate::details::Read as _;
+use crate::errors::{Failure, Stop};
+use crate::output::Output;
+use opengateway::api::names::{DEFAULT_CLUSTER, exit};
+
+/// Runs the command of `args`.
+pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
+    match args.command {
+        Command::Completion { shell } => return completion::run(shell, out),
+        Command::Config {
+            command: ConfigCommand::Check { config },
+        } => return config::run(config.as_deref(), out),
+        _ => {}
+    }
+    // Standard input is read before a connection is opened: it may take as long as it likes.
+    let question = match &args.command {
+        Command::Prompt(options) => Some(prompt::read_text(&options.text)?),
+        _ => None,
+    };
+    // One thread: a client waits most of its life, and threads cost time at the start.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new("System", format!("cannot start: {error}"), "", exit::FAILED))?;
+    runtime.block_on(async {
+        let globals = &args.globals;
+        if let Command::Version = args.command {
+            return version::run(globals, out).await;
+        }
+        let mut bus = Bus::open(globals).await?;
+        match args.command {
+            Command::Status => status::run(&mut bus, out).await,
+            Command::Clusters => membership::clusters(&mut bus, out).await,
+            Command::Connect(options) => membership::connect(&mut bus, out, &options).await,
+            Command::Disconnect(options) => membership::disconnect(&mut bus, out, &options).await,
+            Command::Resources { fresh } => resources::resources(&mut bus, out, fresh).await,
+            Command::Eligible { fresh, tier } => resources::eligible(&mut bus, out, fresh, tier.as_deref()).await,
+            Command::Peers { cluster } => peers::peers(&mut bus, out, cluster).await,
+            Command::Models { cluster } => peers::models(&mut bus, out, cluster).await,
+            Command::Prompt(options) => {
+                prompt::run(
+                    &mut bus,
+                    out,
+                    &options,
+                    question.as_deref().unwrap_or_default(),
+                    globals.timeout,
+                )
+                .await
+            }
+            Command::Jobs { cancel: Some(id) } => jobs::cancel(&mut bus, out, id).await,
+            Command::Jobs { cancel: None } => jobs::list(&mut bus, out).await,
+            Command::Monitor => monitor::run(&mut bus, out).await,
+            Command::Version | Command::Completion { .. } | Command::Config { .. } => Ok(()), // done above
+        }
+    })
+}
+
+/// The cluster meant when none is named: the only joined one, else [`DEFAULT_CLUSTER`]. The daemon has the same
+/// rule for an empty cluster id; commands that show the name ask for it.
+async fn default_cluster(bus: &mut Bus) -> Result<String, Failure> {
+    let clusters = bus.ask(async |manager| manager.list_clusters().await).await?;
+    let mut joined = clusters
+        .into_iter()
+        .filter(|(_, _, details)| is_joined(&details.text_or_empty("State")));
+    match (joined.next(), joined.next()) {
+        (Some((id, ..)), None) => Ok(id),
+        _ => Ok(DEFAULT_CLUSTER.to_owned()),
+    }
+}
+
+/// Whether a cluster in this state counts as joined.
+fn is_joined(state: &str) -> bool {
+    matches!(state, "discovering" | "connecting" | "connected" | "degraded")
+}
+
+/// Microseconds since the epoch.
+fn now_us() -> u64 {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Microseconds of `time`, as the bus wants them.
+fn micros(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,278 @@
+//! `ogctl peers` and `ogctl models`: who is in a cluster, and what can be asked there.
+
+use super::default_cluster;
+use crate::bus::Bus;
+use crate::details::Read as _;
+use crate::errors::{Failure, Stop};
+use crate::output::Output;
+use crate::render::{Style, Table, Tone, cell, latency, list, short_id, tone_of_state};
+use crate::term;
+use opengateway::api::keys::peers_option;
+use opengateway::api::proxy::{Details, Options};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use zbus::Variant;
+
+#[derive(Debug, Serialize)]
+struct Peers {
+    cluster: String,
+    peers: Vec<Peer>,
+}
+
+#[derive(Debug, Serialize)]
+struct Peer {
+    peer_id: String,
+    name: String,
+    addresses: Vec<String>,
+    /// How it was found.
+    via: String,
+    /// False when relayed, null when unknown.
+    direct: Option<bool>,
+    transport: Option<String>,
+    liveness: Option<String>,
+    latency_us: Option<u64>,
+    serving: Option<bool>,
+    draining: bool,
+    free_slots: Option<u64>,
+    queued: Option<u64>,
+    models: Vec<String>,
+    tiers: Vec<String>,
+    version: String,
+    protocol_version: String,
+    /// Whether this node can work with it.
+    compatible: bool,
+    connected_at: Option<u64>,
+    last_seen: Option<u64>,
+}
+
+/// Most pages of one listing: more members than any cluster has are not worth an endless loop.
+const MAX_PAGES: usize = 64;
+
+/// Members of `cluster`, page by page.
+async fn all_peers(bus: &mut Bus, cluster: &str) -> Result<Vec<Peer>, Failure> {
+    let mut peers: Vec<Peer> = Vec::new();
+    for _ in 0..MAX_PAGES {
+        let after = peers.last().map(|peer| peer.peer_id.clone());
+        let mut options = Options::new();
+        if let Some(after) = &after {
+            options.insert(peers_option::AFTER, Variant::from(after.as_str()));
+        }
+        let page = bus.ask(async |manager| manager.list_peers(cluster, &options).await).await?;
+        let whole = page.len() < peers_option::MAX_LIMIT as usize;
+        peers.extend(page.into_iter().map(peer));
+        if whole {
+            break;
+        }
+    }
+    Ok(peers)
+}
+
+fn peer((peer_id, details): (String, Details)) -> Peer {
+    Peer {
+        peer_id,
+        name: details.text_or_empty("Name"),
+        addresses: details.texts("Addresses"),
+        via: details.text_or_empty("Via"),
+        direct: details.flag("Direct"),
+        transport: details.text("Transport"),
+        liveness: details.text("Liveness"),
+        latency_us: details.number("LatencyUSec"),
+        serving: details.flag("Serving"),
+        draining: details.flag("Draining").unwrap_or(false),
+        free_slots: details.number("FreeSlots"),
+        queued: details.number("Queued"),
+        models: details.texts("Models"),
+        tiers: details.texts("TierIds"),
+        version: details.text_or_empty("Version"),
+        protocol_version: details.text_or_empty("ProtocolVersion"),
+        compatible: details.flag("Compatible").unwrap_or(true),
+        connected_at: details.number("ConnectedAt"),
+        last_seen: details.number("LastSeen"),
+    }
+}
+
+async fn named_or_default(bus: &mut Bus, cluster: Option<String>) -> Result<String, Failure> {
+    match cluster {
+        Some(cluster) => Ok(cluster),
+        None => default_cluster(bus).await,
+    }
+}
+
+/// Prints the members of a cluster.
+pub async fn peers(bus: &mut Bus, out: &Output, cluster: Option<String>) -> Result<(), Stop> {
+    let cluster = named_or_default(bus, cluster).await?;
+    let peers = all_peers(bus, &cluster).await?;
+    out.view(Peers { cluster, peers }, peers_text)
+}
+
+fn peers_text(view: &Peers, style: &Style) -> String {
+    if view.peers.is_empty() {
+        return format!("No other nodes in {} yet.\n", term::line(&view.cluster));
+    }
+    let mut table = Table::new(&[
+        "NAME",
+        "ID",
+        "STATE",
+        "PATH",
+        "LATENCY",
+        "FREE",
+        "MODELS",
+        "VERSION",
+        "ADDRESSES",
+    ]);
+    for peer in &view.peers {
+        // On a terminal the end of the id tells peers apart; scripts get all of it.
+        let id = if style.width.is_some() {
+            short_id(&peer.peer_id)
+        } else {
+            term::line(&peer.peer_id)
+        };
+        table.row(vec![
+            cell(term::line(&peer.name)),
+            cell(id),
+            state(peer),
+            path(peer),
+            cell(latency(peer.latency_us)),
+            cell(peer.free_slots.map_or_else(|| "-".into(), |slots| slots.to_string())),
+            cell(list(&peer.models)),
+            cell(term::line(&peer.version)),
+            cell(list(&peer.addresses)),
+        ]);
+    }
+    table.render(style)
+}
+
+fn state(peer: &Peer) -> (String, Tone) {
+    let state = peer.liveness.as_deref().unwrap_or("-");
+    match peer {
+        Peer { compatible: false, .. } => ("incompatible".into(), Tone::Bad),
+        Peer { draining: true, .. } => ("draining".into(), Tone::Warn),
+        _ => (term::line(state), tone_of_state(state)),
+    }
+}
+
+fn path(peer: &Peer) -> (String, Tone) {
+    let transport = peer
+        .transport
+        .as_deref()
+        .map_or_else(String::new, |transport| format!(" {}", term::line(transport)));
+    match peer.direct {
+        Some(true) => (format!("direct{transport}"), Tone::Plain),
+        Some(false) => ("relayed".into(), Tone::Warn),
+        None => ("-".into(), Tone::Plain),
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Models {
+    cluster: String,
+    models: Vec<Model>,
+}
+
+#[derive(Debug, Serialize)]
+struct Model {
+    model: String,
+    nodes: Vec<Node>,
+    /// Prompts that its nodes would take now, by their own word.
+    free_slots: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Node {
+    peer_id: String,
+    name: String,
+}
+
+/// Prints the models that members serve.
+pub async fn models(bus: &mut Bus, out: &Output, cluster: Option<String>) -> Result<(), Stop> {
+    let cluster = named_or_default(bus, cluster).await?;
+    let peers = all_peers(bus, &cluster).await?;
+    out.view(
+        Models {
+            cluster,
+            models: by_model(peers),
+        },
+        models_text,
+    )
+}
+
+fn by_model(peers: Vec<Peer>) -> Vec<Model> {
+    let mut models: BTreeMap<String, Model> = BTreeMap::new();
+    for peer in peers
+        .into_iter()
+        .filter(|peer| peer.compatible && peer.serving != Some(false))
+    {
+        for name in peer.models {
+            let empty = Model {
+                model: name.clone(),
+                nodes: Vec::new(),
+                free_slots: 0,
+            };
+            let model = models.entry(name).or_insert(empty);
+            model.nodes.push(Node {
+                peer_id: peer.peer_id.clone(),
+                name: peer.name.clone(),
+            });
+            model.free_slots = model.free_slots.saturating_add(peer.free_slots.unwrap_or(0));
+        }
+    }
+    models.into_values().collect()
+}
+
+fn models_text(view: &Models, style: &Style) -> String {
+    if view.models.is_empty() {
+        return format!("No other node serves a model in {} now.\n", term::line(&view.cluster));
+    }
+    let mut table = Table::new(&["MODEL", "NODES", "FREE"]);
+    for model in &view.models {
+        let name = |node: &Node| {
+            if node.name.is_empty() {
+                short_id(&node.peer_id)
+            } else {
+                node.name.clone()
+            }
+        };
+        let names: Vec<String> = model.nodes.iter().map(name).collect();
+        table.row(vec![
+            cell(term::line(&model.model)),
+            cell(list(&names)),
+            cell(model.free_slots.to_string()),
+        ]);
+    }
+    table.render(style)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(id: &str, models: &[&str]) -> Peer {
+        let mut sample = peer((id.into(), Details::new()));
+        sample.models = models.iter().map(|&model| model.to_owned()).collect();
+        sample
+    }
+
+    #[test]
+    fn models_are_listed_once_with_all_their_nodes() {
+        let mut foreign = sample("c", &["echo"]);
+        foreign.compatible = false;
+        let models = by_model(vec![sample("a", &["echo", "demo"]), sample("b", &["echo"]), foreign]);
+        let seen: Vec<(&str, usize)> = models.iter().map(|model| (model.model.as_str(), model.nodes.len())).collect();
+        assert_eq!(seen, [("demo", 1), ("echo", 2)]);
+    }
+
+    #[test]
+    fn what_a_peer_says_of_itself_steers_no_terminal() {
+        let mut evil = sample("id", &["\u{1b}[2Jm"]);
+        evil.name = "\u{1b}]0;owned\u{07}evil\nsecond line".into();
+        let text = peers_text(
+            &Peers {
+                cluster: "c".into(),
+                peers: vec![evil],
+            },
+            &Style::default(),
+        );
+        assert!(!text.contains('\u{1b}') && !text.contains("owned"));
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
+}

@@ -1,0 +1,528 @@
+//! A private `dbus-daemon`, and a daemon that the test plays on it.
+
+use opengateway::api::names::{BUS_NAME, CLUSTER_INTERFACE, ROOT_PATH};
+use opengateway::api::path::{cluster_path, job_path};
+use opengateway::api::stream::{Line, ServedBy, Timings, Usage};
+use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::process::Command;
+use tokio::sync::Notify;
+use zbus::message::Header;
+use zbus::{Connection, OwnedFd, OwnedObjectPath, OwnedVariant, Variant, fdo};
+
+type Details = HashMap<String, OwnedVariant>;
+
+/// What a run of `ogctl` left.
+#[derive(Debug)]
+pub struct Said {
+    pub code: u8,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A bus of this test's own; ends with it.
+pub struct Bus {
+    daemon: Child,
+    address: String,
+    dir: tempfile::TempDir,
+}
+
+/// Starts a bus. `None`, said aloud, where there is no `dbus-daemon`; a panic where CI demands one.
+pub fn bus_or_skip() -> Option<Bus> {
+    let dir = tempfile::tempdir().unwrap();
+    let services = dir.path().join("services");
+    std::fs::create_dir(&services).unwrap();
+    let config = dir.path().join("bus.conf");
+    let text = format!(
+        r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig><type>session</type><listen>unix:path={}</listen><servicedir>{}</servicedir>
+<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow own="*"/></policy></busconfig>"#,
+        dir.path().join("socket").display(),
+        services.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = std::process::Command::new("dbus-daemon");
+    command
+        .arg("--nofork")
+        .arg("--print-address=1")
+        .arg("--config-file")
+        .arg(&config);
+    let mut daemon = match command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn() {
+        Ok(daemon) => daemon,
+        Err(error) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => panic!("CI needs dbus-daemon: {error}"),
+        Err(error) => {
+            eprintln!("SKIPPED: no dbus-daemon: {error}");
+            return None;
+        }
+    };
+    let mut address = String::new();
+    BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut address).unwrap();
+    Some(Bus {
+        daemon,
+        address: address.trim().to_owned(),
+        dir,
+    })
+}
+
+impl Bus {
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+    pub async fn connect(&self) -> Connection {
+        zbus::connection::Builder::address(self.address.as_str())
+            .build()
+            .await
+            .unwrap()
+    }
+    /// Makes the daemon's name startable by `exec`.
+    pub async fn add_service(&self, exec: &str) {
+        let file = self.dir().join("services").join(format!("{BUS_NAME}.service"));
+        std::fs::write(file, format!("[D-BUS Service]\nName={BUS_NAME}\nExec={exec}\n")).unwrap();
+        let bus = self.connect().await;
+        bus.call_method(
+            Some("org.freedesktop.DBus"),
+            "/org/freedesktop/DBus",
+            Some("org.freedesktop.DBus"),
+            "ReloadConfig",
+            &(),
+        )
+        .await
+        .unwrap();
+    }
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.daemon.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+/// `ogctl` with `args`, meant for `bus`, with pipes at its ends.
+pub fn ogctl_on(bus: &Bus, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ogctl"));
+    command
+        .args(args)
+        .env("DBUS_SYSTEM_BUS_ADDRESS", bus.address())
+        .env_remove("DBUS_SESSION_BUS_ADDRESS");
+    command
+        .env_remove("NO_COLOR")
+        .env_remove("CLICOLOR_FORCE")
+        .env_remove("COLUMNS");
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Runs `ogctl` to its end.
+pub async fn ogctl(bus: &Bus, args: &[&str]) -> Said {
+    let out = tokio::time::timeout(super::LIMIT, ogctl_on(bus, args).output())
+        .await
+        .expect("ogctl ends")
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let code = out
+        .status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .expect("ogctl exits by itself");
+    Said {
+        code,
+        stdout: text(out.stdout),
+        stderr: text(out.stderr),
+    }
+}
+
+/// A `StartPrompt` as the daemon saw it.
+#[derive(Debug, Clone, Default)]
+pub struct PromptCall {
+    pub cluster: String,
+    pub prompt: String,
+    /// `Key=value`, sorted.
+    pub options: Vec<String>,
+}
+
+/// What the daemon saw.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub calls: Vec<String>,
+    pub prompt: PromptCall,
+    pub closed_pipes: usize,
+    hang: bool,
+}
+
+#[derive(Clone, Default)]
+struct Shared {
+    seen: Arc<Mutex<Seen>>,
+    changed: Arc<Notify>,
+}
+
+impl Shared {
+    fn note(&self, change: impl FnOnce(&mut Seen)) {
+        change(&mut self.seen.lock().unwrap());
+        self.changed.notify_waiters();
+    }
+    async fn read(&self) {
+        if self.seen.lock().unwrap().hang {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The daemon that the test plays.
+pub struct Fake {
+    connection: Connection,
+    shared: Shared,
+}
+
+impl Fake {
+    pub async fn serve(bus: &Bus) -> Self {
+        let shared = Shared::default();
+        let mut builder =
+            zbus::connection::Builder::address(bus.address()).serve_at(ROOT_PATH, Manager { shared: shared.clone() });
+        for (name, state, peers) in [("room", "connected", 2), ("alone", "discovering", 0), ("broken", "failed", 0)] {
+            builder = builder.serve_at(cluster_path(name), Cluster { state, peers });
+        }
+        let job = Job { shared: shared.clone() };
+        let connection = builder.serve_at(job_path(1), job).name(BUS_NAME).build().await.unwrap();
+        Self { connection, shared }
+    }
+
+    pub fn calls(&self) -> Vec<String> {
+        self.shared.seen.lock().unwrap().calls.clone()
+    }
+    pub fn last_prompt(&self) -> PromptCall {
+        self.shared.seen.lock().unwrap().prompt.clone()
+    }
+    /// From now on reading calls get no answer.
+    pub fn hang(&self) {
+        self.shared.note(|seen| seen.hang = true);
+    }
+    /// Waits until the daemon has seen what `condition` wants.
+    pub async fn wait_for(&self, condition: impl Fn(&Seen) -> bool) {
+        let wait = async {
+            loop {
+                let changed = self.shared.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if condition(&self.shared.seen.lock().unwrap()) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let seen = tokio::time::timeout(Duration::from_secs(20), wait).await;
+        assert!(seen.is_ok(), "never seen: {:?}", self.shared.seen.lock().unwrap());
+    }
+    pub async fn emit_peer_connected(&self) {
+        let body = ("12D3KooWb", details(vec![("Name", Variant::from("NodeB"))]));
+        let path = cluster_path("gatewayai-poc");
+        self.connection
+            .emit_signal(None::<&str>, path, CLUSTER_INTERFACE, "PeerConnected", &body)
+            .await
+            .unwrap();
+    }
+    pub async fn stop(self) {
+        self.connection.close().await.unwrap();
+    }
+}
+
+fn details(pairs: Vec<(&str, Variant<'static>)>) -> Details {
+    pairs
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.try_into_owned().unwrap()))
+        .collect()
+}
+
+fn nested(pairs: Vec<(&str, Variant<'static>)>) -> Variant<'static> {
+    Variant::from(
+        pairs
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect::<HashMap<String, Variant<'static>>>(),
+    )
+}
+
+/// A peer's own word for its name.
+pub const EVIL_NAME: &str = "\u{1b}]0;owned\u{07}evil\u{9b}2J\u{202e}";
+
+struct Manager {
+    shared: Shared,
+}
+
+#[zbus::interface(name = "org.opengateway.Gateway1.Manager")]
+impl Manager {
+    async fn get_status(&self) -> fdo::Result<Details> {
+        self.shared.read().await;
+        let cluster = HashMap::from([
+            ("Id".to_owned(), Variant::from("gatewayai-poc")),
+            ("State".to_owned(), Variant::from("degraded")),
+            ("PeerCount".to_owned(), Variant::from(2u32)),
+        ]);
+        Ok(details(vec![
+            ("Version", Variant::from("9.9.9")),
+            ("NodeName", Variant::from("NodeC")),
+            ("PeerId", Variant::from("12D3KooWself")),
+            ("State", Variant::from("degraded")),
+            ("Sharing", Variant::from(true)),
+            ("StartedAt", Variant::from(1u64)),
+            ("Clusters", Variant::from(vec![cluster])),
+            ("Problems", Variant::from(vec!["no peer can serve; start one"])),
+            (
+                "Addresses",
+                Variant::from(vec!["/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooWself"]),
+            ),
+            ("Newer", Variant::from(1u32)),
+        ]))
+    }
+
+    async fn list_clusters(&self) -> Vec<(String, OwnedObjectPath, Details)> {
+        let id = "gatewayai-poc";
+        let state = details(vec![
+            ("State", Variant::from("degraded")),
+            ("PeerCount", Variant::from(2u32)),
+            ("Serving", Variant::from(true)),
+        ]);
+        vec![(id.to_owned(), OwnedObjectPath::try_from(cluster_path(id)).unwrap(), state)]
+    }
+
+    async fn list_peers(&self, _cluster: String, _options: Details) -> Vec<(String, Details)> {
+        let peer = details(vec![
+            ("Name", Variant::from(EVIL_NAME)),
+            ("Direct", Variant::from(true)),
+            ("LatencyUSec", Variant::from(850u64)),
+            ("Liveness", Variant::from("alive")),
+            ("Models", Variant::from(vec!["echo"])),
+            ("TierIds", Variant::from(vec!["Llama-3.2-3B"])),
+            ("Version", Variant::from("0.1.0")),
+        ]);
+        vec![("12D3KooWa".to_owned(), peer)]
+    }
+
+    async fn get_resources(&self, _options: Details) -> Details {
+        let gpus: Vec<HashMap<String, Variant<'static>>> = Vec::new();
+        details(vec![
+            (
+                "Cpu",
+                nested(vec![("Logical", Variant::from(8u32)), ("Usable", Variant::from(1.5))]),
+            ),
+            (
+                "Memory",
+                nested(vec![
+                    ("Total", Variant::from(8_160_437_862u64)),
+                    ("Available", Variant::from(1u64 << 30)),
+                ]),
+            ),
+            ("Gpus", Variant::from(gpus)),
+        ])
+    }
+
+    #[allow(clippy::type_complexity)] // the signature of the interface
+    async fn list_eligible(&self, _options: Details) -> Vec<(String, bool, Vec<(String, String)>, Details)> {
+        let now = |needed: u64| {
+            vec![
+                ("RequiredMemory", Variant::from(needed)),
+                ("MemoryNow", Variant::from(9_000_000_000u64)),
+            ]
+        };
+        let mut large = now(16_000_000_000);
+        large.push(("Missing", nested(vec![("Memory", Variant::from(8_000_000_000u64))])));
+        vec![
+            ("Llama-3.2-3B".into(), true, vec![], details(now(8_000_000_000))),
+            (
+                "Llama-3.1-8B".into(),
+                false,
+                vec![("memory".into(), "needs 16 GB of memory".into())],
+                details(large),
+            ),
+        ]
+    }
+
+    async fn list_jobs(&self) -> Vec<(u64, OwnedObjectPath, Details)> {
+        vec![(
+            1,
+            OwnedObjectPath::try_from(job_path(1)).unwrap(),
+            details(vec![("State", Variant::from("running"))]),
+        )]
+    }
+
+    async fn connect(&self, cluster: String, options: Details) -> OwnedObjectPath {
+        let bootstrap = options
+            .get("Bootstrap")
+            .and_then(|list| Vec::<String>::try_from(list.try_clone().unwrap()).ok());
+        let serve = options.get("Serve").and_then(|value| bool::try_from(value).ok());
+        let mut secret = String::new();
+        if let Some(Variant::Fd(fd)) = options.get("Secret").map(|value| &**value) {
+            let fd = std::os::fd::AsFd::as_fd(fd).try_clone_to_owned().unwrap();
+            std::fs::File::from(fd).read_to_string(&mut secret).unwrap();
+        }
+        let call = format!(
+            "Connect {cluster} {:?} serve={serve:?} secret={secret}",
+            bootstrap.unwrap_or_default()
+        );
+        self.shared.note(|seen| seen.calls.push(call));
+        OwnedObjectPath::try_from(cluster_path(&cluster)).unwrap()
+    }
+
+    async fn disconnect(&self, _cluster: String, _options: Details) {}
+
+    async fn start_prompt(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        cluster: String,
+        prompt: String,
+        options: Details,
+    ) -> Result<(OwnedObjectPath, OwnedFd), Named> {
+        let _ = (header, connection);
+        let mut shown: Vec<String> = options.iter().map(|(key, value)| format!("{key}={}", show(value))).collect();
+        shown.sort();
+        self.shared.note(|seen| {
+            seen.calls.push("StartPrompt".into());
+            seen.prompt = PromptCall {
+                cluster,
+                prompt: prompt.clone(),
+                options: shown,
+            };
+        });
+        if let Some(name) = prompt.strip_prefix("reply ") {
+            return Err(Named(name.to_owned()));
+        }
+        let (read, write) = std::io::pipe().unwrap();
+        let shared = self.shared.clone();
+        std::thread::spawn(move || answer(&prompt, write, &shared));
+        let read = std::os::fd::OwnedFd::from(read);
+        Ok((OwnedObjectPath::try_from(job_path(1)).unwrap(), OwnedFd::from(read)))
+    }
+}
+
+fn show(value: &OwnedVariant) -> String {
+    match &**value {
+        Variant::Str(text) => text.to_string(),
+        Variant::Bool(flag) => flag.to_string(),
+        Variant::U32(number) => number.to_string(),
+        Variant::U64(number) => number.to_string(),
+        Variant::F64(number) => number.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Plays a prompt's answer into the pipe, as the prompt's text wishes.
+fn answer(prompt: &str, mut pipe: std::io::PipeWriter, shared: &Shared) {
+    let mut say = |line: Line| pipe.write_all(&line.to_bytes()).is_ok();
+    let text = |text: &str| Line::Text { text: text.to_owned() };
+    say(Line::Start {
+        model: "echo".into(),
+        served_by: ServedBy {
+            peer_id: "12D3KooWa".into(),
+            name: "NodeA".into(),
+        },
+    });
+    match prompt {
+        "endless" => {
+            while say(text("tick\n")) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            shared.note(|seen| seen.closed_pipes += 1);
+            return;
+        }
+        "cut" => {
+            say(text("half"));
+            return;
+        }
+        "escape" => {
+            say(text("a\u{1b}[3"));
+            say(text("1mb"));
+        }
+        _ => {
+            if let Some(name) = prompt.strip_prefix("stream ") {
+                say(text("half"));
+                say(Line::Error {
+                    name: name.to_owned(),
+                    message: "why".into(),
+                });
+                return;
+            }
+            let (first, second) = prompt.split_at(prompt.len() / 2);
+            say(text(first));
+            say(text(second));
+        }
+    }
+    say(Line::End {
+        reason: "stop".into(),
+        usage: Usage {
+            prompt_tokens: 2,
+            completion_tokens: 12,
+        },
+        timings: Timings {
+            first_token_us: 50_000,
+            duration_us: 150_000,
+        },
+    });
+}
+
+/// An error reply with any name.
+#[derive(Debug)]
+struct Named(String);
+
+impl zbus::DBusError for Named {
+    fn create_reply(&self, call: &Header<'_>) -> zbus::Result<zbus::Message> {
+        zbus::Message::error(call, self.name())?.build(&("why",))
+    }
+    fn name(&self) -> zbus::names::ErrorName<'_> {
+        zbus::names::ErrorName::try_from(self.0.as_str()).unwrap()
+    }
+    fn description(&self) -> Option<&str> {
+        Some("why")
+    }
+}
+
+struct Cluster {
+    state: &'static str,
+    peers: u32,
+}
+
+#[zbus::interface(name = "org.opengateway.Gateway1.Cluster")]
+impl Cluster {
+    #[zbus(property)]
+    fn state(&self) -> String {
+        self.state.to_owned()
+    }
+    #[zbus(property)]
+    fn peer_count(&self) -> u32 {
+        self.peers
+    }
+    #[zbus(property)]
+    fn last_error(&self) -> (String, String) {
+        (
+            "org.opengateway.Gateway1.Error.Incompatible".into(),
+            "the cluster speaks version 9".into(),
+        )
+    }
+}
+
+struct Job {
+    shared: Shared,
+}
+
+#[zbus::interface(name = "org.opengateway.Gateway1.Job")]
+impl Job {
+    fn cancel(&self) {
+        self.shared.note(|seen| seen.calls.push("Cancel".into()));
+    }
+}
