@@ -1,1 +1,320 @@
-//! Wiring and lifecycle.
+//! Wiring and lifecycle: load → bind → spawn → serve the bus → ready → wait → drain → goodbye.
+
+mod control;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use zbus::connection::Builder;
+
+use crate::config::{self, BackendKind, BackendSettings, ConfigError, Environment, Overrides, Roots, Settings};
+use crate::dbus::control::{Control, ControlState};
+use crate::dbus::{self, Mode, ServeError};
+use crate::domain::resources::{Lent, Resources, lendable};
+use crate::domain::tier;
+use crate::net::identity::Identity;
+use crate::serve::backend::{Backend, Limits};
+use crate::serve::{Echo, OpenAi, OpenAiError, OpenAiSettings};
+use crate::state::{ClustersError, DirError, IdentityFileError, Memory, StateDir};
+use crate::{dispatch, gauge, net, serve};
+
+/// Running prompts may end within this time after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(30);
+/// Exit code for a configuration or state that a restart does not mend (sysexits.h: EX_CONFIG). systemd does not restart it.
+pub const EXIT_CONFIG: u8 = 78;
+
+/// Which bus to be on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bus {
+    /// The system bus.
+    System,
+    /// The session bus.
+    Session,
+    /// The bus at this D-Bus address.
+    Address(String),
+}
+
+impl std::str::FromStr for Bus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "system" => Ok(Self::System),
+            "session" => Ok(Self::Session),
+            address if address.contains(':') => Ok(Self::Address(address.to_owned())),
+            other => Err(format!("{other:?} is neither \"system\" nor \"session\" nor a D-Bus address such as unix:path=/run/bus")),
+        }
+    }
+}
+
+/// What the command line says.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which bus to be on.
+    pub bus: Bus,
+    /// A main configuration file of one's own.
+    pub config: Option<PathBuf>,
+    /// What wins over files and environment.
+    pub overrides: Overrides,
+}
+
+/// Why the daemon ended, other than by being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The state directory cannot be used.
+    #[error("{0}")]
+    State(#[from] DirError),
+    /// The identity cannot be used; it was not touched.
+    #[error("{0}")]
+    Identity(#[from] IdentityFileError),
+    /// The saved clusters cannot be used; they were not touched.
+    #[error("{0}")]
+    Clusters(#[from] ClustersError),
+    /// A backend cannot be used.
+    #[error("{0}")]
+    Backend(#[from] OpenAiError),
+    /// The network cannot be started.
+    #[error("{0}")]
+    Network(#[from] net::StartError),
+    /// The bus cannot be served.
+    #[error("{0}")]
+    Bus(#[from] ServeError),
+    /// The bus went away.
+    #[error("the connection to the bus is lost")]
+    BusLost,
+    /// A task that must not end did.
+    #[error("{0}")]
+    Task(String),
+    /// Signals cannot be received.
+    #[error("signals cannot be received: {0}")]
+    Signals(std::io::Error),
+}
+
+impl DaemonError {
+    /// The exit code: 78 for what a restart does not mend, else 1.
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Identity(_) | Self::Clusters(_) | Self::Backend(_) => EXIT_CONFIG,
+            Self::State(_) | Self::Network(_) | Self::Bus(_) | Self::BusLost | Self::Task(_) | Self::Signals(_) => 1,
+        }
+    }
+}
+
+/// Where this installation keeps its files.
+pub fn roots(options: &Options, environment: &Environment) -> Roots {
+    let roots = match environment.per_user_root() {
+        Some(root) => Roots::per_user(&root),
+        None => Roots::system(),
+    };
+    match &options.config {
+        Some(main) => roots.with_main(main.clone()),
+        None => roots,
+    }
+}
+
+/// Reads the configuration, as [`run`] will.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn settings(options: &Options) -> Result<Settings, ConfigError> {
+    let environment = Environment::of_process();
+    config::load(&roots(options, &environment), &environment, &options.overrides)
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    // Not run by systemd: nothing to tell.
+    let _ = sd_notify::notify(state);
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// [`DaemonError`], with its exit code.
+pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError> {
+    let started_at = SystemTime::now();
+    let state = StateDir::open(&settings.state_dir)?;
+    let identity = identity(&state)?;
+    let (memory, warning) = Memory::load(state.path())?;
+    if let Some(warning) = &warning {
+        tracing::error!("{warning}");
+    }
+    let (sharing, lent) = memory.sharing.clone().unwrap_or((settings.serve, settings.lent.clone()));
+    let profile = state.path().join("resources.json");
+    let (gauge, _gauging) = gauge::spawn(gauge::Config::of_machine(settings.models_dir.clone(), profile));
+    let (lent_sender, lent_receiver) = watch::channel(lent.clone());
+    let tiers = follow_tiers(gauge.clone(), lent_receiver);
+    let backends = settings.backends.iter().map(backend).collect::<Result<Vec<_>, _>>()?;
+    let (serve, mut serving) = serve::spawn(serve::Config { backends, tiers });
+    let (net, mut network) = net::start(net_config(&settings), &identity, Arc::new(serve.clone())).await?;
+    let dispatch = dispatch::Handle::new(dispatch::Router::new(net.clone(), serve.clone(), settings.node_name.clone()));
+
+    let mut shown = ControlState { saved: control::shown(&memory), sharing, lent, stopping: false, problems: Vec::new() };
+    shown.problems.extend(warning);
+    let (control, requests, publish) = Control::new(shown);
+    let node = dbus::Node {
+        net: net.clone(),
+        serve: serve.clone(),
+        dispatch,
+        gauge: gauge.clone(),
+        control,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node_name: settings.node_name.clone(),
+        features: vec!["prompt-fd".to_owned(), "nvml".to_owned()],
+        started_at,
+    };
+    let environment = Environment::of_process();
+    let roots = roots(&options, &environment);
+    let mut keeper = control::Keeper {
+        settings,
+        roots,
+        environment,
+        overrides: options.overrides.clone(),
+        memory,
+        directory: state.path().to_owned(),
+        net: net.clone(),
+        gauge,
+        publish,
+        lent: lent_sender,
+    };
+    keeper.join_all().await;
+    let (builder, mode) = bus(&options.bus);
+    let service = match dbus::serve(builder, node, mode).await {
+        Ok(service) => service,
+        Err(error) => {
+            net.shutdown().await;
+            return Err(error.into());
+        }
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("ready")]);
+    tracing::info!(peer_id = %identity.peer_id(), name = keeper.settings.node_name, "ready");
+
+    let mut requests = requests;
+    let outcome = loop {
+        tokio::select! {
+            Some(request) = requests.recv() => keeper.on_request(request).await,
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            _ = hangup.recv() => match keeper.reload().await {
+                Ok(()) => tracing::info!("configuration read again"),
+                Err(error) => tracing::error!(%error, "the old configuration stays in force"),
+            },
+            () = service.closed() => break Err(DaemonError::BusLost),
+            ended = &mut network => break Err(DaemonError::Task(match ended {
+                Ok(Err(stopped)) => stopped.to_string(),
+                Ok(Ok(())) | Err(_) => "the network task ended".to_owned(),
+            })),
+            _ = &mut serving => break Err(DaemonError::Task("the serving task ended".to_owned())),
+        }
+    };
+    tracing::info!("stopping");
+    keeper.stopping();
+    service.prepare_for_shutdown().await;
+    notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("letting running prompts end")]);
+    drain(&serve, &service, &mut terminate, &mut interrupt).await;
+    net.shutdown().await;
+    service.stop().await;
+    outcome
+}
+
+/// Lets running prompts end: those of members and those of this machine's users. A second signal ends the patience.
+async fn drain(
+    serve: &serve::Handle,
+    service: &dbus::Service,
+    terminate: &mut tokio::signal::unix::Signal,
+    interrupt: &mut tokio::signal::unix::Signal,
+) {
+    let ended = async {
+        serve.drain(DRAIN).await;
+        let deadline = tokio::time::Instant::now() + DRAIN;
+        while service.active_jobs() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        _ = terminate.recv() => tracing::info!("asked again: not waiting for running prompts"),
+        _ = interrupt.recv() => tracing::info!("asked again: not waiting for running prompts"),
+        () = tokio::time::sleep(DRAIN) => {}
+    }
+}
+
+fn identity(state: &StateDir) -> Result<Identity, IdentityFileError> {
+    let decode = |bytes: &[u8]| Identity::decode(bytes).map(|identity| identity.peer_id()).map_err(|error| error.to_string());
+    let bytes = crate::state::load_or_create(state.path(), || Identity::generate().encode().unwrap_or_default(), decode)?;
+    Identity::decode(&bytes).map_err(|error| IdentityFileError::Damaged { path: state.path().to_owned(), reason: error.to_string() })
+}
+
+fn bus(bus: &Bus) -> (Builder<'_>, Mode) {
+    let own = Mode::PerUser(rustix::process::geteuid().as_raw());
+    match bus {
+        Bus::System => (Builder::system(), Mode::System),
+        Bus::Session => (Builder::session(), own),
+        Bus::Address(address) => (Builder::address(address.as_str()), own),
+    }
+}
+
+fn backend(settings: &BackendSettings) -> Result<Arc<dyn Backend>, OpenAiError> {
+    let limits = Limits {
+        slots: settings.slots,
+        queued: settings.queue,
+        running_per_peer: settings.running_per_peer,
+        queued_per_peer: settings.queued_per_peer,
+    };
+    Ok(match &settings.kind {
+        BackendKind::Echo => Arc::new(Echo::new(limits)),
+        BackendKind::OpenAi { url, api_key_file, models } => Arc::new(OpenAi::start(OpenAiSettings {
+            url: url.clone(),
+            api_key_file: api_key_file.clone(),
+            models: models.clone(),
+            limits,
+        })?),
+    })
+}
+
+fn net_config(settings: &Settings) -> net::Config {
+    net::Config {
+        node_name: settings.node_name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        listen: settings.listen.clone(),
+        any_port: settings.any_port,
+        bootstrap: settings.bootstrap.clone(),
+        mdns: settings.mdns,
+        timings: net::Timings::default(),
+        caps: net::ConnectionCaps {
+            established: settings.max_connections,
+            established_incoming: (settings.max_connections * 2 / 3).max(1),
+            ..net::ConnectionCaps::default()
+        },
+    }
+}
+
+/// The tiers that this machine qualifies for with what is lent, as both change.
+fn follow_tiers(gauge: gauge::Handle, mut lent: watch::Receiver<Lent>) -> watch::Receiver<Vec<String>> {
+    let qualified = |resources: &Resources, lent: &Lent| tier::qualified(&lendable(resources, lent));
+    let (publish, tiers) = watch::channel(qualified(&gauge.latest(), &lent.borrow()));
+    tokio::spawn(async move {
+        let mut resources = gauge.watch();
+        loop {
+            let now = qualified(&gauge.latest(), &lent.borrow_and_update());
+            publish.send_if_modified(|known| {
+                let changed = *known != now;
+                *known = now;
+                changed
+            });
+            tokio::select! {
+                changed = resources.changed() => if changed.is_err() { return },
+                changed = lent.changed() => if changed.is_err() { return },
+            }
+        }
+    });
+    tiers
+}

@@ -25,7 +25,6 @@
 pub mod api;
 pub mod domain;
 
-#[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]
 pub mod daemon;

@@ -1,1 +1,134 @@
-fn main() {}
+//! `opengatewayd`: arguments, logging, exit code. The program is the library.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use opengateway::config::Overrides;
+use opengateway::daemon::{self, Bus, Options};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Linux machines lend each other their language models: the daemon.
+#[derive(Debug, Parser)]
+#[command(name = "opengatewayd", version, about, max_term_width = 100)]
+struct Arguments {
+    /// Configuration file instead of /etc/opengateway/opengatewayd.toml; its drop-ins are in FILE.d
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Bus to serve: "system", "session", or a D-Bus address
+    #[arg(long, value_name = "BUS", default_value = "system")]
+    bus: Bus,
+    /// Where identity, clusters and resources.json are kept
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Name shown to other members
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Answer prompts of other members
+    #[arg(long, conflicts_with = "consume")]
+    serve: bool,
+    /// Only ask, never answer
+    #[arg(long)]
+    consume: bool,
+    /// Address to listen on, such as /ip4/0.0.0.0/udp/4001/quic-v1; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    listen: Vec<String>,
+    /// Node to dial at the start, best with /p2p/PEER-ID; may be given several times
+    #[arg(long, value_name = "MULTIADDR")]
+    bootstrap: Vec<String>,
+    /// Cluster to join at the start; may be given several times
+    #[arg(long, value_name = "CLUSTER")]
+    connect: Vec<String>,
+    /// Do not look for members on the local network
+    #[arg(long)]
+    no_mdns: bool,
+    /// OpenAI endpoint; this version takes "off" alone
+    #[arg(long, value_name = "ADDR|off")]
+    http: Option<String>,
+    /// "error", "warn", "info", "debug", "trace", or a tracing filter
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+impl Arguments {
+    fn into_options(self) -> Options {
+        let serve = if self.serve {
+            Some(true)
+        } else if self.consume {
+            Some(false)
+        } else {
+            None
+        };
+        Options {
+            bus: self.bus,
+            config: self.config,
+            overrides: Overrides {
+                state_dir: self.state_dir,
+                node_name: self.node_name,
+                serve,
+                listen: self.listen,
+                bootstrap: self.bootstrap,
+                connect: self.connect,
+                no_mdns: self.no_mdns,
+                http: self.http,
+                log: self.log,
+            },
+        }
+    }
+}
+
+/// A plain level is about this program; its libraries speak at warnings and above, at "trace" too.
+fn filter(level: &str) -> EnvFilter {
+    let directives = match level {
+        "error" => "error".to_owned(),
+        "warn" | "info" | "debug" => format!("warn,opengateway={level},opengatewayd={level}"),
+        other => other.to_owned(),
+    };
+    EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"))
+}
+
+fn start_logging(level: &str) {
+    let registry = tracing_subscriber::registry().with(filter(level));
+    // systemd sets JOURNAL_STREAM for what it connects to the journal.
+    if std::env::var_os("JOURNAL_STREAM").is_some()
+        && let Ok(journald) = tracing_journald::layer()
+    {
+        registry.with(journald).init();
+        return;
+    }
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colour).with_target(false)).init();
+}
+
+fn main() -> ExitCode {
+    let options = Arguments::parse().into_options();
+    let settings = match daemon::settings(&options) {
+        Ok(settings) => settings,
+        Err(error) => {
+            eprintln!("opengatewayd: {error}");
+            eprintln!("opengatewayd: nothing was started; check with: ogctl config check");
+            return ExitCode::from(daemon::EXIT_CONFIG);
+        }
+    };
+    start_logging(&settings.log);
+    // One thread: everything here waits most of the time, and a prompt crosses no threads.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("opengatewayd: the runtime cannot be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(daemon::run(options, settings));
+    // A probe that hangs in a driver or on a dead file system must not keep the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

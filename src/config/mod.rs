@@ -1,1 +1,10 @@
-//! The configuration as written (`raw`) and as checked (`settings`).
+//! The configuration: as written ([`raw`]), as merged (`load`), as checked ([`Settings`]).
+//!
+//! Only [`Settings`] travels. Built without the daemon too, so that `ogctl config check` needs no daemon.
+
+mod load;
+pub mod raw;
+mod settings;
+
+pub use load::{Checked, ConfigError, Environment, Overrides, Roots, check, load};
+pub use settings::{BackendKind, BackendSettings, ClusterSettings, Settings, needs_restart};

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
@@ -129,24 +128,6 @@ pub(super) async fn collect(mut job: Job, record: &Record, progress: &mut Progre
     outcome.map(|done| (text, done))
 }
 
-/// Resolves when nobody can read the pipe any more, also when nothing is being written.
-struct ReaderGone(Option<AsyncFd<OwnedFd>>);
-
-impl ReaderGone {
-    fn watch(pipe: &OwnedFd) -> Self {
-        // A second descriptor of the same pipe: one descriptor can be registered only once.
-        let watched = pipe.try_clone().and_then(|second| AsyncFd::with_interest(second, Interest::ERROR));
-        Self(watched.ok())
-    }
-
-    async fn wait(&self) {
-        match &self.0 {
-            Some(watched) => drop(watched.ready(Interest::ERROR).await),
-            None => std::future::pending().await,
-        }
-    }
-}
-
 /// A pipe: the end to write to, and the end that goes to the caller.
 ///
 /// # Errors
@@ -192,7 +173,6 @@ fn line_of(event: JobEvent, record: &Record, progress: &mut Progress) -> (Line, 
 
 /// Writes a job to the pipe, line by line, until its end, its cancellation, or the reader's.
 pub(super) async fn write(mut job: Job, record: &Arc<Record>, progress: &mut Progress, write: OwnedFd) -> Result<Done, Failure> {
-    let gone = ReaderGone::watch(&write);
     let mut pipe = match pipe::Sender::from_owned_fd(write) {
         Ok(pipe) => pipe,
         Err(error) => {
@@ -209,7 +189,8 @@ pub(super) async fn write(mut job: Job, record: &Arc<Record>, progress: &mut Pro
             event = job.next() => event.unwrap_or_else(|| {
                 JobEvent::End(Err(Failure::new(FailureKind::ShuttingDown, "the daemon is stopping")))
             }),
-            () = gone.wait() => break Err(Failure::new(FailureKind::Cancelled, "the caller closed its stream")),
+            // Told at once when nobody can read the pipe any more, also while nothing is being written.
+            _ = pipe.ready(Interest::ERROR) => break Err(Failure::new(FailureKind::Cancelled, "the caller closed its stream")),
         };
         buffer.clear();
         let (line, mut ended) = line_of(event, record, progress);

@@ -54,15 +54,158 @@ pub struct Verdict {
 
 const GB: u64 = 1_000_000_000;
 
-/// The table, smallest first, in the order of the specification.
-pub static TIERS: [Tier; 1] = [Tier { name: "SmolLM-360M", cores: 1, memory: GB, vram: None, storage: 2 * GB }];
+const fn tier(name: &'static str, cores: u32, memory_gb: u64, vram_gb: Option<u64>, storage_gb: u64) -> Tier {
+    let vram = match vram_gb {
+        Some(gb) => Some(gb * GB),
+        None => None,
+    };
+    Tier { name, cores, memory: memory_gb * GB, vram, storage: storage_gb * GB }
+}
+
+/// The table of the specification, in its order, smallest first. "Llama-3.2-1.5B" is kept as it stands there, although
+/// Meta publishes 1B and 3B.
+pub static TIERS: [Tier; 10] = [
+    tier("SmolLM-360M", 1, 1, None, 2),
+    tier("Qwen2-0.5B", 1, 2, None, 3),
+    tier("SmolLM-1.7B", 1, 4, None, 5),
+    tier("TinyLlama-1.1B", 2, 1, None, 2),
+    tier("Phi-2-2.7B", 2, 2, None, 3),
+    tier("Llama-3.2-1.5B", 2, 4, None, 5),
+    tier("Llama-3.2-3B", 4, 8, None, 20),
+    tier("Llama-3.1-8B", 4, 12, Some(8), 30),
+    tier("Llama-3.1-70B", 8, 32, Some(24), 150),
+    tier("Llama-3.1-405B", 16, 64, Some(48), 500),
+];
 
 /// The tier called `name`, without regard to case.
 pub fn find(name: &str) -> Option<&'static Tier> {
     TIERS.iter().find(|tier| tier.name.eq_ignore_ascii_case(name))
 }
 
-/// Compares a machine with a tier.
-pub fn assess(tier: &'static Tier, _resources: &Resources) -> Verdict {
-    Verdict { tier, unmet: Vec::new(), fits_now: None }
+/// The names of the tiers that a machine qualifies for, in the order of the table.
+pub fn qualified(resources: &Resources) -> Vec<String> {
+    TIERS.iter().filter(|tier| assess(tier, resources).unmet.is_empty()).map(|tier| tier.name.to_owned()).collect()
+}
+
+/// Bytes as people say them. The table counts in 10^9 bytes, so a shortage is told in the same.
+fn gb(bytes: f64) -> String {
+    format!("{:.1} GB", bytes / GB as f64)
+}
+
+/// Compares a machine with a tier: memory and video memory by their totals (video memory of the largest GPU), storage by what
+/// is free and what models already take. What is optional never fails; what is required and unknown does.
+pub fn assess(tier: &'static Tier, resources: &Resources) -> Verdict {
+    let mut unmet = Vec::new();
+    let mut compare = |need: Need, name: &str, required: u64, has: Option<u64>| {
+        let missing = required.saturating_sub(has.unwrap_or(0)) as f64;
+        if missing > 0.0 {
+            let required = gb(required as f64);
+            let sentence = match has {
+                Some(has) => format!("needs {required} of {name}, has {}: {} missing", gb(has as f64), gb(missing)),
+                None => format!("needs {required} of {name}, and how much there is is unknown"),
+            };
+            unmet.push(Unmet { need, missing, sentence });
+        }
+    };
+    let vram = resources.gpus.iter().filter_map(|gpu| gpu.vram_total).max();
+    let storage = resources.storage.available.map(|free| free.saturating_add(resources.storage.models.unwrap_or(0)));
+    compare(Need::Memory, "memory", tier.memory, resources.memory.total);
+    if let Some(required) = tier.vram {
+        // No GPU at all is known, not unknown: there is none.
+        compare(Need::Vram, "video memory", required, if resources.gpus.is_empty() { Some(0) } else { vram });
+    }
+    compare(Need::Storage, "storage", tier.storage, storage);
+    let cores = f64::from(tier.cores) - resources.cpu.usable;
+    if cores > 1e-9 {
+        let sentence = format!("needs {} cores, {:.2} are usable: {cores:.2} missing", tier.cores, resources.cpu.usable);
+        unmet.insert(0, Unmet { need: Need::Cores, missing: cores, sentence });
+    }
+    let fits_now = resources.memory.available.map(|free| free >= tier.memory);
+    Verdict { tier, unmet, fits_now }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::resources::{Cpu, Gpu, Memory, Storage};
+
+    fn machine(cores: f64, memory: u64, vram: Option<u64>, storage: u64) -> Resources {
+        let gpu = |vram_total| Gpu {
+            index: 0,
+            vendor: "nvidia".to_owned(),
+            name: None,
+            uuid: None,
+            vram_total: Some(vram_total),
+            vram_free: None,
+            driver: None,
+            pci_address: None,
+        };
+        Resources {
+            schema: 1,
+            measured_at: 0,
+            cpu: Cpu { logical: 64, usable: cores, model: None, arch: "x86_64".to_owned(), load1: None },
+            memory: Memory { total: Some(memory), available: Some(memory / 2), limit: None },
+            storage: Storage { path: "/".into(), total: None, available: Some(storage), models: Some(0) },
+            gpus: vram.map(gpu).into_iter().collect(),
+            warnings: Vec::new(),
+        }
+    }
+
+    fn needs(verdict: &Verdict) -> Vec<Need> {
+        verdict.unmet.iter().map(|unmet| unmet.need).collect()
+    }
+
+    #[test]
+    fn every_tier_is_met_exactly_at_its_row_and_not_one_byte_below() {
+        for tier in &TIERS {
+            let exact = || machine(f64::from(tier.cores), tier.memory, tier.vram, tier.storage);
+            assert_eq!(assess(tier, &exact()).unmet, [], "{}", tier.name);
+            let mut short = exact();
+            short.memory.total = Some(tier.memory - 1);
+            assert_eq!(needs(&assess(tier, &short)), [Need::Memory]);
+            let mut short = exact();
+            short.storage.available = Some(tier.storage - 1);
+            assert_eq!(needs(&assess(tier, &short)), [Need::Storage]);
+            let mut short = exact();
+            short.cpu.usable -= 0.01;
+            assert_eq!(needs(&assess(tier, &short)), [Need::Cores]);
+            if let Some(vram) = tier.vram {
+                let mut short = exact();
+                short.gpus[0].vram_total = Some(vram - 1);
+                assert_eq!(needs(&assess(tier, &short)), [Need::Vram]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_machine_with_8_gib_of_modules_passes_the_8_gb_row() {
+        let verdict = assess(find("llama-3.2-3b").unwrap(), &machine(4.0, 8_100_000_000, None, 100 * GB));
+        assert_eq!(verdict.unmet, []);
+        assert_eq!(verdict.fits_now, Some(false));
+    }
+
+    #[test]
+    fn unknown_is_unmet_where_it_is_required_and_says_so() {
+        let mut unknown = machine(16.0, 64 * GB, Some(0), 500 * GB);
+        unknown.gpus[0].vram_total = None;
+        let verdict = assess(find("Llama-3.1-8B").unwrap(), &unknown);
+        assert!(verdict.unmet[0].sentence.contains("unknown"), "{verdict:?}");
+        assert_eq!(assess(find("Llama-3.2-3B").unwrap(), &unknown).unmet, [], "optional video memory never fails");
+    }
+
+    #[test]
+    fn models_that_are_there_already_count_as_storage() {
+        let mut full = machine(4.0, 8 * GB, None, 5 * GB);
+        full.storage.models = Some(15 * GB);
+        assert_eq!(assess(find("Llama-3.2-3B").unwrap(), &full).unmet, []);
+    }
+
+    #[test]
+    fn the_largest_gpu_counts() {
+        let mut two = machine(8.0, 32 * GB, Some(8 * GB), 150 * GB);
+        let mut second = two.gpus[0].clone();
+        second.vram_total = Some(24 * GB);
+        two.gpus.push(second);
+        assert_eq!(assess(find("Llama-3.1-70B").unwrap(), &two).unmet, []);
+    }
 }

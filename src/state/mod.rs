@@ -1,1 +1,14 @@
-//! The state directory: lock, atomic files, identity bytes, saved clusters.
+//! The state directory: its lock, files that are written whole or not at all, the identity, the saved clusters.
+//!
+//! All functions are synchronous and small (a few KiB, one fsync or two): the daemon calls them at its start, and in
+//! `spawn_blocking` afterwards. A damaged file is reported and kept, never replaced.
+
+mod atomic;
+mod clusters;
+mod dir;
+mod identity;
+
+pub use atomic::{StorageError, write as write_file};
+pub use clusters::{ClustersError, Memory, SavedCluster};
+pub use dir::{DirError, StateDir};
+pub use identity::{IdentityFileError, load_or_create};

@@ -1,0 +1,147 @@
+//! The configuration as written: every key optional, unknown keys refused.
+
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// One file, or several merged ones.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Raw {
+    /// `[node]`.
+    pub node: Option<Node>,
+    /// `[network]`.
+    pub network: Option<Network>,
+    /// `[serve]`.
+    pub serve: Option<Serve>,
+    /// `[[cluster]]`: joined at the start.
+    pub cluster: Option<Vec<Cluster>>,
+    /// `[[backend]]`.
+    pub backend: Option<Vec<Backend>>,
+    /// `[models]`.
+    pub models: Option<Models>,
+    /// `[http]`.
+    pub http: Option<Http>,
+    /// `[log]`.
+    pub log: Option<Log>,
+}
+
+/// `[node]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Shown to other members.
+    pub name: Option<String>,
+    /// Where identity, clusters and `resources.json` are kept.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Multiaddrs to listen on.
+    pub listen: Option<Vec<String>>,
+    /// Multiaddrs of nodes to dial at the start.
+    pub bootstrap: Option<Vec<String>>,
+    /// Look for members on the local network.
+    pub mdns: Option<bool>,
+    /// Connections in all.
+    pub max_connections: Option<u32>,
+}
+
+/// `[serve]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serve {
+    /// Answer prompts of other members.
+    pub enabled: Option<bool>,
+    /// Most cores that are lent.
+    pub cores: Option<f64>,
+    /// Most memory that is lent, in GB of 10^9 bytes.
+    pub memory_gb: Option<f64>,
+    /// Most storage that is lent, in GB of 10^9 bytes.
+    pub storage_gb: Option<f64>,
+    /// Most video memory that is lent, in GB of 10^9 bytes.
+    pub vram_gb: Option<f64>,
+}
+
+/// `[[cluster]]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// Its id.
+    pub id: String,
+    /// Take prompts of it; the default is `[serve] enabled`.
+    pub serve: Option<bool>,
+    /// Multiaddrs to dial for it.
+    pub bootstrap: Option<Vec<String>>,
+}
+
+/// `[[backend]]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// "echo" or "openai".
+    pub kind: String,
+    /// Of an "openai" backend: `http://127.0.0.1:11434/v1`.
+    pub url: Option<String>,
+    /// File with the key for it.
+    pub api_key_file: Option<PathBuf>,
+    /// Only these models of it.
+    pub models: Option<Vec<String>>,
+    /// Prompts running at once.
+    pub slots: Option<usize>,
+    /// Prompts waiting.
+    pub queue: Option<usize>,
+    /// Prompts of one peer running at once, while others wait.
+    pub running_per_peer: Option<usize>,
+    /// Prompts of one peer waiting.
+    pub queued_per_peer: Option<usize>,
+}
+
+/// `[models]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Models {
+    /// Where models are kept.
+    pub directory: Option<PathBuf>,
+}
+
+/// `[http]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// "off" is all that this version takes.
+    pub listen: Option<String>,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// "error", "warn", "info", "debug", "trace", or a tracing filter.
+    pub level: Option<String>,
+}
+
+macro_rules! overlay {
+    ($under:expr, $over:expr; $($field:ident),+) => {{ $(if $over.$field.is_some() { $under.$field = $over.$field; })+ }};
+}
+
+fn section<T: Default>(under: &mut Option<T>, over: Option<T>, merge: impl FnOnce(&mut T, T)) {
+    if let Some(over) = over {
+        merge(under.get_or_insert_with(T::default), over);
+    }
+}
+
+impl Raw {
+    /// Lays `over` on top: its keys win one by one; its lists replace whole lists.
+    pub fn merge(&mut self, over: Self) {
+        section(&mut self.node, over.node, |under, over| overlay!(under, over; name, state_dir));
+        section(&mut self.network, over.network, |under, over| overlay!(under, over; listen, bootstrap, mdns, max_connections));
+        section(&mut self.serve, over.serve, |under, over| overlay!(under, over; enabled, cores, memory_gb, storage_gb, vram_gb));
+        section(&mut self.models, over.models, |under, over| overlay!(under, over; directory));
+        section(&mut self.http, over.http, |under, over| overlay!(under, over; listen));
+        section(&mut self.log, over.log, |under, over| overlay!(under, over; level));
+        overlay!(self, over; cluster, backend);
+    }
+}

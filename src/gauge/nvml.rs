@@ -1,0 +1,61 @@
+//! NVIDIA GPUs by the driver's own library, loaded at run time. No library is an ordinary machine.
+//!
+//! Every call here may hang with a broken driver: run it in `spawn_blocking`, with a deadline.
+
+use std::path::Path;
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
+
+use crate::domain::resources::Gpu;
+
+/// What was found.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// No driver: nothing to say.
+    NoDriver,
+    /// These, and what could not be read.
+    Gpus(Vec<Gpu>, Vec<String>),
+}
+
+/// Measures. `library` is the file to load instead of the system's `libnvidia-ml.so.1`.
+pub(super) fn probe(library: Option<&Path>) -> Found {
+    let library = library.map_or_else(|| "libnvidia-ml.so.1".as_ref(), Path::as_os_str);
+    let nvml = match Nvml::builder().lib_path(library).init() {
+        Ok(nvml) => nvml,
+        Err(NvmlError::LibloadingError(_)) => return Found::NoDriver,
+        Err(error) => return Found::Gpus(Vec::new(), vec![format!("the NVIDIA driver is there and does not answer: {error}")]),
+    };
+    let mut warnings = Vec::new();
+    let count = match nvml.device_count() {
+        Ok(count) => count,
+        Err(error) => return Found::Gpus(Vec::new(), vec![format!("the NVIDIA driver does not count its GPUs: {error}")]),
+    };
+    let driver = nvml.sys_driver_version().ok();
+    let mut gpus = Vec::new();
+    for index in 0..count.min(64) {
+        let device = match nvml.device_by_index(index) {
+            Ok(device) => device,
+            Err(error) => {
+                warnings.push(format!("GPU {index} cannot be opened: {error}"));
+                continue;
+            }
+        };
+        let memory = device.memory_info();
+        if let Err(error) = &memory {
+            warnings.push(format!("the memory of GPU {index} is unknown: {error}"));
+        }
+        let memory = memory.ok();
+        gpus.push(Gpu {
+            index,
+            vendor: "nvidia".to_owned(),
+            name: device.name().ok(),
+            uuid: device.uuid().ok(),
+            vram_total: memory.as_ref().map(|memory| memory.total),
+            vram_free: memory.as_ref().map(|memory| memory.free),
+            driver: driver.clone(),
+            pci_address: device.pci_info().ok().map(|pci| pci.bus_id),
+        });
+    }
+    Found::Gpus(gpus, warnings)
+}

@@ -1,0 +1,113 @@
+//! Files that are there whole or not at all: temporary file in the same directory, fsync, rename, fsync of the directory.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// Ends the name of a file that is being written; left-overs of a crash are removed at the start.
+const TEMPORARY: &str = ".tmp";
+
+/// Why something could not be written; what was there before still is.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {what}: {source}")]
+pub struct StorageError {
+    /// Which file.
+    pub path: PathBuf,
+    /// What was tried.
+    pub what: &'static str,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+impl StorageError {
+    /// No space, or no quota, is left.
+    pub fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(TEMPORARY);
+    name.into()
+}
+
+/// Makes the names of a directory durable.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Writes `bytes` to `path`, mode 0600. Either all of it is there afterwards, durably, or what was there before.
+///
+/// # Errors
+/// [`StorageError`].
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
+    let failed = |what| move |source| StorageError { path: path.to_owned(), what, source };
+    let temporary = temporary(path);
+    // Of a write that was interrupted; nobody else writes here, the directory is locked.
+    let _ = fs::remove_file(&temporary);
+    let outcome = (|| {
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed("cannot be created"))?;
+        file.write_all(bytes).map_err(failed("cannot be written"))?;
+        file.sync_all().map_err(failed("cannot be made durable"))?;
+        fs::rename(&temporary, path).map_err(failed("cannot be put in place"))?;
+        sync_directory(path).map_err(failed("cannot be made durable"))
+    })();
+    if outcome.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    outcome
+}
+
+/// Removes what interrupted writes left in `directory`.
+pub fn remove_leftovers(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().ends_with(TEMPORARY) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_is_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        write(&path, b"one").unwrap();
+        write(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_what_was_there_and_no_litter() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("inside"), b"kept").unwrap();
+        let error = write(&path, b"new").unwrap_err();
+        assert!(error.to_string().contains("put in place"), "{error}");
+        assert!(path.join("inside").exists());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert!(write(&directory.path().join("none/file"), b"x").is_err());
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_are_removed_and_do_not_hinder() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        fs::write(temporary(&path), b"half").unwrap();
+        write(&path, b"whole").unwrap();
+        fs::write(temporary(&path), b"half").unwrap();
+        remove_leftovers(directory.path());
+        assert!(!temporary(&path).exists() && path.exists());
+    }
+}

@@ -1,0 +1,250 @@
+//! What the daemon remembers: the clusters it was asked to join, and whether it shares. One file, with a checksum inside;
+//! the last good version stays beside it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::atomic::{self, StorageError};
+use crate::domain::cluster::ClusterId;
+use crate::domain::resources::Lent;
+
+const FILE: &str = "clusters.json";
+const PREVIOUS: &str = "clusters.json.prev";
+const SCHEMA: u32 = 1;
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// A cluster that was joined by hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedCluster {
+    /// Which.
+    pub id: ClusterId,
+    /// Take prompts of it; `None` is the machine's setting.
+    pub serve: Option<bool>,
+    /// Join at the start.
+    pub auto_connect: bool,
+    /// Multiaddrs to dial for it.
+    pub bootstrap: Vec<String>,
+}
+
+/// What is remembered.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Memory {
+    /// Clusters, by id.
+    pub clusters: Vec<SavedCluster>,
+    /// `SetSharing`; `None` is as configured.
+    pub sharing: Option<(bool, Lent)>,
+}
+
+/// Why there is no memory. The files are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum ClustersError {
+    /// It cannot be read.
+    #[error("{path} cannot be read: {source}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A newer version of the program wrote it.
+    #[error("{path} was written by a newer version (schema {schema}; this one reads {SCHEMA}): install that version again")]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its schema.
+        schema: u32,
+    },
+    /// It, and the last good version beside it, are damaged.
+    #[error("{path} is damaged ({reason}), and so is the version before it: move both away to begin with no clusters")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    schema: u32,
+    sha256: String,
+    #[serde(default)]
+    content: serde_json::Value,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Content {
+    clusters: Vec<RawCluster>,
+    sharing: Option<(bool, Lent)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawCluster {
+    id: String,
+    serve: Option<bool>,
+    auto_connect: bool,
+    #[serde(default)]
+    bootstrap: Vec<String>,
+}
+
+enum Found {
+    Good(Memory),
+    None,
+    Damaged(String),
+}
+
+fn checksum(content: &serde_json::Value) -> String {
+    // serde_json writes an object's keys in a fixed order: the same content has the same bytes.
+    Sha256::digest(content.to_string().as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read(path: &Path) -> Result<Found, ClustersError> {
+    let unreadable = |source| ClustersError::Unreadable { path: path.to_owned(), source };
+    match fs::metadata(path) {
+        Ok(found) if found.len() > MAX_FILE_BYTES => return Ok(Found::Damaged("it is too large".to_owned())),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::None),
+        Err(error) => return Err(unreadable(error)),
+    }
+    let bytes = fs::read(path).map_err(unreadable)?;
+    let envelope: Envelope = match serde_json::from_slice(&bytes) {
+        Ok(envelope) => envelope,
+        Err(error) => return Ok(Found::Damaged(error.to_string())),
+    };
+    if envelope.schema > SCHEMA {
+        return Err(ClustersError::Newer { path: path.to_owned(), schema: envelope.schema });
+    }
+    if checksum(&envelope.content) != envelope.sha256 {
+        return Ok(Found::Damaged("its checksum does not fit".to_owned()));
+    }
+    let content: Content = match serde_json::from_value(envelope.content) {
+        Ok(content) => content,
+        Err(error) => return Ok(Found::Damaged(error.to_string())),
+    };
+    let clusters: Result<Vec<SavedCluster>, _> = content
+        .clusters
+        .into_iter()
+        .map(|raw| {
+            let RawCluster { id, serve, auto_connect, bootstrap } = raw;
+            ClusterId::new(&id).map(|id| SavedCluster { id, serve, auto_connect, bootstrap })
+        })
+        .collect();
+    Ok(match clusters {
+        Ok(clusters) => Found::Good(Memory { clusters, sharing: content.sharing }),
+        Err(error) => Found::Damaged(error.to_string()),
+    })
+}
+
+impl Memory {
+    /// Reads what is remembered in `directory`; nothing is no error. A damaged file is set aside under a name of its own and
+    /// the version before it is used; the warning says so.
+    ///
+    /// # Errors
+    /// [`ClustersError`]; nothing was changed.
+    pub fn load(directory: &Path) -> Result<(Self, Option<String>), ClustersError> {
+        let (path, previous) = (directory.join(FILE), directory.join(PREVIOUS));
+        let reason = match read(&path)? {
+            Found::Good(memory) => return Ok((memory, None)),
+            Found::None => return Ok((Self::default(), None)),
+            Found::Damaged(reason) => reason,
+        };
+        let Found::Good(memory) = read(&previous)? else {
+            return Err(ClustersError::Damaged { path, reason });
+        };
+        let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let aside = directory.join(format!("{FILE}.corrupt-{stamp}"));
+        let kept = match fs::rename(&path, &aside).and_then(|()| fs::copy(&previous, &path)) {
+            Ok(_) => format!("kept as {}", aside.display()),
+            Err(error) => format!("it could not be set aside: {error}"),
+        };
+        Ok((memory, Some(format!("{} was damaged ({reason}); {kept}; the version before it is used", path.display()))))
+    }
+
+    /// Writes it: durable when this returns.
+    ///
+    /// # Errors
+    /// [`StorageError`]: what was there before still is.
+    pub fn save(&self, directory: &Path) -> Result<(), StorageError> {
+        let path = directory.join(FILE);
+        let raw = |saved: &SavedCluster| RawCluster {
+            id: saved.id.as_str().to_owned(),
+            serve: saved.serve,
+            auto_connect: saved.auto_connect,
+            bootstrap: saved.bootstrap.clone(),
+        };
+        let content = Content { clusters: self.clusters.iter().map(raw).collect(), sharing: self.sharing.clone() };
+        let failed = |error: serde_json::Error| StorageError { path: path.clone(), what: "cannot be encoded", source: error.into() };
+        let content = serde_json::to_value(content).map_err(failed)?;
+        let envelope = Envelope { schema: SCHEMA, sha256: checksum(&content), content };
+        let bytes = serde_json::to_vec_pretty(&envelope).map_err(failed)?;
+        // Only a good version may become the one to fall back to.
+        if let Ok(Found::Good(_)) = read(&path)
+            && let Ok(old) = fs::read(&path)
+        {
+            atomic::write(&directory.join(PREVIOUS), &old)?;
+        }
+        atomic::write(&path, &bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(names: &[&str]) -> Memory {
+        let clusters = names
+            .iter()
+            .map(|name| SavedCluster {
+                id: ClusterId::new(name).unwrap(),
+                serve: Some(true),
+                auto_connect: true,
+                bootstrap: vec!["/ip4/192.0.2.1/tcp/4001".to_owned()],
+            })
+            .collect();
+        Memory { clusters, sharing: Some((true, Lent { cores: Some(1.5), ..Lent::default() })) }
+    }
+
+    #[test]
+    fn what_was_saved_is_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(Memory::load(directory.path()).unwrap(), (Memory::default(), None));
+        memory(&["a"]).save(directory.path()).unwrap();
+        memory(&["a", "B"]).save(directory.path()).unwrap();
+        assert_eq!(Memory::load(directory.path()).unwrap(), (memory(&["a", "B"]), None));
+    }
+
+    #[test]
+    fn damage_falls_back_to_the_version_before_and_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        memory(&["a"]).save(directory.path()).unwrap();
+        memory(&["a", "b"]).save(directory.path()).unwrap();
+        let path = directory.path().join(FILE);
+        let whole = fs::read(&path).unwrap();
+        for damage in [whole[..whole.len() / 2].to_vec(), Vec::new(), String::from_utf8(whole.clone()).unwrap().replace("\"b\"", "\"c\"").into_bytes()] {
+            fs::write(&path, &damage).unwrap();
+            let (found, warning) = Memory::load(directory.path()).unwrap();
+            assert_eq!(found, memory(&["a"]));
+            assert!(warning.unwrap().contains("corrupt-"));
+            assert!(fs::read_dir(directory.path()).unwrap().flatten().any(|entry| fs::read(entry.path()).unwrap() == damage));
+        }
+    }
+
+    #[test]
+    fn damage_without_a_version_before_stops_and_touches_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE), b"{").unwrap();
+        assert!(matches!(Memory::load(directory.path()), Err(ClustersError::Damaged { .. })));
+        assert_eq!(fs::read(directory.path().join(FILE)).unwrap(), b"{");
+    }
+
+    #[test]
+    fn a_newer_schema_stops() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE), br#"{"schema":2,"sha256":"","content":{}}"#).unwrap();
+        assert!(matches!(Memory::load(directory.path()), Err(ClustersError::Newer { schema: 2, .. })));
+    }
+}
