@@ -257,9 +257,8 @@ mod tests {
             let mut members = 0;
             for name in interface
                 .methods()
-                .iter()
                 .map(|m| m.name())
-                .chain(interface.signals().iter().map(|s| s.name()))
+                .chain(interface.signals().map(|s| s.name()))
             {
                 assert_eq!(method(name.as_str()), 1, "{short}.{name}");
                 members += 1;

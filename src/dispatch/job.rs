@@ -97,14 +97,15 @@ impl Drop for Errand {
 
 #[derive(Debug)]
 enum Answer {
-    Remote(AnswerStream, Errand),
+    /// The errand is counted for as long as the stream lives.
+    Remote { stream: AnswerStream, _errand: Errand },
     Local(mpsc::Receiver<AnswerEvent>),
 }
 
 impl Answer {
     async fn next(&mut self) -> Option<AnswerEvent> {
         match self {
-            Self::Remote(stream, _) => stream.next().await,
+            Self::Remote { stream, .. } => stream.next().await,
             Self::Local(events) => events.recv().await,
         }
     }
@@ -275,8 +276,8 @@ impl Running {
             match self.router.net.ask(self.cluster.clone(), member.id.clone(), self.ask.clone(), left) {
                 Ok(stream) => {
                     let by = ServedBy { id: member.id.clone(), name: member.name.clone(), local: false };
-                    let errand = self.router.begin(&member.id);
-                    return Ok((Answer::Remote(stream, errand), by));
+                    let answer = Answer::Remote { stream, _errand: self.router.begin(&member.id) };
+                    return Ok((answer, by));
                 }
                 Err(failure) if failure.kind.retries_elsewhere() && self.tried.len() <= MAX_RETRIES => self.last = Some(failure),
                 Err(failure) => return Err(failure),

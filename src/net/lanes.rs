@@ -90,7 +90,9 @@ impl Pool {
 
     /// A member may be asked from now on.
     pub(crate) fn admit(&self, peer: PeerId) {
-        self.with(|peers| drop(peers.entry(peer).or_default()));
+        self.with(|peers| {
+            peers.entry(peer).or_default();
+        });
     }
 
     /// Asks for as many streams as the waiting callers need and the bounds allow.

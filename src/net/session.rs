@@ -49,8 +49,9 @@ pub(crate) struct Up {
     pub outbox: mpsc::Sender<Outgoing>,
 }
 
-/// Why a session ended, or never began.
+/// Why a session ended, or never began. Some of it is for the log alone.
 #[derive(Debug)]
+#[allow(dead_code)]
 pub(crate) enum End {
     /// The other side said goodbye.
     Bye(ByeReason),

@@ -2,7 +2,7 @@
 
 #![cfg(feature = "daemon")]
 
-mod fake;
+pub mod fake;
 
 use fake::{Fake, bus_or_skip, ogctl, ogctl_on};
 use opengateway::api::names::{ErrorName, Origin, exit};
@@ -157,7 +157,10 @@ async fn a_prompt_as_json_is_one_object_or_one_a_line() {
 
     let lines = ogctl(&bus, &["--json", "prompt", "--stream", "hello world"]).await.stdout;
     let kinds: Vec<Value> = lines.lines().map(|line| parse(line)["type"].clone()).collect();
-    assert_eq!(kinds, ["start", "text", "text", "end"]);
+    assert_eq!(kinds, ["start", "text", "text", "end"], "{lines}");
+    for contradiction in [&["prompt", "x", "--stream"][..], &["--json", "prompt", "x", "--raw"]] {
+        assert_eq!(ogctl(&bus, contradiction).await.code, exit::USAGE, "{contradiction:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -197,10 +197,10 @@ pub struct Prompt {
     #[arg(long, conflicts_with = "stream")]
     pub no_stream: bool,
     /// With --json: one object a line as the answer comes
-    #[arg(long, requires = "json")]
+    #[arg(long)]
     pub stream: bool,
     /// Print the answer byte for byte: no filter of control characters, no line feed added
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long)]
     pub raw: bool,
 }
 

@@ -164,11 +164,13 @@ fn terminal_width() -> Option<usize> {
 pub fn clap_error(error: &clap::Error) -> ExitCode {
     if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
         let text = error.render().to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        // The first paragraph says what is wrong; usage and tips follow.
+        let paragraph: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        let message = paragraph.join(" ");
         let _ = io::stdout().write_all(&json::line(&Schema::one(ErrorView {
             error: ErrorBody {
                 name: "Usage",
-                message,
+                message: message.trim_start_matches("error: "),
                 hint: "see: ogctl help",
             },
         })));

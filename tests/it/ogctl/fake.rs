@@ -41,7 +41,7 @@ pub fn bus_or_skip() -> Option<Bus> {
         r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>session</type><listen>unix:path={}</listen><servicedir>{}</servicedir>
-<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow own="*"/></policy></busconfig>"#,
+<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>"#,
         dir.path().join("socket").display(),
         services.display()
     );
@@ -482,7 +482,7 @@ struct Named(String);
 
 impl zbus::DBusError for Named {
     fn create_reply(&self, call: &Header<'_>) -> zbus::Result<zbus::Message> {
-        zbus::Message::error(call, self.name())?.build(&("why",))
+        zbus::Message::error(call, self.name()).build(&("why",))
     }
     fn name(&self) -> zbus::names::ErrorName<'_> {
         zbus::names::ErrorName::try_from(self.0.as_str()).unwrap()

@@ -32,7 +32,10 @@ pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
     }
     // Standard input is read before a connection is opened: it may take as long as it likes.
     let question = match &args.command {
-        Command::Prompt(options) => Some(prompt::read_text(&options.text)?),
+        Command::Prompt(options) => {
+            prompt::check_options(options, out.json)?;
+            Some(prompt::read_text(&options.text)?)
+        }
         _ => None,
     };
     // One thread: a client waits most of its life, and threads cost time at the start.

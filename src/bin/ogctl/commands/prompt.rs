@@ -28,6 +28,16 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Most time for the daemon to accept a prompt.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Refuses options that say nothing, or contradict each other, with or without `--json`. clap cannot: it checks a
+/// global option only among those that come after the command's name.
+pub fn check_options(ask: &Prompt, json: bool) -> Result<(), Failure> {
+    match (json, ask.stream, ask.raw) {
+        (false, true, _) => Err(Failure::usage("--stream goes with --json; text is streamed without it")),
+        (true, _, true) => Err(Failure::usage("--raw does not go with --json: JSON escapes control characters anyway")),
+        _ => Ok(()),
+    }
+}
+
 /// The text to ask: the words of the command line, or standard input for `-`.
 pub fn read_text(words: &[String]) -> Result<String, Failure> {
     let text = if words == ["-"] {
