@@ -167,9 +167,7 @@ impl ErrorName {
     /// What to do next, as one sentence for people.
     pub const fn hint(self) -> &'static str {
         match self {
-            Self::InvalidClusterId => {
-                "a cluster id is 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or digit"
-            }
+            Self::InvalidClusterId => "the default cluster is gatewayai-poc; see those that are known with: ogctl clusters",
             Self::NoSuchCluster => "see the known clusters with: ogctl clusters",
             Self::NotConnected => "join it first with: ogctl connect CLUSTER",
             Self::TooManyClusters => "leave one with: ogctl disconnect CLUSTER, or raise the limit in opengatewayd.toml",

@@ -151,7 +151,8 @@ impl Manager {
                 ])
             })
             .collect();
-        let pasteable: Vec<String> = snapshot.listen_addresses.iter().map(|address| format!("{address}/p2p/{peer_id}")).collect();
+        let pasteable: Vec<String> =
+            snapshot.dialable_addresses.iter().map(|address| format!("{address}/p2p/{peer_id}")).collect();
         Ok(Details::from([
             ("Version", shared.version.clone().into()),
             ("NodeName", shared.node_name.clone().into()),

@@ -87,9 +87,20 @@ pub fn qualified(resources: &Resources) -> Vec<String> {
     TIERS.iter().filter(|tier| assess(tier, resources).unmet.is_empty()).map(|tier| tier.name.to_owned()).collect()
 }
 
+/// A number with at most `digits` decimals, and none that say nothing.
+fn plain(number: f64, digits: usize) -> String {
+    let text = format!("{number:.digits$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
 /// Bytes as people say them. The table counts in 10^9 bytes, so a shortage is told in the same.
 fn gb(bytes: f64) -> String {
-    format!("{:.1} GB", bytes / GB as f64)
+    match bytes {
+        0.0 => "none".to_owned(),
+        // Rounded to one decimal a little would look like nothing.
+        bytes if bytes < GB as f64 / 10.0 => format!("{} MB", plain(bytes / 1e6, 1)),
+        bytes => format!("{} GB", plain(bytes / GB as f64, 1)),
+    }
 }
 
 /// Compares a machine with a tier: memory and video memory by their totals (video memory of the largest GPU), storage by what
@@ -117,7 +128,7 @@ pub fn assess(tier: &'static Tier, resources: &Resources) -> Verdict {
     compare(Need::Storage, "storage", tier.storage, storage);
     let cores = f64::from(tier.cores) - resources.cpu.usable;
     if cores > 1e-9 {
-        let sentence = format!("needs {} cores, {:.2} are usable: {cores:.2} missing", tier.cores, resources.cpu.usable);
+        let sentence = format!("needs {} cores, {} usable: {} missing", tier.cores, plain(resources.cpu.usable, 2), plain(cores, 2));
         unmet.insert(0, Unmet { need: Need::Cores, missing: cores, sentence });
     }
     let fits_now = resources.memory.available.map(|free| free >= tier.memory);

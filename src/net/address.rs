@@ -91,6 +91,19 @@ pub(crate) fn is_loopback(address: &Multiaddr) -> bool {
     ip_of(address).is_some_and(|ip| ip.is_loopback())
 }
 
+/// What other machines can do something with, of the addresses that this one listens on: neither loopback nor link-local.
+/// All of them where there is nothing else, for nodes on one machine without a network.
+pub(crate) fn for_others<'a>(listening: impl Iterator<Item = &'a Multiaddr> + Clone) -> Vec<&'a Multiaddr> {
+    let usable = |address: &&Multiaddr| ip_of(address).is_some_and(|ip| !ip.is_loopback() && !is_link_local(ip));
+    let mut chosen: Vec<&Multiaddr> = listening.clone().filter(usable).collect();
+    if chosen.is_empty() {
+        chosen.extend(listening);
+    }
+    // IPv4 first: it is what most people paste. QUIC before TCP, as it is dialled.
+    chosen.sort_by_key(|address| (ip_of(address).is_some_and(|ip| ip.is_ipv6()), !is_quic(address)));
+    chosen
+}
+
 /// An address that strangers everywhere may use: neither private nor special.
 pub(crate) fn is_global(address: &Multiaddr) -> bool {
     ip_of(address).is_some_and(|ip| network(ip).is_none() && !is_link_local(ip) && !ip.is_unspecified() && !ip.is_multicast())

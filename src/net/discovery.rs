@@ -15,6 +15,7 @@ use super::book::Source;
 use super::duplicates::{self, Link};
 use super::handle::JoinError;
 use super::jitter;
+use super::port;
 use super::task::{Due, StartError, Task};
 use crate::domain::cluster::ClusterId;
 use crate::wire::control::{View, ViewEntry};
@@ -47,9 +48,13 @@ impl Task<'_> {
         for text in self.lasting.config.listen.clone() {
             let refused = |reason: String| StartError::Listen { address: text.clone(), reason };
             let address: Multiaddr = text.parse().map_err(|error| refused(format!("{error}")))?;
-            let outcome = self.swarm.listen_on(address.clone()).or_else(|error| {
-                if self.lasting.config.any_port { self.swarm.listen_on(address::any_port(&address)) } else { Err(error) }
-            });
+            let mut listen = |address: &Multiaddr| {
+                port::check(address).map_err(libp2p::TransportError::Other).and_then(|()| self.swarm.listen_on(address.clone()))
+            };
+            let outcome = match listen(&address) {
+                Err(_) if self.lasting.config.any_port => listen(&address::any_port(&address)),
+                outcome => outcome,
+            };
             match outcome {
                 Ok(_) => listening += 1,
                 Err(error) => problems.push(refused(error.to_string())),

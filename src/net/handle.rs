@@ -217,6 +217,8 @@ pub struct Snapshot {
     pub peer_id: Option<NodeId>,
     /// Addresses that it listens on, without the peer id.
     pub listen_addresses: Vec<String>,
+    /// Those of them that are of use to other machines, without the peer id; on a machine without a network, all.
+    pub dialable_addresses: Vec<String>,
     /// Joined clusters.
     pub clusters: BTreeMap<ClusterId, Arc<ClusterView>>,
     /// Connected peers of any kind (members, bootstraps, DHT).

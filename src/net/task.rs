@@ -572,6 +572,10 @@ impl Task<'_> {
         let snapshot = Snapshot {
             peer_id: Some(NodeId::new(self.local.to_string())),
             listen_addresses: self.swarm.listeners().map(ToString::to_string).collect(),
+            dialable_addresses: super::address::for_others(self.swarm.listeners().collect::<Vec<_>>().into_iter())
+                .into_iter()
+                .map(ToString::to_string)
+                .collect(),
             clusters,
             connected_peers: self.swarm.connected_peers().count(),
             problems: self.problems.values().cloned().collect(),

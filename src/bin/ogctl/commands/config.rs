@@ -5,6 +5,7 @@
 use crate::errors::{Failure, Stop};
 use crate::output::Output;
 use opengateway::api::names::exit;
+use opengateway::config::{Environment, Overrides, Roots};
 use serde::Serialize;
 use std::path::Path;
 
@@ -14,27 +15,33 @@ struct View {
     valid: bool,
     /// Files that were read, in the order of merging.
     files: Vec<String>,
-    /// What is legal and probably not meant.
-    warnings: Vec<String>,
 }
 
 /// Checks the configuration whose main file is `main`, or the installed one.
 pub fn run(main: Option<&Path>, out: &Output) -> Result<(), Stop> {
     let checked = check(main)?;
     out.view(checked, |view, _| {
-        let mut text: String = view.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
-        text.push_str(&format!("The configuration is valid ({} files read).\n", view.files.len()));
-        text
+        match view.files.as_slice() {
+            [] => "The configuration is valid: there is no file, so every default is in force.\n".to_owned(),
+            files => format!("The configuration is valid. Read, the later ones win:\n  {}\n", files.join("\n  ")),
+        }
     })
 }
 
-/// The seam to the daemon's own check: reads and merges as the daemon would and returns what it found.
-fn check(_main: Option<&Path>) -> Result<View, Failure> {
-    let hint = "see: journalctl -u opengatewayd after: systemctl reload opengatewayd";
-    Err(Failure::new(
-        "Unsupported",
-        "this build of ogctl has no configuration check",
-        hint,
-        exit::FAILED,
-    ))
+/// Reads and merges as the daemon would, in the environment of this process.
+fn check(main: Option<&Path>) -> Result<View, Failure> {
+    let environment = Environment::of_process();
+    let roots = match environment.per_user_root() {
+        Some(root) => Roots::per_user(&root),
+        None => Roots::system(),
+    };
+    let roots = match main {
+        Some(main) => roots.with_main(main.to_owned()),
+        None => roots,
+    };
+    let checked = opengateway::config::check(&roots, &environment, &Overrides::default()).map_err(|error| {
+        let hint = "mend it and check again: ogctl config check; a running daemon keeps its old configuration";
+        Failure::new("InvalidConfiguration", error.to_string(), hint, exit::FAILED)
+    })?;
+    Ok(View { valid: true, files: checked.files.iter().map(|path| path.display().to_string()).collect() })
 }

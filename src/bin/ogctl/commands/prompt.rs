@@ -324,7 +324,10 @@ fn served_by(node: &ServedBy, model: &str, reason: &str, usage: Usage, timings: 
         Duration::from_micros(timings.duration_us),
     );
     if !first.is_zero() {
-        parts.push(format!("{:.2} s to first", first.as_secs_f64()));
+        parts.push(match first.as_secs_f64() {
+            seconds if seconds < 0.01 => format!("{:.1} ms to first", seconds * 1000.0),
+            seconds => format!("{seconds:.2} s to first"),
+        });
     }
     // The first token's time is the prompt's: the rate is that of the tokens after it.
     let rate = f64::from(tokens.saturating_sub(1)) / whole.saturating_sub(first).as_secs_f64();

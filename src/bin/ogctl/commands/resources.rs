@@ -253,14 +253,20 @@ fn tier_view((tier, eligible, unmet, details): TierEntry) -> Tier {
     }
 }
 
+/// What a tier asks for, in the 10^9 bytes in which the table of tiers counts: a reader finds the row again.
+fn gb(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "?".to_owned(), |bytes| format!("{} GB", bytes.div_ceil(1_000_000_000)))
+}
+
 fn eligible_text(view: &Eligible, style: &Style) -> String {
     let mut table = Table::new(&["TIER", "ELIGIBLE", "FITS NOW", "NEEDS", "WHY NOT"]);
     for tier in &view.tiers {
-        let mut needs = format!("{} cores, {} RAM", cores(tier.required.cores), gib(tier.required.memory));
+        let count = cores(tier.required.cores);
+        let mut needs = format!("{count} {}, {} RAM", if count == "1" { "core" } else { "cores" }, gb(tier.required.memory));
         if let Some(vram) = tier.required.vram {
-            needs.push_str(&format!(", {} VRAM", gib(Some(vram))));
+            needs.push_str(&format!(", {} VRAM", gb(Some(vram))));
         }
-        needs.push_str(&format!(", {} disk", gib(tier.required.storage)));
+        needs.push_str(&format!(", {} disk", gb(tier.required.storage)));
         let why = tier
             .unmet
             .iter()

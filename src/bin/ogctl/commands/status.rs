@@ -97,7 +97,7 @@ fn text(status: &Status, style: &Style) -> String {
     let cluster = |cluster: &Cluster| {
         let peers = cluster
             .peer_count
-            .map_or_else(String::new, |count| format!(", {count} peers"));
+            .map_or_else(String::new, |count| format!(", {count} {}", if count == 1 { "peer" } else { "peers" }));
         format!(
             "{}: {}{peers}",
             term::line(&cluster.id),
