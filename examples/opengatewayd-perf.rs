@@ -114,6 +114,7 @@ impl Node {
 
 fn figures(mut times: Vec<f64>, seconds: f64) -> serde_json::Value {
     times.sort_by(f64::total_cmp);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share of an index
     let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
     serde_json::json!({
         "n": times.len(), "p50_us": at(0.5), "p90_us": at(0.9), "p99_us": at(0.99), "per_s": times.len() as f64 / seconds,

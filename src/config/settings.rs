@@ -124,7 +124,7 @@ fn amount(key: &str, value: Option<f64>) -> Result<Option<f64>, String> {
     }
 }
 
-// A lent amount is far below 2^53 bytes, so nothing is lost.
+#[allow(clippy::cast_possible_truncation)] // a lent amount is far below 2^53 bytes, so nothing is lost
 fn bytes(key: &str, value: Option<f64>) -> Result<Option<u64>, String> {
     Ok(amount(key, value)?.map(|value| (value * GB) as u64))
 }

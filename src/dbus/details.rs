@@ -120,16 +120,21 @@ const fn code(need: Need) -> &'static str {
     }
 }
 
+/// A number of bytes: whole, and exact in an f64 up to 8 PiB.
+#[allow(clippy::cast_possible_truncation)]
+const fn bytes(amount: f64) -> u64 {
+    amount as u64
+}
+
 pub(super) fn tier(verdict: &Verdict, resources: &Resources) -> TierEntry {
     let tier = verdict.tier;
     let mut missing = Details::new();
     for unmet in &verdict.unmet {
         let (key, amount): (&'static str, Variant<'static>) = match unmet.need {
             Need::Cores => ("Cores", unmet.missing.into()),
-            // Bytes are whole numbers, exact in an f64 up to 8 PiB.
-            Need::Memory => ("Memory", (unmet.missing as u64).into()),
-            Need::Vram => ("Vram", (unmet.missing as u64).into()),
-            Need::Storage => ("Storage", (unmet.missing as u64).into()),
+            Need::Memory => ("Memory", bytes(unmet.missing).into()),
+            Need::Vram => ("Vram", bytes(unmet.missing).into()),
+            Need::Storage => ("Storage", bytes(unmet.missing).into()),
         };
         missing.insert(key, amount);
     }

@@ -175,13 +175,10 @@ impl Running {
                 }
                 continue;
             };
-            let event = match timeout_at(self.deadline, answer.next()).await {
-                Ok(event) => event,
-                Err(_) => {
-                    let what = if self.started { "the answer was not whole" } else { "no answer came" };
-                    let detail = format!("{what} within {} s", self.options.timeout.as_secs_f64());
-                    return self.end(Err(Failure::new(FailureKind::DeadlineExceeded, detail)));
-                }
+            let Ok(event) = timeout_at(self.deadline, answer.next()).await else {
+                let what = if self.started { "the answer was not whole" } else { "no answer came" };
+                let detail = format!("{what} within {} s", self.options.timeout.as_secs_f64());
+                return self.end(Err(Failure::new(FailureKind::DeadlineExceeded, detail)));
             };
             match event {
                 Some(AnswerEvent::Started { model }) => {

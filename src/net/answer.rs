@@ -101,7 +101,6 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
                 return;
             }
         };
-        drop(frame);
         out.clear();
         let Some(permit) = desk.permits.borrow().get(&(peer, request.cluster_ref)).cloned() else {
             // Not a member of that cluster, or of any: not a byte in answer, the stream is reset.

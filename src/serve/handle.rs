@@ -131,7 +131,7 @@ impl Handle {
 
     /// Name of the best backend that works, and what is wrong with the others.
     pub fn backends(&self) -> (String, Vec<String>) {
-        let mut best = String::new();
+        let mut best: Option<&Arc<dyn Backend>> = None;
         let mut problems = Vec::new();
         for backend in &self.shared.backends {
             let availability = backend.availability();
@@ -139,12 +139,12 @@ impl Handle {
             if let Some(problem) = &availability.problem {
                 problems.push(format!("backend {}: {problem}", backend.name()));
             }
-            if !availability.models.is_empty() && (best.is_empty() || !backend.is_last_resort()) && best != backend.name() {
-                if best.is_empty() || best == super::echo::NAME {
-                    best = backend.name().to_owned();
-                }
+            // The first that works, and the echo only where nothing else does.
+            if !availability.models.is_empty() && best.is_none_or(|best| best.is_last_resort() && !backend.is_last_resort()) {
+                best = Some(backend);
             }
         }
+        let best = best.map_or_else(String::new, |best| best.name().to_owned());
         (best, problems)
     }
 }

@@ -166,7 +166,7 @@ mod tests {
     fn full_queue_refuses_newest() {
         let mut queue = Queue::new(LIMITS);
         let names = ["a", "b", "c"].map(peer);
-        let admitted: Vec<Admission> = (0..11).map(|ticket| queue.admit(&names[ticket as usize % 3], ticket)).collect();
+        let admitted: Vec<Admission> = (0..11_u64).zip(names.iter().cycle()).map(|(ticket, name)| queue.admit(name, ticket)).collect();
         assert_eq!(admitted[..2], [Admission::Run, Admission::Run]);
         assert_eq!(admitted[2], Admission::Wait(0));
         assert_eq!(admitted[9], Admission::Wait(7));

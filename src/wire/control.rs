@@ -139,7 +139,7 @@ impl Control {
             Self::Heartbeat(beat) => {
                 out.push(HEARTBEAT);
                 out.extend_from_slice(&beat.seq.to_be_bytes());
-                out.push(u8::from(beat.serving) * SERVING | u8::from(beat.draining) * DRAINING);
+                out.push((u8::from(beat.serving) * SERVING) | (u8::from(beat.draining) * DRAINING));
                 out.extend_from_slice(&beat.free_slots.to_be_bytes());
                 out.extend_from_slice(&beat.queued.to_be_bytes());
                 out.extend_from_slice(&beat.state_version.to_be_bytes());

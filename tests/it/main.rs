@@ -1,5 +1,7 @@
 //! In-process and private-bus tests; one binary, a module for each part.
 
+#![allow(clippy::unwrap_used)] // a test says what it expects by panicking
+
 #[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]

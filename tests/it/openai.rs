@@ -177,6 +177,7 @@ struct Server {
 }
 
 impl Server {
+    #[allow(clippy::zombie_processes)] // waited for when the server is dropped
     async fn start() -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["openai::stub_process", "--exact", "--nocapture"])

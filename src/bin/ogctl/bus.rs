@@ -98,7 +98,7 @@ impl Bus {
     /// Whatever the daemon or the bus says, or `Timeout`.
     pub async fn ask<T>(&mut self, call: impl AsyncFn(&ManagerProxy<'static>) -> zbus::Result<T>) -> Result<T, Failure> {
         match within(self.limit, call(&self.manager)).await {
-            Err(failure) if failure.is_no_daemon() && self.to_session().await => within(self.limit, call(&self.manager)).await,
+            Err(failure) if failure.is_no_daemon() && self.try_session().await => within(self.limit, call(&self.manager)).await,
             result => result,
         }
     }
@@ -113,7 +113,7 @@ impl Bus {
         R: for<'d> DynamicDeserialize<'d>,
     {
         let mut result = within(self.limit, call(self.manager.inner(), member, None, body)).await;
-        if result.as_ref().is_err_and(Failure::is_no_daemon) && self.to_session().await {
+        if result.as_ref().is_err_and(Failure::is_no_daemon) && self.try_session().await {
             result = within(self.limit, call(self.manager.inner(), member, None, body)).await;
         }
         let proxy = self.manager.inner().clone();
@@ -160,7 +160,7 @@ impl Bus {
     }
 
     /// Moves to the session bus if that was not tried yet and a daemon is there.
-    async fn to_session(&mut self) -> bool {
+    async fn try_session(&mut self) -> bool {
         if !std::mem::take(&mut self.fallback) {
             return false;
         }

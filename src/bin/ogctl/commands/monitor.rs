@@ -101,10 +101,10 @@ pub async fn run(bus: &mut Bus, out: &Output) -> Result<(), Stop> {
             message = next(&mut signals) => {
                 let message = message?;
                 // The bus checks the sender too; streams of the same connection may share its subscriptions.
-                if message.header().sender().is_some_and(|sender| sender.as_str() == owner) {
-                    if let Some(event) = event(&message) {
-                        print(out, event)?;
-                    }
+                if message.header().sender().is_some_and(|sender| sender.as_str() == owner)
+                    && let Some(event) = event(&message)
+                {
+                    print(out, event)?;
                 }
             }
         }

@@ -1,0 +1,107 @@
+#!/bin/bash
+# test.sh - everything that this machine can run, then a summary of what was skipped and why.
+#
+#   ./scripts/test.sh              all rings
+#   ./scripts/test.sh RING...      some of them:
+#     lint    formatting, clippy, shell scripts, interface files, the client alone (without libp2p)
+#     unit    beside the code: pure functions, codecs, limits
+#     it      in one process, and the real daemon on private buses
+#     netns   the real daemon in network namespaces; needs root
+#
+# It installs what is missing and says so; only apt packages need root. With CI=true a skipped test is a failed one.
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+
+rings=()
+for argument in "$@"; do
+  case $argument in
+    lint | unit | it | netns) rings+=("$argument") ;;
+    -h | --help) sed -n '2,/^\. /{/^\. /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+    *) say "test.sh: unknown ring $argument; see: $0 --help"; exit 2 ;;
+  esac
+done
+[ ${#rings[@]} -gt 0 ] || rings=(lint unit it netns)
+wants() { [[ " ${rings[*]} " == *" $1 "* ]]; }
+
+cd "$here"
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+failed=() skipped=()
+skip() {
+  skipped+=("$1: $2")
+  if [ "${CI:-}" = true ]; then failed+=("$1 (skipped, and CI=true forbids that: $2)"); fi
+}
+
+# step NAME COMMAND...: runs it quietly; shows its output when it fails.
+step() {
+  local name=$1 start=$SECONDS log=$logs/${1// /-}
+  shift
+  printf '%-34s' "$name" >&2
+  if "$@" >"$log" 2>&1 </dev/null; then
+    say "ok      $((SECONDS - start)) s$(awk '/^test result:/ {n += $4} END {if (n) printf ", %d tests", n}' "$log")"
+  else
+    say "FAILED  $((SECONDS - start)) s"
+    failed+=("$name")
+    tail -n 200 "$log" >&2
+  fi
+  # A test that cannot run here prints why.
+  while read -r reason; do skipped+=("$name: $reason"); done < <(sed -n 's/.*SKIPPED: //p' "$log" | sort -u)
+}
+
+
+need_build
+need dbus-daemon=dbus-daemon
+if wants netns && [ "$(id -u)" = 0 ]; then need ip=iproute2 nft=nftables; fi
+
+if wants lint; then
+  if cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt >/dev/null 2>&1; then
+    step "formatting" cargo fmt --check
+  else
+    skip "formatting" "rustfmt is not here: rustup component add rustfmt"
+  fi
+  if cargo clippy --version >/dev/null 2>&1 || rustup component add clippy >/dev/null 2>&1; then
+    step "clippy" cargo clippy --locked --all-targets -- -D warnings
+  else
+    skip "clippy" "clippy is not here: rustup component add clippy"
+  fi
+  if [ "$(id -u)" = 0 ]; then need shellcheck=shellcheck xmllint=libxml2-utils; fi
+  if command -v shellcheck >/dev/null; then
+    step "shell scripts" shellcheck -x -P scripts scripts/*.sh .ci/run
+  else
+    skip "shell scripts" "shellcheck is not here: apt-get install shellcheck"
+  fi
+  if command -v xmllint >/dev/null; then
+    step "interface files" xmllint --noout --nonet dbus/*.xml
+  else
+    skip "interface files" "xmllint is not here: apt-get install libxml2-utils"
+  fi
+  client_has_no_daemon() {
+    ! cargo tree --locked --no-default-features --edges normal --prefix none | grep -E '^(libp2p|procfs|nvml-wrapper|hyper) ' &&
+      cargo check --locked --no-default-features --bin ogctl
+  }
+  step "the client alone" client_has_no_daemon
+fi
+
+if wants unit || wants it || wants netns; then step "building the tests" cargo test --locked --no-run; fi
+if wants unit; then step "unit tests" cargo test --locked --lib --bins -- --show-output; fi
+if wants it; then step "in process and on private buses" cargo test --locked --test it -- --show-output; fi
+if wants netns; then
+  if [ "$(id -u)" = 0 ]; then
+    step "in network namespaces" cargo test --locked --test netns -- --show-output --test-threads=1
+  else
+    skip "in network namespaces" "needs root"
+  fi
+fi
+
+say
+if [ ${#skipped[@]} -gt 0 ]; then
+  say "skipped here:"
+  printf '  %s\n' "${skipped[@]}" >&2
+else
+  say "nothing was skipped"
+fi
+if [ ${#failed[@]} -gt 0 ]; then
+  say "FAILED:"
+  printf '  %s\n' "${failed[@]}" >&2
+  exit 1
+fi
+say "all passed in $SECONDS s"
