@@ -163,7 +163,7 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
         dispatch,
         gauge: gauge.clone(),
         control,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: crate::domain::version::VERSION.to_owned(),
         node_name: settings.node_name.clone(),
         features: vec!["prompt-fd".to_owned(), "nvml".to_owned()],
         started_at,
@@ -283,7 +283,7 @@ fn backend(settings: &BackendSettings) -> Result<Arc<dyn Backend>, OpenAiError> 
 fn net_config(settings: &Settings) -> net::Config {
     net::Config {
         node_name: settings.node_name.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: crate::domain::version::VERSION.to_owned(),
         listen: settings.listen.clone(),
         any_port: settings.any_port,
         bootstrap: settings.bootstrap.clone(),

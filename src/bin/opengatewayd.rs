@@ -5,14 +5,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use opengateway::config::Overrides;
+use opengateway::api::names::BUS_NAME;
 use opengateway::daemon::{self, Bus, Options};
+use opengateway::domain::version;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Linux machines lend each other their language models: the daemon.
 #[derive(Debug, Parser)]
-#[command(name = "opengatewayd", version, about, max_term_width = 100)]
+#[command(name = "opengatewayd", version, long_version = long_version(), about, max_term_width = 100)]
 struct Arguments {
     /// Configuration file instead of /etc/opengateway/opengatewayd.toml; its drop-ins are in FILE.d
     #[arg(long, value_name = "FILE")]
@@ -50,6 +52,12 @@ struct Arguments {
     /// "error", "warn", "info", "debug", "trace", or a tracing filter
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,
+}
+
+/// What `--version` prints; `-V` prints the version alone.
+fn long_version() -> String {
+    let commit = version::COMMIT.map_or_else(String::new, |commit| format!(" ({commit})"));
+    format!("{}{commit}\nbus {BUS_NAME}\npeers {}", version::VERSION, version::PEER_PROTOCOLS.join(" "))
 }
 
 impl Arguments {

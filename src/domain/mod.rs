@@ -5,3 +5,4 @@ pub mod node;
 pub mod prompt;
 pub mod resources;
 pub mod tier;
+pub mod version;

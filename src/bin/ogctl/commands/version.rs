@@ -7,6 +7,7 @@ use crate::output::Output;
 use crate::render::{Style, Tone};
 use crate::{details::Read as _, term};
 use opengateway::api::names::BUS_NAME;
+use opengateway::domain::version;
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]
@@ -36,9 +37,6 @@ struct Protocols {
     peers: &'static [&'static str],
 }
 
-/// What peers of this version speak.
-const PEER_PROTOCOLS: &[&str] = &["/opengateway/kad/1", "/opengateway/member/1", "/opengateway/inference/1"];
-
 /// Prints the versions.
 pub async fn run(globals: &Globals, out: &Output) -> Result<(), Stop> {
     let daemon = match Bus::open(globals).await {
@@ -51,8 +49,8 @@ pub async fn run(globals: &Globals, out: &Output) -> Result<(), Stop> {
         .and_then(|details| details.text("Version"))
         .map(|version| Daemon { version });
     let client = Client {
-        version: env!("CARGO_PKG_VERSION"),
-        commit: option_env!("OPENGATEWAY_COMMIT"),
+        version: version::VERSION,
+        commit: version::COMMIT,
     };
     let skew = daemon.as_ref().is_some_and(|daemon| daemon.version != client.version);
     let view = Version {
@@ -60,7 +58,7 @@ pub async fn run(globals: &Globals, out: &Output) -> Result<(), Stop> {
         daemon,
         protocols: Protocols {
             bus: BUS_NAME,
-            peers: PEER_PROTOCOLS,
+            peers: version::PEER_PROTOCOLS,
         },
         skew,
     };
