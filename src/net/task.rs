@@ -539,7 +539,10 @@ impl Task<'_> {
                 let state = if cluster.leaving.is_some() {
                     ClusterState::Disconnecting
                 } else if members.is_empty() {
-                    if self.hellos.values().any(|(_, greeted)| greeted.as_ref() == Some(&cluster.id)) {
+                    // Greeting somebody, or greeted and waiting to hear a name.
+                    if self.hellos.values().any(|(_, greeted)| greeted.as_ref() == Some(&cluster.id))
+                        || self.sessions.values().any(|session| session.cluster == cluster.id)
+                    {
                         ClusterState::Connecting
                     } else {
                         ClusterState::Discovering
