@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test says what it expects by panicking
 
+mod config;
 #[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
