@@ -91,7 +91,8 @@ impl Arguments {
 fn filter(level: &str) -> EnvFilter {
     let directives = match level {
         "error" => "error".to_owned(),
-        "warn" | "info" | "debug" => format!("warn,opengateway={level},opengatewayd={level}"),
+        // libp2p-kad warns that a first node knows nobody to ask: that is how every cluster begins.
+        "warn" | "info" | "debug" => format!("warn,libp2p_kad=error,opengateway={level},opengatewayd={level}"),
         other => other.to_owned(),
     };
     EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"))
