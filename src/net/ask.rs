@@ -168,7 +168,7 @@ impl Asking {
                         }
                     }
                     Ok(Err(error)) => return self.protocol_error(&error.to_string()),
-                    Err(_) => return self.end(Err(silent(self.model.is_some()))),
+                    Err(_) => return self.end(Err(stalled())),
                 },
             }
         }
@@ -246,16 +246,6 @@ fn no_lane(error: NoLane) -> Failure {
 
 fn stalled() -> Failure {
     Failure::new(FailureKind::Stalled, format!("the serving node sent nothing for {} s", STALL.as_secs()))
-}
-
-/// Keep-alives come between slow tokens too, so who is silent after its first token is gone: there is partial text.
-fn silent(started: bool) -> Failure {
-    if started {
-        let seconds = STALL.as_secs();
-        Failure::new(FailureKind::Interrupted, format!("the serving node sent nothing for {seconds} s after its first token"))
-    } else {
-        stalled()
-    }
 }
 
 fn too_large() -> Failure {
