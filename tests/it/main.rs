@@ -1,6 +1,9 @@
 //! In-process and private-bus tests; one binary, a module for each part.
 
 #[cfg(feature = "daemon")]
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
 mod net;
