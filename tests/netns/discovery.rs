@@ -69,14 +69,18 @@ async fn members_in_three_subnets_find_each_other_through_a_bootstrap_that_is_in
 }
 
 #[tokio::test]
-async fn members_in_three_subnets_that_start_together_find_each_other() {
-    let Some(lab) = Lab::routed([2, 1, 1]) else { return };
-    let [bootstrap] = cast(&lab, [("a1", "Bootstrap", &["--no-mdns"])]).await;
-    let at = address_with(&bootstrap, "/ip4/10.71.0.11/tcp").await;
-    let args = ["--serve", "--connect", CLUSTER, "--no-mdns", "--bootstrap", &at];
-    let begun = Instant::now();
-    let [a, b, c] = cast(&lab, [("b1", "NodeA", &args[..]), ("c1", "NodeB", &args), ("a2", "NodeC", &args)]).await;
-    measured("three nodes in three subnets together", all_see_each_other(&[&a, &b, &c], begun, DEADLINE).await);
+async fn members_in_three_subnets_that_start_together_find_each_other_over_either_transport() {
+    for transport in ["udp", "tcp"] {
+        let Some(lab) = Lab::routed([2, 1, 1]) else { return };
+        let [bootstrap] = cast(&lab, [("a1", "Bootstrap", &["--no-mdns"])]).await;
+        let at = address_with(&bootstrap, &format!("/ip4/10.71.0.11/{transport}")).await;
+        let args = ["--serve", "--connect", CLUSTER, "--no-mdns", "--bootstrap", &at];
+        let begun = Instant::now();
+        let [a, b, c] = cast(&lab, [("b1", "NodeA", &args[..]), ("c1", "NodeB", &args), ("a2", "NodeC", &args)]).await;
+        let found = all_see_each_other(&[&a, &b, &c], begun, DEADLINE).await;
+        measured(&format!("three nodes in three subnets together, bootstrap over {transport}"), found);
+        assert!(found < DEAD, "{found:?}");
+    }
 }
 
 #[tokio::test]

@@ -193,6 +193,20 @@ impl Lab {
             let _ = writeln!(inside, "addr add fd{net}::{number}/64 dev eth0 nodad\nlink set eth0 up");
             ip(&["-n", &self.namespace(host), "-batch", "-"], &inside);
         }
+        if self.family == Family::Ipv6 {
+            self.settle();
+        }
+    }
+
+    /// Waits until no address is tentative: until then there is nothing to send from to a multicast group.
+    fn settle(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        for host in self.hosts.keys() {
+            while !ip(&["-n", &self.namespace(host), "-6", "addr", "show", "dev", "eth0", "tentative"], "").is_empty() {
+                assert!(Instant::now() < deadline, "the addresses of {host} stay tentative");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
     }
 
     fn number(&self, host: &str) -> usize {
