@@ -14,9 +14,8 @@ use super::address::{self, BootstrapAddress};
 use super::book::Source;
 use super::duplicates::{self, Link};
 use super::handle::JoinError;
-use super::jitter;
-use super::port;
 use super::task::{Due, StartError, Task};
+use super::{jitter, port};
 use crate::domain::cluster::ClusterId;
 use crate::wire::control::{View, ViewEntry};
 use crate::wire::keys;
@@ -27,6 +26,9 @@ const ANNOUNCE_AGAIN: [Duration; 2] = [Duration::from_secs(30), Duration::from_s
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(600);
 /// With this many members the DHT is asked rarely: views tell the rest.
 const COMPANY: usize = 3;
+/// First pause between two looks into the DHT, then twice as long each time: who starts together looks before the others
+/// have announced themselves.
+const LOOK_FIRST: Duration = Duration::from_secs(1);
 /// First and longest pause between two dials of a bootstrap address.
 const BOOTSTRAP_FIRST: Duration = Duration::from_secs(1);
 const BOOTSTRAP_LONGEST: Duration = Duration::from_secs(300);
@@ -48,16 +50,14 @@ impl Task<'_> {
         for text in self.lasting.config.listen.clone() {
             let refused = |reason: String| StartError::Listen { address: text.clone(), reason };
             let address: Multiaddr = text.parse().map_err(|error| refused(format!("{error}")))?;
-            let mut listen = |address: &Multiaddr| {
-                port::check(address).map_err(libp2p::TransportError::Other).and_then(|()| self.swarm.listen_on(address.clone()))
+            let mut open = |address: Multiaddr| {
+                port::check(&address).map_err(|error| error.to_string())?;
+                self.swarm.listen_on(address).map_err(|error| error.to_string())
             };
-            let outcome = match listen(&address) {
-                Err(_) if self.lasting.config.any_port => listen(&address::any_port(&address)),
-                outcome => outcome,
-            };
-            match outcome {
+            let any_port = self.lasting.config.any_port;
+            match open(address.clone()).or_else(|error| if any_port { open(address::any_port(&address)) } else { Err(error) }) {
                 Ok(_) => listening += 1,
-                Err(error) => problems.push(refused(error.to_string())),
+                Err(error) => problems.push(refused(error)),
             }
         }
         // A machine without IPv6 has half of the listeners, which is well; none at all is not.
@@ -322,17 +322,22 @@ impl Task<'_> {
 
     /// Asks the DHT for members, and plans the next time.
     pub(super) fn look_up(&mut self, id: &ClusterId, now: Instant) {
-        let Some(cluster) = self.clusters.get(id) else { return };
+        let Some(cluster) = self.clusters.get_mut(id) else { return };
         let timings = &self.lasting.config.timings;
-        let pause = if self.members.count(id) < COMPANY { timings.lookup_lonely } else { timings.lookup };
+        let pause = if self.members.count(id) < COMPANY {
+            (LOOK_FIRST * (1 << cluster.looks.min(10))).min(timings.lookup_lonely)
+        } else {
+            timings.lookup
+        };
+        cluster.looks += 1;
+        let key = keys::dht_key(&cluster.root, 0, 0);
         self.agenda.set(Due::Lookup(id.clone()), now + jitter(pause));
         if self.lookups.values().any(|running| running == id) {
             return;
         }
-        let key = Self::record_key(cluster);
         let kad = &mut self.swarm.behaviour_mut().kad;
         if kad.kbuckets().any(|bucket| bucket.num_entries() > 0) {
-            let query = kad.get_providers(key);
+            let query = kad.get_providers(RecordKey::new(&key));
             self.lookups.insert(query, id.clone());
         }
     }
@@ -342,6 +347,9 @@ impl Task<'_> {
         let ids: Vec<ClusterId> = self.clusters.keys().cloned().collect();
         for id in ids {
             self.publish_record(&id);
+            if let Some(cluster) = self.clusters.get_mut(&id) {
+                cluster.looks = 0;
+            }
             self.look_up(&id, now);
         }
     }
@@ -419,19 +427,11 @@ impl Task<'_> {
         self.dirty = true;
     }
 
-    /// Somebody saw us at `observed`. If that is an address that we listen on, no NAT lies between.
+    /// Somebody saw us at `observed`. If that is an IP address that we listen on, no NAT lies between, and whoever can
+    /// reach that peer can reach us.
     pub(super) fn on_observed(&mut self, observed: &Multiaddr) {
-        let observed = address::without_peer(observed);
-        let ours = self.swarm.listeners().any(|listening| *listening == observed);
-        if ours && address::announceable(&observed, &self.networks) {
-            // The other transport listens on the same machine and is as reachable.
-            let same_machine: Vec<Multiaddr> = self
-                .swarm
-                .listeners()
-                .filter(|listening| listening.iter().next() == observed.iter().next())
-                .cloned()
-                .collect();
-            for address in same_machine {
+        for address in address::same_host(observed, self.swarm.listeners()) {
+            if address::announceable(&address, &self.networks) {
                 self.reachable(address);
             }
         }

@@ -1,64 +1,54 @@
-//! Whether a TCP port is taken by another process.
+//! Whether a TCP port is free, before libp2p listens on it.
 //!
-//! libp2p-tcp listens with `SO_REUSEPORT`, so that dials may leave from the listening port. With it a second daemon of the
-//! same user listens on the same port without an error, and the kernel deals out the connections among the two: half of the
-//! dials reach the wrong node. A socket without that option tells the truth.
+//! libp2p sets `SO_REUSEPORT` on its listeners, to dial from the port that it listens on. So a second daemon of the same
+//! user can listen on the same port without an error, and the kernel gives each connection to either of them.
 
 use std::io;
 use std::net::SocketAddr;
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
+use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
 
-/// Fails with `AddrInUse` when another socket listens where `address` wants to; anything but TCP on a fixed port passes.
+/// Fails as a listener without `SO_REUSEPORT` would. Other transports tell by themselves.
+///
+/// # Errors
+/// The port is taken, or may not be used.
 pub(crate) fn check(address: &Multiaddr) -> io::Result<()> {
     let mut parts = address.iter();
-    let ip = match parts.next() {
-        Some(Protocol::Ip4(ip)) => ip.into(),
-        Some(Protocol::Ip6(ip)) => ip.into(),
+    let (ip, port) = match (super::address::ip_of(address), parts.nth(1)) {
+        (Some(ip), Some(Protocol::Tcp(port))) if port != 0 => (ip, port),
         _ => return Ok(()),
     };
-    let port = match parts.next() {
-        Some(Protocol::Tcp(port)) if port != 0 => port,
-        _ => return Ok(()),
-    };
-    let address = SocketAddr::new(ip, port);
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
-    if address.is_ipv6() {
-        sockopt::set_ipv6_v6only(&socket, true)?;
+    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let probe = socket(family, SocketType::STREAM, None)?;
+    if ip.is_ipv6() {
+        sockopt::set_ipv6_v6only(&probe, true)?;
     }
-    // Connections of an earlier run that wait for their end do not count; a listener does, with or without this option.
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    Ok(bind(&socket, &address)?)
+    // Connections of an earlier daemon that are still winding down do not count.
+    sockopt::set_socket_reuseaddr(&probe, true)?;
+    bind(&probe, &SocketAddr::new(ip, port))?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
 
     #[test]
-    fn a_port_that_another_socket_listens_on_is_taken_even_if_it_shares() {
-        for shares in [false, true] {
-            let other = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
-            sockopt::set_socket_reuseaddr(&other, true).unwrap();
-            sockopt::set_socket_reuseport(&other, shares).unwrap();
-            bind(&other, &"127.0.0.1:0".parse::<SocketAddr>().unwrap()).unwrap();
-            rustix::net::listen(&other, 1).unwrap();
-            let other = TcpListener::from(other);
-            let address: Multiaddr = format!("/ip4/127.0.0.1/tcp/{}", other.local_addr().unwrap().port()).parse().unwrap();
-            assert_eq!(check(&address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-            drop(other);
-            check(&address).unwrap();
+    fn a_port_that_another_daemon_shares_willingly_is_taken_all_the_same() {
+        let other = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        sockopt::set_socket_reuseaddr(&other, true).unwrap();
+        sockopt::set_socket_reuseport(&other, true).unwrap();
+        bind(&other, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        rustix::net::listen(&other, 1).unwrap();
+        let port = SocketAddr::try_from(rustix::net::getsockname(&other).unwrap()).unwrap().port();
+        let tcp: Multiaddr = format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap();
+        assert_eq!(check(&tcp).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        for free in [format!("/ip4/127.0.0.1/udp/{port}/quic-v1"), format!("/ip6/::1/tcp/{port}"), "/ip4/127.0.0.1/tcp/0".to_owned()] {
+            check(&free.parse().unwrap()).unwrap_or_else(|error| panic!("{free}: {error}"));
         }
-    }
-
-    #[test]
-    fn what_is_no_fixed_tcp_port_passes() {
-        for address in ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/9/quic-v1", "/memory/1"] {
-            check(&address.parse().unwrap()).unwrap();
-        }
+        drop(other);
+        check(&tcp).unwrap();
     }
 }

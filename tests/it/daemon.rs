@@ -1,148 +1,18 @@
 //! The real `opengatewayd` on private buses of its own, on loopback, asked by the real `ogctl` and by raw D-Bus calls.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use zbus::{Connection, Message, MessageStream, OwnedObjectPath, Variant};
 
-use crate::ogctl::fake::{Bus, Said, bus_or_skip, ogctl, ogctl_on};
+use crate::common::bus::{bus_or_skip, ogctl_on};
+use crate::common::node::{DEADLINE, NAME, Node, Plan};
 
-const NAME: &str = "org.opengateway.Gateway1";
 const ROOT: &str = "/org/opengateway/Gateway1";
 const MANAGER: &str = "org.opengateway.Gateway1.Manager";
 const ERROR: &str = "org.opengateway.Gateway1.Error.";
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// A daemon with a bus of its own; both end with it.
-pub struct Node {
-    pub bus: Bus,
-    child: Child,
-    name: String,
-    args: Vec<String>,
-}
-
-fn launch(bus: &Bus, name: &str, state: &Path, args: &[String]) -> Child {
-    let log = std::fs::File::options().create(true).append(true).open(bus.dir().join("daemon.log")).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_opengatewayd"))
-        .args(["--bus", bus.address(), "--node-name", name, "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"])
-        .arg("--state-dir")
-        .arg(state)
-        .args(args)
-        .env_remove("JOURNAL_STREAM")
-        .env_remove("NOTIFY_SOCKET")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .unwrap()
-}
-
-impl Node {
-    /// Starts a daemon and waits for its name on the bus. `None` where there is no `dbus-daemon`.
-    pub async fn start(name: &str, args: &[&str]) -> Option<Self> {
-        let bus = bus_or_skip()?;
-        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
-        let child = launch(&bus, name, &bus.dir().join("state"), &args);
-        let mut node = Self { bus, child, name: name.to_owned(), args };
-        node.ready().await;
-        Some(node)
-    }
-
-    async fn ready(&mut self) {
-        let connection = self.bus.connect().await;
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let owned: bool = connection
-                .call_method(Some("org.freedesktop.DBus"), "/org/freedesktop/DBus", Some("org.freedesktop.DBus"), "NameHasOwner", &NAME)
-                .await
-                .unwrap()
-                .body()
-                .deserialize()
-                .unwrap();
-            if owned {
-                return;
-            }
-            assert!(Instant::now() < deadline && self.child.try_wait().unwrap().is_none(), "not started: {}", self.log());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.bus.dir().join("daemon.log")).unwrap_or_default()
-    }
-
-    pub fn state_dir(&self) -> PathBuf {
-        self.bus.dir().join("state")
-    }
-
-    pub async fn ogctl(&self, args: &[&str]) -> Said {
-        ogctl(&self.bus, args).await
-    }
-
-    pub async fn json(&self, args: &[&str]) -> Value {
-        let said = self.ogctl(&[args, &["--json"]].concat()).await;
-        serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {said:?}"))
-    }
-
-    /// Polls an `ogctl … --json` until `wanted`.
-    pub async fn until(&self, args: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let value = self.json(args).await;
-            if wanted(&value) {
-                return value;
-            }
-            assert!(Instant::now() < deadline, "{args:?} stays {value}\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    pub async fn address(&self) -> String {
-        let status = self.until(&["status"], |status| status["addresses"].as_array().is_some_and(|list| !list.is_empty())).await;
-        status["addresses"][0].as_str().unwrap().to_owned()
-    }
-
-    /// Waits until exactly these nodes are peers.
-    pub async fn sees(&self, names: &[&str]) {
-        let wanted: BTreeSet<&str> = names.iter().copied().collect();
-        self.until(&["peers", "gatewayai-poc"], |peers| {
-            let list = peers["peers"].as_array();
-            list.is_some_and(|list| list.iter().filter_map(|peer| peer["name"].as_str()).collect::<BTreeSet<_>>() == wanted)
-        })
-        .await;
-    }
-
-    pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    pub async fn ended(&mut self) -> Option<i32> {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(Instant::now() < deadline, "still running: {}", self.log());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    async fn restart(&mut self) {
-        self.child = launch(&self.bus, &self.name, &self.state_dir(), &self.args);
-        self.ready().await;
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 async fn call<B>(connection: &Connection, method: &str, body: &B) -> Result<Message, (String, String)>
 where
@@ -317,7 +187,7 @@ async fn a_damaged_identity_stops_the_start_with_78_and_stays_as_it_is() {
     let good = std::fs::read(&key).unwrap();
     for damage in [&good[..10], b"", b"nonsense"] {
         std::fs::write(&key, damage).unwrap();
-        node.child = launch(&node.bus, "a", &node.state_dir(), &[]);
+        node.launch();
         assert_eq!(node.ended().await, Some(78));
         assert_eq!(std::fs::read(&key).unwrap(), damage);
         assert!(node.log().contains("identity.key is damaged"), "{}", node.log());
@@ -331,9 +201,8 @@ async fn a_mistake_in_the_configuration_stops_the_start_and_not_a_running_daemon
     let Some(bus) = bus_or_skip() else { return };
     let config = bus.dir().join("opengatewayd.toml");
     std::fs::write(&config, "[network]\nmnds = false\n").unwrap();
-    let args = vec!["--config".to_owned(), config.to_str().unwrap().to_owned()];
-    let child = launch(&bus, "a", &bus.dir().join("state"), &args);
-    let mut node = Node { bus, child, name: "a".to_owned(), args };
+    let plan = Plan::loopback("a", &["--config", config.to_str().unwrap()]);
+    let mut node = Node::on(bus, plan);
     assert_eq!(node.ended().await, Some(78));
     let log = node.log();
     assert!(log.contains("opengatewayd.toml:2:1") && log.contains("did you mean \"mdns\""), "{log}");
@@ -541,9 +410,8 @@ async fn a_caller_that_closes_its_stream_or_leaves_frees_the_slot() {
     let Some(bus) = bus_or_skip() else { return };
     let config = bus.dir().join("c.toml");
     std::fs::write(&config, format!("[[backend]]\nkind = \"openai\"\nurl = \"http://127.0.0.1:{port}/v1\"\nslots = 1\n")).unwrap();
-    let args = vec!["--config".to_owned(), config.to_str().unwrap().to_owned(), "--connect".to_owned(), "gatewayai-poc".to_owned()];
-    let child = launch(&bus, "a", &bus.dir().join("state"), &args);
-    let mut node = Node { bus, child, name: "a".to_owned(), args };
+    let plan = Plan::loopback("a", &["--config", config.to_str().unwrap(), "--connect", "gatewayai-poc"]);
+    let mut node = Node::on(bus, plan);
     node.ready().await;
     node.until(&["status"], |status| status["backend"].as_str().is_some_and(|name| name.starts_with("openai"))).await;
     for how in ["interrupt", "kill", "cancel"] {

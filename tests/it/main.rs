@@ -4,6 +4,9 @@
 
 mod config;
 #[cfg(feature = "daemon")]
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
 mod net;

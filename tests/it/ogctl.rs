@@ -4,14 +4,11 @@
 
 pub mod fake;
 
-use fake::{Fake, bus_or_skip, ogctl, ogctl_on};
+use crate::common::bus::{LIMIT, bus_or_skip, ogctl, ogctl_on};
+use fake::Fake;
 use opengateway::api::names::{ErrorName, Origin, exit};
 use serde_json::{Value, json};
-use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-
-/// Most time that anything here may take.
-const LIMIT: Duration = Duration::from_secs(30);
 
 fn parse(stdout: &str) -> Value {
     assert_eq!(stdout.lines().count(), 1, "one object on one line: {stdout:?}");

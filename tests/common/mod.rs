@@ -1,0 +1,7 @@
+//! What the test binaries share: buses and daemons of their own.
+
+// Each binary uses its part.
+#![allow(dead_code)]
+
+pub mod bus;
+pub mod node;
