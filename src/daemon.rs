@@ -100,7 +100,11 @@ impl DaemonError {
     /// The exit code: 78 for what a restart does not mend, else 1.
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Identity(_) | Self::Clusters(_) | Self::Backend(_) => EXIT_CONFIG,
+            Self::Config(_)
+            | Self::Identity(_)
+            | Self::Clusters(_)
+            | Self::Backend(_)
+            | Self::Network(net::StartError::Address { .. }) => EXIT_CONFIG,
             Self::State(_) | Self::Network(_) | Self::Bus(_) | Self::BusLost | Self::Task(_) | Self::Signals(_) => 1,
         }
     }

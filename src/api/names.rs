@@ -170,7 +170,7 @@ impl ErrorName {
             Self::InvalidClusterId => "the default cluster is gatewayai-poc; see those that are known with: ogctl clusters",
             Self::NoSuchCluster => "see the known clusters with: ogctl clusters",
             Self::NotConnected => "join it first with: ogctl connect CLUSTER",
-            Self::TooManyClusters => "leave one with: ogctl disconnect CLUSTER, or raise the limit in opengatewayd.toml",
+            Self::TooManyClusters => "leave one with: ogctl disconnect CLUSTER",
             Self::Incompatible => "compare versions with: ogctl version, and upgrade the older side",
             Self::NotEligible => {
                 "see what is missing with: ogctl eligible, or join without serving: ogctl connect --consume CLUSTER"

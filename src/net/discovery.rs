@@ -42,6 +42,20 @@ pub(super) struct Bootstrap {
     pub connected: bool,
 }
 
+/// What is wrong, down to the cause: a transport's error says little itself, or nothing.
+fn why(error: &dyn std::error::Error) -> String {
+    let mut said: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !text.is_empty() && said.last() != Some(&text) {
+            said.push(text);
+        }
+        next = error.source();
+    }
+    said.join(": ")
+}
+
 impl Task<'_> {
     /// Opens the listeners. A port that is taken is replaced by a free one when the configuration allows it.
     pub(super) fn listen(&mut self) -> Result<(), StartError> {
@@ -49,10 +63,11 @@ impl Task<'_> {
         let mut listening = 0;
         for text in self.lasting.config.listen.clone() {
             let refused = |reason: String| StartError::Listen { address: text.clone(), reason };
-            let address: Multiaddr = text.parse().map_err(|error| refused(format!("{error}")))?;
+            let address: Multiaddr =
+                text.parse().map_err(|error| StartError::Address { address: text.clone(), reason: format!("{error}") })?;
             let mut open = |address: Multiaddr| {
                 port::check(&address).map_err(|error| error.to_string())?;
-                self.swarm.listen_on(address).map_err(|error| error.to_string())
+                self.swarm.listen_on(address).map_err(|error| why(&error))
             };
             let any_port = self.lasting.config.any_port;
             match open(address.clone()).or_else(|error| if any_port { open(address::any_port(&address)) } else { Err(error) }) {

@@ -183,7 +183,15 @@ pub enum StartError {
     /// The Noise keys could not be made from the identity.
     #[error("the keys of the transport could not be made")]
     Keys(#[source] libp2p::noise::Error),
-    /// An address to listen on is no multiaddr, or cannot be bound.
+    /// What is configured as an address to listen on is no multiaddr.
+    #[error("{address:?} is no address to listen on: {reason}")]
+    Address {
+        /// What was configured.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An address cannot be listened on.
     #[error("cannot listen on {address}: {reason}")]
     Listen {
         /// What was configured.

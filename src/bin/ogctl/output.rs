@@ -122,7 +122,8 @@ impl Output {
         let next = if hint.is_empty() {
             String::new()
         } else {
-            format!(". {}", capital(hint))
+            let end = if message.ends_with(['.', '?', '!']) { "" } else { "." };
+            format!("{end} {}", capital(hint))
         };
         let _ = writeln!(io::stderr(), "{red}ogctl:{off} {message}{next}");
     }
