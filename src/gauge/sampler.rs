@@ -57,16 +57,11 @@ impl Config {
     }
 }
 
-fn affinity() -> Option<u32> {
-    let set = rustix::thread::sched_getaffinity(None).ok()?;
-    Some(set.count())
-}
-
 /// What files in memory can tell: microseconds, no waiting.
 fn quick(config: &Config) -> Resources {
     let mut warnings = Vec::new();
     let groups = Groups::find(&config.proc_root, &config.cgroup_root);
-    let cpu = cpu::probe(&config.proc_root, &config.sys_root, &groups, affinity(), &mut warnings);
+    let cpu = cpu::probe(&config.proc_root, &config.sys_root, &groups, &mut warnings);
     let memory = memory::probe(&config.proc_root, &groups, &mut warnings);
     let now =
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
