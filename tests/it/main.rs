@@ -3,6 +3,8 @@
 #[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
+mod gauge;
+#[cfg(feature = "daemon")]
 mod net;
 mod ogctl;
 #[cfg(feature = "daemon")]
