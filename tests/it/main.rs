@@ -9,3 +9,5 @@ mod net;
 mod ogctl;
 #[cfg(feature = "daemon")]
 mod openai;
+#[cfg(feature = "daemon")]
+mod wire;
