@@ -326,6 +326,7 @@ pub fn load(roots: &Roots, environment: &Environment, overrides: &Overrides) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn roots(directory: &Path) -> Roots {
         Roots {
@@ -418,5 +419,35 @@ mod tests {
         let settings = load(&roots, &Environment::default(), &overrides).unwrap();
         assert_eq!(settings.clusters.len(), 2);
         assert!(settings.clusters.iter().all(|cluster| !cluster.serve));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn no_text_makes_the_reader_panic_and_every_error_names_the_file(
+            text in prop_oneof![".{0,80}", "(\\[\\[?(node|network|serve|cluster|backend|lög)\\]?\\]\n|(name|cores|id|kind|listen|mdns) = (1|-1|nan|true|\"x\"|\\[\"/ä\"\\])\n){0,6}"],
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let roots = roots(directory.path());
+            write(roots.main.clone(), &text);
+            if let Err(error) = load(&roots, &Environment::default(), &Overrides::default()) {
+                prop_assert!(error.to_string().contains("main.toml"), "{error}");
+            }
+        }
+
+        #[test]
+        fn a_place_in_a_text_is_within_it(text in "(ä|x|\n|\r\n){0,20}", at in 0_usize..60) {
+            let (line, column) = line_and_column(&text, at);
+            prop_assert!(line >= 1 && line <= text.matches('\n').count() + 1);
+            prop_assert!(column >= 1 && column <= text.chars().count() + 1);
+        }
+
+        #[test]
+        fn a_distance_is_symmetric_and_zero_for_the_same(a in "[a-cä]{0,8}", b in "[a-cä]{0,8}") {
+            prop_assert_eq!(distance(&a, &b), distance(&b, &a));
+            prop_assert_eq!(distance(&a, &b) == 0, a == b);
+            prop_assert!(distance(&a, &b) <= a.chars().count().max(b.chars().count()));
+        }
     }
 }

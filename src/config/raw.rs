@@ -145,3 +145,50 @@ impl Raw {
         overlay!(self, over; cluster, backend);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_raw() -> impl Strategy<Value = Raw> {
+        let node = (any::<Option<bool>>(), any::<Option<bool>>())
+            .prop_map(|(name, state)| Node { name: name.map(|n| n.to_string()), state_dir: state.map(|s| s.to_string().into()) });
+        let network =
+            (any::<Option<bool>>(), any::<Option<u32>>(), any::<Option<bool>>()).prop_map(|(mdns, max_connections, list)| {
+                Network { listen: list.map(|list| vec![list.to_string()]), bootstrap: None, mdns, max_connections }
+            });
+        let serve = (any::<Option<bool>>(), proptest::option::of(0.5..9.0)).prop_map(|(enabled, cores)| Serve {
+            enabled,
+            cores,
+            ..Serve::default()
+        });
+        let cluster = proptest::collection::vec("[ab]", 0..3)
+            .prop_map(|ids| ids.into_iter().map(|id| Cluster { id, ..Cluster::default() }).collect());
+        use proptest::option::of;
+        (of(node), of(network), of(serve), of(cluster)).prop_map(|(node, network, serve, cluster)| Raw {
+            node,
+            network,
+            serve,
+            cluster,
+            ..Raw::default()
+        })
+    }
+
+    fn merged(mut under: Raw, over: &Raw) -> Raw {
+        under.merge(over.clone());
+        under
+    }
+
+    proptest! {
+        #[test]
+        fn files_are_laid_on_top_of_each_other(a in any_raw(), b in any_raw(), c in any_raw()) {
+            prop_assert_eq!(merged(a.clone(), &Raw::default()), a.clone(), "an empty file changes nothing");
+            prop_assert_eq!(merged(merged(a.clone(), &b), &b), merged(a.clone(), &b), "twice is once");
+            prop_assert_eq!(merged(merged(a.clone(), &b), &c), merged(a.clone(), &merged(b.clone(), &c)), "in any grouping");
+            if let Some(name) = b.node.as_ref().and_then(|node| node.name.clone()) {
+                prop_assert_eq!(merged(a, &b).node.and_then(|node| node.name), Some(name), "the stronger one wins");
+            }
+        }
+    }
+}

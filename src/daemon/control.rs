@@ -73,6 +73,10 @@ impl Keeper {
                 wanted.push((saved.id.clone(), saved.serve.unwrap_or(self.sharing()), saved.bootstrap.clone()));
             }
         }
+        if wanted.iter().any(|(id, serve, _)| *serve && tier::find(id.as_str()).is_some()) {
+            // Eligibility needs a whole measurement; at this point there may be none yet.
+            self.gauge.recent().await;
+        }
         for (id, serve, bootstrap) in wanted {
             let serve = serve && self.eligible(&id).is_ok();
             if let Err(error) = self.net.join(id.clone(), JoinOptions { bootstrap, serve }).await {

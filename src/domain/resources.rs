@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub struct Resources {
     /// Version of this layout in `resources.json`.
     pub schema: u32,
-    /// Microseconds since the epoch.
+    /// Microseconds since the epoch; 0 as long as nothing but processors and memory was looked at.
     pub measured_at: u64,
     /// Processors.
     pub cpu: Cpu,

@@ -189,6 +189,60 @@ mod tests {
     }
 
     #[test]
+    fn the_tiers_are_those_of_the_specification() {
+        let table = "
+            SmolLM-360M    |  1 |  1 |  - |   2
+            Qwen2-0.5B     |  1 |  2 |  - |   3
+            SmolLM-1.7B    |  1 |  4 |  - |   5
+            TinyLlama-1.1B |  2 |  1 |  - |   2
+            Phi-2-2.7B     |  2 |  2 |  - |   3
+            Llama-3.2-1.5B |  2 |  4 |  - |   5
+            Llama-3.2-3B   |  4 |  8 |  - |  20
+            Llama-3.1-8B   |  4 | 12 |  8 |  30
+            Llama-3.1-70B  |  8 | 32 | 24 | 150
+            Llama-3.1-405B | 16 | 64 | 48 | 500";
+        let rows: Vec<[&str; 5]> = table.trim().lines().map(|row| row.split('|').map(str::trim).collect::<Vec<_>>().try_into().unwrap()).collect();
+        assert_eq!(rows.len(), TIERS.len());
+        for ([name, cores, memory, vram, storage], tier) in rows.into_iter().zip(&TIERS) {
+            let bytes = |gb: &str| gb.parse::<u64>().unwrap() * 1_000_000_000;
+            let vram = (vram != "-").then(|| bytes(vram));
+            let expected = Tier { name: tier.name, cores: cores.parse().unwrap(), memory: bytes(memory), vram, storage: bytes(storage) };
+            assert_eq!((name, expected), (tier.name, *tier));
+        }
+    }
+
+    #[test]
+    fn optional_video_memory_never_fails_and_a_required_one_counts_from_the_first_byte() {
+        for tier in &TIERS {
+            for vram in [None, Some(0), Some(1), tier.vram] {
+                let found = machine(f64::from(tier.cores), tier.memory, vram, tier.storage);
+                let unmet = assess(tier, &found).unmet;
+                match tier.vram {
+                    Some(required) if vram != tier.vram => {
+                        assert_eq!((unmet.len(), unmet[0].need), (1, Need::Vram), "{} with {vram:?}", tier.name);
+                        assert_eq!(unmet[0].missing, (required - vram.unwrap_or(0)) as f64);
+                    }
+                    _ => assert_eq!(unmet, [], "{} with {vram:?}", tier.name),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_in_whole_and_in_the_order_of_the_table() {
+        let nothing = machine(0.25, 0, None, 0);
+        for tier in &TIERS {
+            let unmet = assess(tier, &nothing).unmet;
+            let missing: Vec<(Need, f64)> = unmet.iter().map(|unmet| (unmet.need, unmet.missing)).collect();
+            let mut expected = vec![(Need::Cores, f64::from(tier.cores) - 0.25), (Need::Memory, tier.memory as f64)];
+            expected.extend(tier.vram.map(|vram| (Need::Vram, vram as f64)));
+            expected.push((Need::Storage, tier.storage as f64));
+            assert_eq!(missing, expected, "{}", tier.name);
+        }
+        assert_eq!(assess(&TIERS[0], &nothing).unmet[0].sentence, "needs 1 cores, 0.25 are usable: 0.75 missing");
+    }
+
+    #[test]
     fn a_machine_with_8_gib_of_modules_passes_the_8_gb_row() {
         let verdict = assess(find("llama-3.2-3b").unwrap(), &machine(4.0, 8_100_000_000, None, 100 * GB));
         assert_eq!(verdict.unmet, []);

@@ -27,14 +27,20 @@ impl Groups {
     pub(super) fn find(proc_root: &Path, root: &Path) -> Self {
         let text = fs::read_to_string(proc_root.join("self/cgroup")).unwrap_or_default();
         let mut groups = Self { root: root.to_owned(), ..Self::default() };
+        // On a machine with both versions the v2 hierarchy is mounted beside those of v1.
+        let unified = root.join("unified");
+        let v2_root = if unified.is_dir() { unified } else { root.to_owned() };
         for line in text.lines() {
             let mut fields = line.splitn(3, ':');
-            let (Some(hierarchy), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
-            let path = path.trim_start_matches('/');
+            let (Some(hierarchy), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+                continue;
+            };
+            // A process outside of its namespace's root is named by a path with "..": nothing of ours lies there.
+            let path = if path.split('/').any(|part| part == "..") { "" } else { path.trim_start_matches('/') };
             // In a container the path is often that of the host, and the group itself is mounted at the root.
             let below = |base: PathBuf| first_existing([base.join(path), base]);
             if hierarchy == "0" && controllers.is_empty() {
-                groups.v2 = first_existing([root.join(path), root.join("unified").join(path), root.to_owned()]);
+                groups.v2 = below(v2_root.clone());
             } else if controllers.split(',').any(|controller| controller == "cpu") {
                 groups.v1_cpu = below(root.join("cpu,cpuacct")).or_else(|| below(root.join("cpu")));
             } else if controllers.split(',').any(|controller| controller == "memory") {

@@ -1,6 +1,8 @@
-//! The file system of the models. Every call here may hang on a dead network file system: run it in `spawn_blocking`.
+//! The file system of the models. Every call here may hang on a dead network file system: it is
+//! an errand, with a deadline.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::domain::resources::Storage;
@@ -37,8 +39,16 @@ fn taken(directory: &Path) -> Option<u64> {
 /// Measures.
 pub(super) fn probe(models: &Path, warnings: &mut Vec<String>) -> Storage {
     let path = existing(models);
-    let models = if models.is_dir() { taken(models) } else { Some(0) };
+    let models = match fs::metadata(models) {
+        Ok(found) if found.is_dir() => taken(models),
+        Ok(_) => Some(0),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Some(0),
+        // There may be models that cannot be seen.
+        Err(_) => None,
+    };
     match rustix::fs::statvfs(&path) {
+        // A file system without blocks (/proc, some of FUSE) has no size to tell.
+        Ok(found) if found.f_blocks == 0 => Storage { path, total: None, available: None, models },
         Ok(found) => Storage {
             total: Some(found.f_blocks.saturating_mul(found.f_frsize)),
             available: Some(found.f_bavail.saturating_mul(found.f_frsize)),

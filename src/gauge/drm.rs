@@ -1,5 +1,7 @@
 //! Graphics processors by sysfs: AMD with its memory; Intel by name alone, since it has no portable file for it. NVIDIA cards
 //! are left to NVML, which knows more.
+//!
+//! Reading a card's files may wake it, and hang with a broken driver: it is an errand, with a deadline.
 
 use std::fs;
 use std::path::Path;
@@ -36,7 +38,8 @@ pub(super) fn probe(sys_root: &Path) -> Vec<Gpu> {
             _ => continue,
         };
         let number = |name: &str| text(&device.join(name))?.parse::<u64>().ok();
-        let total = number("mem_info_vram_total");
+        // A card without memory of its own has nothing that could be told.
+        let total = number("mem_info_vram_total").filter(|total| *total > 0);
         let used = number("mem_info_vram_used");
         let driver = fs::read_link(device.join("driver")).ok().and_then(|link| Some(link.file_name()?.to_str()?.to_owned()));
         let pci = text(&device.join("uevent"))

@@ -9,8 +9,10 @@ use crate::domain::resources::Resources;
 /// What the sampler is asked to do.
 #[derive(Debug)]
 pub enum Command {
-    /// Measure now and write `resources.json`.
+    /// Measure now.
     Measure {
+        /// Write `resources.json` also when nothing moved.
+        keep: bool,
         /// Told the result.
         reply: oneshot::Sender<Arc<Resources>>,
     },
@@ -31,20 +33,24 @@ impl Handle {
         (Self { commands, latest }, receiver, publish)
     }
 
-    /// The last measurement, whatever its age.
+    /// The last measurement, whatever its age. Until the first one is whole it has no storage and no GPUs, and is of time 0.
     pub fn latest(&self) -> Arc<Resources> {
         self.latest.borrow().clone()
     }
 
-    /// Wakes when a total or an availability moved by 5 % or more.
+    /// Wakes when a total or an availability has moved by more than 5 % since the last time.
     pub fn watch(&self) -> watch::Receiver<Arc<Resources>> {
         self.latest.clone()
     }
 
-    /// Measures now; falls back to the last measurement when the sampler is gone. Cancel-safe.
+    /// Measures now and writes `resources.json`; falls back to the last measurement when the sampler is gone. Cancel-safe.
     pub async fn fresh(&self) -> Arc<Resources> {
+        self.measure(true).await
+    }
+
+    async fn measure(&self, keep: bool) -> Arc<Resources> {
         let (reply, answer) = oneshot::channel();
-        if self.commands.send(Command::Measure { reply }).await.is_err() {
+        if self.commands.send(Command::Measure { keep, reply }).await.is_err() {
             return self.latest();
         }
         answer.await.unwrap_or_else(|_| self.latest())
@@ -56,6 +62,6 @@ impl Handle {
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
-        if now.saturating_sub(last.measured_at) <= 2_000_000 { last } else { self.fresh().await }
+        if now.saturating_sub(last.measured_at) <= 2_000_000 { last } else { self.measure(false).await }
     }
 }

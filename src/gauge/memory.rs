@@ -3,19 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use procfs::FromRead as _;
-
 use super::cgroup::Groups;
 use crate::domain::resources::Memory;
 
-/// `MemTotal` and `MemAvailable` in bytes. Containers trim the file, which the crate takes for an error: then the two lines
-/// are read by hand.
+/// `MemTotal` and `MemAvailable` in bytes. The two lines are read by hand: containers trim the file, and a reader that wants
+/// all of it would find nothing in such a one.
 fn machine(proc_root: &Path) -> (Option<u64>, Option<u64>) {
-    let path = proc_root.join("meminfo");
-    if let Ok(info) = procfs::Meminfo::from_file(&path) {
-        return (Some(info.mem_total), info.mem_available);
-    }
-    let text = fs::read_to_string(&path).unwrap_or_default();
+    let bytes = fs::read(proc_root.join("meminfo")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
     let line = |key: &str| {
         let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
         let mut fields = value.split_whitespace();
@@ -26,7 +21,8 @@ fn machine(proc_root: &Path) -> (Option<u64>, Option<u64>) {
             Some(_) => None,
         }
     };
-    (line("MemTotal"), line("MemAvailable"))
+    // No machine has no memory: a zero means that the total is not known there.
+    (line("MemTotal").filter(|total| *total > 0), line("MemAvailable"))
 }
 
 /// Measures.

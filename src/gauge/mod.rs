@@ -6,6 +6,7 @@ mod cgroup;
 mod cpu;
 mod disk;
 mod drm;
+mod errand;
 mod handle;
 mod memory;
 mod nvml;

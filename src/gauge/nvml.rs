@@ -1,6 +1,6 @@
 //! NVIDIA GPUs by the driver's own library, loaded at run time. No library is an ordinary machine.
 //!
-//! Every call here may hang with a broken driver: run it in `spawn_blocking`, with a deadline.
+//! Every call here may hang with a broken driver: it is an errand, with a deadline.
 
 use std::path::Path;
 
@@ -18,12 +18,18 @@ pub(super) enum Found {
     Gpus(Vec<Gpu>, Vec<String>),
 }
 
+/// As sysfs writes it: NVML gives the domain eight digits, sysfs four.
+fn pci_address(nvml: &str) -> String {
+    nvml.strip_prefix("0000").filter(|rest| rest.find(':') == Some(4)).unwrap_or(nvml).to_ascii_lowercase()
+}
+
 /// Measures. `library` is the file to load instead of the system's `libnvidia-ml.so.1`.
 pub(super) fn probe(library: Option<&Path>) -> Found {
     let library = library.map_or_else(|| "libnvidia-ml.so.1".as_ref(), Path::as_os_str);
     let nvml = match Nvml::builder().lib_path(library).init() {
         Ok(nvml) => nvml,
-        Err(NvmlError::LibloadingError(_)) => return Found::NoDriver,
+        // The library alone, as in an image that also runs where there is no such GPU, is no driver either.
+        Err(NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded) => return Found::NoDriver,
         Err(error) => return Found::Gpus(Vec::new(), vec![format!("the NVIDIA driver is there and does not answer: {error}")]),
     };
     let mut warnings = Vec::new();
@@ -41,11 +47,17 @@ pub(super) fn probe(library: Option<&Path>) -> Found {
                 continue;
             }
         };
-        let memory = device.memory_info();
-        if let Err(error) = &memory {
-            warnings.push(format!("the memory of GPU {index} is unknown: {error}"));
-        }
-        let memory = memory.ok();
+        let memory = match device.memory_info() {
+            Ok(memory) if memory.total > 0 => Some(memory),
+            Ok(_) => {
+                warnings.push(format!("the memory of GPU {index} is unknown: the driver says 0 bytes"));
+                None
+            }
+            Err(error) => {
+                warnings.push(format!("the memory of GPU {index} is unknown: {error}"));
+                None
+            }
+        };
         gpus.push(Gpu {
             index,
             vendor: "nvidia".to_owned(),
@@ -54,7 +66,7 @@ pub(super) fn probe(library: Option<&Path>) -> Found {
             vram_total: memory.as_ref().map(|memory| memory.total),
             vram_free: memory.as_ref().map(|memory| memory.free),
             driver: driver.clone(),
-            pci_address: device.pci_info().ok().map(|pci| pci.bus_id),
+            pci_address: device.pci_info().ok().map(|pci| pci_address(&pci.bus_id)),
         });
     }
     Found::Gpus(gpus, warnings)

@@ -1,14 +1,16 @@
-//! The task that measures: at the start, when asked, and every minute; writes `resources.json` when something moved.
+//! The task that measures: at the start, when asked, and every minute; writes `resources.json` when something moved, or
+//! when asked to.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::cgroup::Groups;
+use super::errand::Errand;
 use super::handle::{Command, Handle};
 use super::{cpu, disk, drm, memory, nvml};
 use crate::domain::resources::{Gpu, Resources, Storage};
@@ -16,8 +18,8 @@ use crate::state;
 
 /// Between two measurements that nobody asked for.
 const PERIOD: Duration = Duration::from_secs(60);
-/// A probe that hangs is given up after this; its value is unknown until it comes back.
-const PROBE: Duration = Duration::from_secs(3);
+/// A probe that takes longer is given up; its value is unknown until it comes back.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// What moves less is not told.
 const CHANGE: f64 = 0.05;
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub profile: PathBuf,
     /// NVML's library, when it is not the system's.
     pub nvml_library: Option<PathBuf>,
+    /// How long to wait for a driver or a file system.
+    pub patience: Duration,
 }
 
 impl Config {
@@ -48,22 +52,19 @@ impl Config {
             models_dir,
             profile,
             nvml_library: None,
+            patience: PATIENCE,
         }
     }
-}
-
-fn affinity() -> Option<u32> {
-    let set = rustix::thread::sched_getaffinity(None).ok()?;
-    Some(set.count())
 }
 
 /// What files in memory can tell: microseconds, no waiting.
 fn quick(config: &Config) -> Resources {
     let mut warnings = Vec::new();
     let groups = Groups::find(&config.proc_root, &config.cgroup_root);
-    let cpu = cpu::probe(&config.proc_root, &config.sys_root, &groups, affinity(), &mut warnings);
+    let cpu = cpu::probe(&config.proc_root, &config.sys_root, &groups, &mut warnings);
     let memory = memory::probe(&config.proc_root, &groups, &mut warnings);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
+    let now =
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
     Resources {
         schema: 1,
         measured_at: now,
@@ -77,126 +78,150 @@ fn quick(config: &Config) -> Resources {
 
 /// Starts the sampler. Returns at once: what takes time is measured afterwards and published when it is there.
 pub fn spawn(config: Config) -> (Handle, JoinHandle<()>) {
-    let first = quick(&config);
+    // Of no time at all, so that nobody takes it for a recent measurement: storage and GPUs are missing.
+    let first = Resources { measured_at: 0, ..quick(&config) };
+    let told = Arc::new(first.clone());
     let (handle, commands, publish) = Handle::scripted(first);
-    let sampler = Sampler { config, publish, written: None, disk: None, gpus: None, gpus_known: None };
+    let sampler = Sampler {
+        config,
+        publish,
+        told,
+        written: None,
+        disk: Errand::default(),
+        nvml: Errand::default(),
+        drm: Errand::default(),
+        writing: Errand::default(),
+        no_driver: false,
+        unwritten: None,
+    };
     (handle, tokio::spawn(sampler.run(commands)))
 }
-
-type Probe<T> = JoinHandle<T>;
 
 struct Sampler {
     config: Config,
     publish: watch::Sender<Arc<Resources>>,
-    written: Option<Resources>,
-    /// Probes that did not come back in time: waited for, not started again.
-    disk: Option<Probe<(Storage, Vec<String>)>>,
-    gpus: Option<Probe<nvml::Found>>,
-    gpus_known: Option<bool>,
+    /// What those who watch were woken for last.
+    told: Arc<Resources>,
+    /// What `resources.json` holds.
+    written: Option<Arc<Resources>>,
+    disk: Errand<(Storage, Vec<String>)>,
+    nvml: Errand<nvml::Found>,
+    drm: Errand<Vec<Gpu>>,
+    writing: Errand<Result<(), state::StorageError>>,
+    /// That there is no NVIDIA driver was logged.
+    no_driver: bool,
+    /// Why `resources.json` was not written the last time.
+    unwritten: Option<String>,
 }
 
 impl Sampler {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        self.measure().await;
+        self.measure(false).await;
         let mut next = Instant::now() + PERIOD;
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(Command::Measure { reply }) => {
-                        let measured = self.measure().await;
+                    Some(Command::Measure { keep, reply }) => {
+                        let measured = self.measure(keep).await;
                         let _ = reply.send(measured);
                     }
                     None => return,
                 },
                 () = tokio::time::sleep_until(next) => {
-                    self.measure().await;
+                    self.measure(false).await;
                     next = Instant::now() + PERIOD;
                 }
             }
         }
     }
 
-    async fn measure(&mut self) -> Arc<Resources> {
+    /// Measures, writes `resources.json` if something moved or `keep`, and publishes.
+    async fn measure(&mut self, keep: bool) -> Arc<Resources> {
         let mut now = quick(&self.config);
-        match self.storage().await {
+        self.slow(&mut now).await;
+        if keep || self.written.as_ref().is_none_or(|written| moved(written, &now)) {
+            self.unwritten = self.write(&now).await.err();
+            match &self.unwritten {
+                None => self.written = Some(Arc::new(now.clone())),
+                Some(problem) => tracing::warn!("{problem}"),
+            }
+        }
+        now.warnings.extend(self.unwritten.clone());
+        let now = Arc::new(now);
+        // Against what was told, not against the last measurement: many small steps are a large one.
+        let tell = moved(&self.told, &now);
+        if tell {
+            self.told = Arc::clone(&now);
+        }
+        // Readers that wait are woken only by what matters; readers that look see the newest.
+        self.publish.send_if_modified(|known| {
+            *known = Arc::clone(&now);
+            tell
+        });
+        now
+    }
+
+    /// What may hang, all at the same time: the file system of the models, and the drivers of the GPUs.
+    async fn slow(&mut self, now: &mut Resources) {
+        let patience = self.config.patience;
+        let models = self.config.models_dir.clone();
+        let library = self.config.nvml_library.clone();
+        let sys_root = self.config.sys_root.clone();
+        let (storage, nvidia, others) = tokio::join!(
+            self.disk.run(patience, move || {
+                let mut warnings = Vec::new();
+                let storage = disk::probe(&models, &mut warnings);
+                (storage, warnings)
+            }),
+            self.nvml.run(patience, move || nvml::probe(library.as_deref())),
+            self.drm.run(patience, move || drm::probe(&sys_root)),
+        );
+        match storage {
             Some((storage, warnings)) => {
                 now.storage = storage;
                 now.warnings.extend(warnings);
             }
             None => now.warnings.push(format!("the file system of {} does not answer", self.config.models_dir.display())),
         }
-        let (gpus, warnings) = self.graphics().await;
-        now.gpus = gpus;
-        now.warnings.extend(warnings);
-        let now = Arc::new(now);
-        let moved = moved(&self.publish.borrow(), &now);
-        // Readers that wait are woken only by what matters; readers that look see the newest.
-        self.publish.send_if_modified(|known| {
-            *known = Arc::clone(&now);
-            moved
-        });
-        if self.written.as_ref().is_none_or(|written| self::moved(written, &now)) {
-            self.write(&now).await;
-        }
-        now
-    }
-
-    async fn storage(&mut self) -> Option<(Storage, Vec<String>)> {
-        let models = self.config.models_dir.clone();
-        let probe = self.disk.get_or_insert_with(|| {
-            tokio::task::spawn_blocking(move || {
-                let mut warnings = Vec::new();
-                let storage = disk::probe(&models, &mut warnings);
-                (storage, warnings)
-            })
-        });
-        let found = timeout(PROBE, probe).await.ok()?;
-        self.disk = None;
-        found.ok()
-    }
-
-    async fn graphics(&mut self) -> (Vec<Gpu>, Vec<String>) {
-        let library = self.config.nvml_library.clone();
-        let probe = self.gpus.get_or_insert_with(|| tokio::task::spawn_blocking(move || nvml::probe(library.as_deref())));
-        let (mut gpus, warnings) = match timeout(PROBE, probe).await {
-            Err(_) => (Vec::new(), vec!["the NVIDIA driver does not answer".to_owned()]),
-            Ok(found) => {
-                self.gpus = None;
-                match found {
-                    Ok(nvml::Found::Gpus(gpus, warnings)) => (gpus, warnings),
-                    Ok(nvml::Found::NoDriver) | Err(_) => {
-                        if self.gpus_known.replace(false).is_none() {
-                            tracing::info!("no NVIDIA driver on this machine");
-                        }
-                        (Vec::new(), Vec::new())
-                    }
+        match nvidia {
+            Some(nvml::Found::Gpus(gpus, warnings)) => {
+                now.gpus = gpus;
+                now.warnings.extend(warnings);
+            }
+            Some(nvml::Found::NoDriver) => {
+                if !std::mem::replace(&mut self.no_driver, true) {
+                    tracing::info!("no NVIDIA driver on this machine");
                 }
             }
-        };
-        for mut gpu in drm::probe(&self.config.sys_root) {
-            gpu.index = u32::try_from(gpus.len()).unwrap_or(u32::MAX);
-            gpus.push(gpu);
+            None => now.warnings.push("the NVIDIA driver does not answer".to_owned()),
         }
-        (gpus, warnings)
+        match others {
+            Some(others) => {
+                for mut gpu in others {
+                    gpu.index = u32::try_from(now.gpus.len()).unwrap_or(u32::MAX);
+                    now.gpus.push(gpu);
+                }
+            }
+            None => now.warnings.push("the driver of a graphics card does not answer".to_owned()),
+        }
     }
 
-    async fn write(&mut self, resources: &Resources) {
-        let Ok(bytes) = serde_json::to_vec_pretty(resources) else { return };
+    /// The reason is a sentence for the owner of the machine.
+    async fn write(&mut self, resources: &Resources) -> Result<(), String> {
+        let mut bytes =
+            serde_json::to_vec_pretty(resources).map_err(|error| format!("the measurement cannot be written: {error}"))?;
+        bytes.push(b'\n');
         let path = self.config.profile.clone();
-        let written = tokio::task::spawn_blocking(move || write(&path, &bytes)).await;
-        match written {
-            Ok(Ok(())) => self.written = Some(resources.clone()),
-            Ok(Err(error)) => tracing::warn!(%error, "resources.json is not written"),
-            Err(error) => tracing::warn!(%error, "resources.json is not written"),
+        match self.writing.run(self.config.patience, move || state::write_file(&path, &bytes)).await {
+            Some(outcome) => outcome.map_err(|error| format!("the measurement is not kept: {error}")),
+            None => {
+                Err(format!("the measurement is not kept: the file system of {} does not answer", self.config.profile.display()))
+            }
         }
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), state::StorageError> {
-    state::write_file(path, bytes)
-}
-
-/// Whether a total or an availability moved by 5 % or more.
+/// Whether a total or an availability moved by more than 5 %.
 fn moved(before: &Resources, now: &Resources) -> bool {
     fn apart(before: Option<f64>, now: Option<f64>) -> bool {
         match (before, now) {

@@ -28,7 +28,7 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    fn found_by(self) -> FoundBy {
+    pub(super) fn found_by(self) -> FoundBy {
         match self {
             Self::Mdns => FoundBy::Mdns,
             Self::Kademlia => FoundBy::Kademlia,

@@ -123,6 +123,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -210,5 +211,40 @@ mod tests {
         let mut book = Book::new();
         book.learn(higher, Source::Kademlia, address(), now);
         assert!(Policy::new(lower, SECOND, now).next(now, &book, |_| true).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_is_dialled_twice_or_too_often_and_nobody_is_forgotten(
+            steps in proptest::collection::vec((0_u8..6, 0_usize..60, 0_u64..3000), 1..120),
+        ) {
+            let peers: Vec<PeerId> = (0..60).map(|_| PeerId::random()).collect();
+            let (local, begin) = (PeerId::random(), Instant::now());
+            let (mut policy, mut book, mut now) = (Policy::new(local, SECOND, begin), Book::new(), begin);
+            let (mut connected, mut dialing) = (HashSet::new(), HashSet::new());
+            let mut strangers = 0_u32;
+            for (action, who, millis) in steps {
+                let peer = peers[who];
+                let sources = [Source::Mdns, Source::Kademlia, Source::Bootstrap, Source::View(local), Source::Inbound];
+                match action {
+                    0 | 1 => drop(book.learn(peer, sources[who % 5], address(), now)),
+                    2 => if dialing.remove(&peer) { policy.failed(&peer, now) },
+                    3 => if dialing.remove(&peer) { policy.connected(&peer); policy.succeeded(&peer); connected.insert(peer); },
+                    4 => drop(connected.remove(&peer)),
+                    _ => now += Duration::from_millis(millis),
+                }
+                for order in policy.next(now, &book, |peer| connected.contains(peer)) {
+                    prop_assert!(book.contains(&order.peer) && !connected.contains(&order.peer) && !order.addresses.is_empty());
+                    prop_assert!(dialing.insert(order.peer), "is being dialled already");
+                    policy.dialing(order.peer);
+                    strangers += u32::from(book.found_by(&order.peer) != Some(Source::Bootstrap.found_by()));
+                }
+                let most = BURST + DIALS_PER_SECOND * (now - begin).as_secs_f64();
+                prop_assert!(f64::from(strangers) <= most + 1e-6, "{strangers} of {most}");
+                let wanted = book.iter().any(|(peer, _)| !connected.contains(peer) && !dialing.contains(peer));
+                prop_assert_eq!(policy.wake_at().is_some(), wanted, "who is wanted has a time, and no other wakes us");
+                prop_assert!(policy.wake_at().is_none_or(|wake| wake > now && wake <= now + LONGEST_PAUSE.mul_f64(1.2)));
+            }
+        }
     }
 }

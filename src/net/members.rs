@@ -280,6 +280,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -350,5 +351,56 @@ mod tests {
         let beat = Heartbeat { seq: 2, echo_seq: 6, echo_delay_us: u32::MAX, ..Heartbeat::default() };
         members.on_heartbeat(&cluster, &peer, 1, &beat, now + SECOND);
         assert_eq!(members.list(&cluster)[0].latency_us, Some(612));
+    }
+
+    proptest! {
+        #[test]
+        fn only_the_session_that_holds_a_member_keeps_it_or_ends_it(
+            steps in proptest::collection::vec((0_u8..6, 0_usize..2, 0_u64..4, 0_u64..8), 0..80),
+        ) {
+            let (mut members, cluster, first, mut now) = table();
+            let peers = [first, PeerId::random()];
+            // The plain model: who holds each member, and when that session was heard last.
+            let mut model: [Option<(Generation, Instant)>; 2] = [None; 2];
+            for (action, who, generation, seconds) in steps {
+                now += Duration::from_secs(seconds);
+                let (peer, held) = (peers[who], model[who].is_some_and(|(holder, _)| holder == generation));
+                match action {
+                    0 => {
+                        let replaced = enter(&mut members, &cluster, peer, generation, now);
+                        prop_assert_eq!(replaced, model[who].map(|(holder, _)| holder));
+                        model[who] = Some((generation, now));
+                    }
+                    1 => {
+                        prop_assert_eq!(members.remove(&cluster, &peer, generation).is_some(), held);
+                        if held { model[who] = None }
+                    }
+                    2 => drop(members.heard(&cluster, &peer, generation, now)),
+                    3 => {
+                        let beat = Heartbeat { seq: seconds, echo_seq: seconds, echo_delay_us: u32::MAX, ..Heartbeat::default() };
+                        members.sent(&cluster, &peer, seconds, now);
+                        members.on_heartbeat(&cluster, &peer, generation, &beat, now);
+                    }
+                    4 => drop(members.on_state(&cluster, &peer, generation, State::default(), now)),
+                    _ => for transition in members.expire(now) {
+                        if let Transition::Dead { peer, generation, .. } = transition {
+                            let who = usize::from(peer == peers[1]);
+                            let (holder, heard) = model[who].unwrap();
+                            prop_assert!(holder == generation && now - heard >= 15 * SECOND);
+                            prop_assert!(members.remove(&cluster, &peer, generation).is_some());
+                            model[who] = None;
+                        }
+                    },
+                }
+                if (2..5).contains(&action) && held {
+                    model[who] = Some((generation, now));
+                }
+                for (peer, model) in peers.iter().zip(&model) {
+                    prop_assert_eq!(members.generation(&cluster, peer), model.map(|(holder, _)| holder));
+                }
+                prop_assert!(members.list(&cluster).len() <= model.iter().flatten().count());
+                prop_assert_eq!(members.next_deadline().is_some(), model.iter().any(Option::is_some));
+            }
+        }
     }
 }

@@ -65,10 +65,10 @@ impl Queue {
         if self.total_waiting >= self.limits.queued {
             return Admission::Full;
         }
-        let own = self.waiting.entry(requester.clone()).or_default();
-        if own.len() >= self.limits.queued_per_peer {
+        if self.waiting.get(requester).map_or(0, VecDeque::len) >= self.limits.queued_per_peer {
             return Admission::OverShare;
         }
+        let own = self.waiting.entry(requester.clone()).or_default();
         if own.is_empty() {
             self.turns.push_back(requester.clone());
         }
@@ -246,6 +246,18 @@ mod tests {
         assert_eq!(queue.next(), None);
     }
 
+    #[test]
+    fn nothing_is_kept_of_who_neither_runs_nor_waits() {
+        let mut queue = Queue::new(Limits { slots: 1, queued: 8, running_per_peer: 1, queued_per_peer: 0 });
+        assert_eq!(queue.admit(&peer("first"), 0), Admission::Run);
+        for ticket in 1..100 {
+            assert_eq!(queue.admit(&peer(&ticket.to_string()), ticket), Admission::OverShare);
+        }
+        assert!(queue.waiting.is_empty() && queue.turns.is_empty());
+        queue.finished(&peer("first"));
+        assert!(queue.running.is_empty());
+    }
+
     proptest! {
         #[test]
         fn bounds_hold_and_slots_return_to_zero(steps in proptest::collection::vec((0_u8..3, 0_u32..5), 0..300)) {
@@ -275,6 +287,7 @@ mod tests {
             for ended in running { queue.finished(&ended); }
             while let Some((requester, _)) = queue.next() { queue.finished(&requester); }
             prop_assert_eq!((queue.running(), queue.waiting()), (0, 0));
+            prop_assert!(queue.running.is_empty() && queue.waiting.is_empty() && queue.turns.is_empty());
         }
     }
 }

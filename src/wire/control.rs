@@ -132,7 +132,8 @@ fn put_text(out: &mut Vec<u8>, text: &str, limit: usize) {
 }
 
 impl Control {
-    /// The frame's body. Lists and texts beyond their limits are cut: a node never sends what it would refuse.
+    /// The frame's body. Lists and texts beyond their limits are cut, and peers or addresses beyond theirs are left out: a
+    /// node never sends what it would refuse.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         match self {
@@ -149,17 +150,14 @@ impl Control {
             Self::State(state) => state.encode(&mut out),
             Self::View(view) => {
                 out.push(VIEW);
-                let entries = &view.entries[..view.entries.len().min(MAX_VIEW_ENTRIES)];
-                out.push(u8::try_from(entries.len()).unwrap_or(0));
-                for entry in entries {
-                    put_bytes(&mut out, &entry.peer);
+                let known = view.entries.iter().filter(|entry| entry.peer.len() <= MAX_PEER_ID_BYTES);
+                put_list(&mut out, known.take(MAX_VIEW_ENTRIES), |out, entry| {
+                    put_bytes(out, &entry.peer);
                     out.extend_from_slice(&entry.age_seconds.to_be_bytes());
-                    let addresses = &entry.addresses[..entry.addresses.len().min(MAX_VIEW_ADDRESSES)];
-                    out.push(u8::try_from(addresses.len()).unwrap_or(0));
-                    for address in addresses {
-                        put_bytes(&mut out, address);
-                    }
-                }
+                    // Half an address would be another one.
+                    let whole = entry.addresses.iter().filter(|address| address.len() <= MAX_ADDRESS_BYTES);
+                    put_list(out, whole.take(MAX_VIEW_ADDRESSES), |out, address| put_bytes(out, address));
+                });
             }
             Self::Bye(reason) => out.extend_from_slice(&[
                 BYE,
@@ -221,8 +219,17 @@ impl Control {
     }
 }
 
+/// How many there are, in one byte, then each of them.
+fn put_list<T>(out: &mut Vec<u8>, items: impl Iterator<Item = T>, put: impl Fn(&mut Vec<u8>, T)) {
+    let at = out.len();
+    out.push(0);
+    for item in items {
+        put(out, item);
+        out[at] += 1;
+    }
+}
+
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    let bytes = &bytes[..bytes.len().min(255)];
     out.push(u8::try_from(bytes.len()).unwrap_or(u8::MAX));
     out.extend_from_slice(bytes);
 }
@@ -438,6 +445,18 @@ mod tests {
         let Ok(Control::State(read)) = Control::decode(&bytes) else { panic!("not read") };
         assert_eq!(read.node_name, "ä".repeat(32));
         assert_eq!(read.tiers.len(), 32);
+    }
+
+    #[test]
+    fn a_peer_or_an_address_too_long_to_be_read_is_left_out_and_the_rest_still_told() {
+        let entry = |peer: usize, addresses: &[usize]| ViewEntry {
+            peer: vec![1; peer],
+            age_seconds: 0,
+            addresses: addresses.iter().map(|&length| vec![2; length]).collect(),
+        };
+        let view = View { entries: vec![entry(65, &[8]), entry(64, &[97, 96, 300, 1, 2, 3, 4])] };
+        let read = Control::decode(&Control::View(view).encode());
+        assert_eq!(read, Ok(Control::View(View { entries: vec![entry(64, &[96, 1, 2, 3])] })));
     }
 
     proptest! {

@@ -223,6 +223,25 @@ mod tests {
         assert!(decoder.buffer.capacity() < 1024);
     }
 
+    #[tokio::test]
+    async fn an_announced_length_costs_nothing_until_its_bytes_come() {
+        use futures::io::Cursor;
+        // Refused: beyond the limit. Believed, but nothing follows: within it.
+        for (announced, refused) in [(u32::MAX, true), ((1 << 20) + 1, true), (1 << 20, false)] {
+            let mut reader = FrameReader::new(Cursor::new(announced.to_be_bytes().to_vec()));
+            let outcome = reader.next(1 << 20).await.map(|_| ());
+            assert_eq!(matches!(outcome, Err(FrameError::TooLong { .. })), refused, "{announced}");
+            assert_eq!(matches!(outcome, Err(FrameError::Truncated)), !refused, "{announced}");
+            assert!(reader.decoder.buffer.capacity() <= 2 * SMALL_READ_BYTES, "{announced}");
+        }
+        let mut bytes = Vec::new();
+        encode(&vec![7; 1 << 20], &mut bytes);
+        bytes.truncate(100_000);
+        let mut reader = FrameReader::new(Cursor::new(bytes));
+        assert!(reader.next(1 << 20).await.is_err());
+        assert!(reader.decoder.buffer.capacity() <= 2 * (100_000 + READ_STEP_BYTES), "what came, and a step more");
+    }
+
     #[test]
     fn an_empty_frame_is_refused() {
         let mut decoder = Decoder::default();

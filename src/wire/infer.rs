@@ -142,7 +142,8 @@ pub fn encode_request(
         max_tokens: ask.max_tokens,
         temperature: ask.temperature,
         seed: ask.seed,
-        timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+        // A deadline that is nearly over is no zero, which the other side would have to take for a broken request.
+        timeout_ms: u64::try_from(timeout.min(MAX_TIMEOUT).as_millis()).unwrap_or(u64::MAX).max(1),
     };
     let start = frame::begin(out);
     put(out, &raw);
@@ -300,12 +301,18 @@ pub fn encode_end(out: &mut Vec<u8>, id: &Uuid, model: &str, done: Done, text_by
 
 /// Appends the last frame of an answer that is not whole.
 pub fn encode_error(out: &mut Vec<u8>, id: &Uuid, failure: &Failure) {
-    let message: String = failure.detail.escape_debug().take(MAX_MESSAGE_BYTES / 4).collect();
     let mut raw = blank("error");
     raw.error = Some(failure.kind.as_str().into());
-    raw.message = Some(message.into());
+    raw.message = Some(sentence(&failure.detail).into());
     raw.retry_after_ms = failure.retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
     finish_response(out, id, raw);
+}
+
+/// The message of an error: one line, at most [`MAX_MESSAGE_BYTES`], for the sender and for the reader alike.
+fn sentence(text: &str) -> String {
+    let mut text: String = text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_BYTES).collect();
+    text.truncate(text.floor_char_boundary(MAX_MESSAGE_BYTES));
+    text
 }
 
 fn blank(event: &'static str) -> RawResponse<'static> {
@@ -384,8 +391,7 @@ impl<'a> Response<'a> {
             }
             "error" => {
                 let kind = raw.error.as_deref().and_then(FailureKind::from_name).ok_or_else(|| field("error"))?;
-                let message = raw.message.unwrap_or_default();
-                let detail: String = message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_BYTES).collect();
+                let detail = sentence(&raw.message.unwrap_or_default());
                 let retry_after = raw.retry_after_ms.map(|after| Duration::from_millis(after.min(3_600_000)));
                 Ok(Self::Error(Failure { kind, detail, retry_after }))
             }
@@ -501,6 +507,41 @@ mod tests {
         });
         let failure = Failure::busy("come back", Duration::from_millis(1500));
         read(&|out| encode_error(out, &ID, &failure), &|got| assert_eq!(got, Response::Error(failure.clone())));
+    }
+
+    #[test]
+    fn the_message_of_an_error_is_one_line_of_at_most_512_bytes_on_both_sides() {
+        let read = |detail: &str| {
+            let mut out = Vec::new();
+            encode_error(&mut out, &ID, &Failure::new(FailureKind::BackendFailed, detail));
+            let Ok(Response::Error(failure)) = Response::decode(&out[4..], &ID) else { panic!("not read") };
+            failure.detail
+        };
+        for sentence in ["", "the model \"größer\" is gone: C:\\x", &"m".repeat(MAX_MESSAGE_BYTES)] {
+            assert_eq!(read(sentence), sentence);
+        }
+        assert_eq!(read("two\nlines\u{1b}[0m"), "twolines[0m");
+        assert_eq!(read(&"m".repeat(MAX_MESSAGE_BYTES + 1)).len(), MAX_MESSAGE_BYTES);
+        assert_eq!(read(&format!("m{}", "\u{1f600}".repeat(MAX_MESSAGE_BYTES))).len(), MAX_MESSAGE_BYTES - 3);
+        let long = "\u{1f600}".repeat(MAX_MESSAGE_BYTES);
+        let frame = format!(r#"{{"type":"inference_response","request_id":"{ID}","event":"error","error":"Busy","message":"{long}"}}"#);
+        let Ok(Response::Error(failure)) = Response::decode(frame.as_bytes(), &ID) else { panic!("not read") };
+        assert_eq!(failure.detail.len(), MAX_MESSAGE_BYTES);
+    }
+
+    #[test]
+    fn a_deadline_that_is_nearly_over_or_far_away_is_still_one_that_is_accepted() {
+        for (timeout, read) in [
+            (Duration::ZERO, Duration::from_millis(1)),
+            (Duration::from_micros(999), Duration::from_millis(1)),
+            (Duration::from_micros(2999), Duration::from_millis(2)),
+            (MAX_TIMEOUT, MAX_TIMEOUT),
+            (Duration::MAX, MAX_TIMEOUT),
+        ] {
+            let mut out = Vec::new();
+            encode_request(&mut out, &ID, &[3; 16], &Ask::default(), timeout).unwrap();
+            assert_eq!(Request::decode(&out[4..]).unwrap().timeout, read, "{timeout:?}");
+        }
     }
 
     #[test]

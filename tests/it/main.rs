@@ -9,7 +9,11 @@ mod common;
 #[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
+mod gauge;
+#[cfg(feature = "daemon")]
 mod net;
 mod ogctl;
 #[cfg(feature = "daemon")]
 mod openai;
+#[cfg(feature = "daemon")]
+mod wire;
