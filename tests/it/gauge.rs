@@ -739,7 +739,7 @@ async fn a_cluster_named_like_a_tier_is_served_from_the_start() {
         return skip("this machine qualifies for no tier");
     }
     let name = tier::qualified(&here)[0].clone();
-    let Some(node) = crate::daemon::Node::start("served", &["--serve", "--connect", &name]).await else { return };
+    let Some(node) = crate::common::node::Node::start("served", &["--serve", "--connect", &name]).await else { return };
     let joined = node.until(&["clusters"], |clusters| clusters["clusters"].as_array().is_some_and(|list| !list.is_empty())).await;
     assert_eq!(joined["clusters"][0]["role"], "serve", "{joined}");
 }

@@ -34,7 +34,7 @@ fn folder() -> PathBuf {
 }
 
 fn bytes_of(hex: &str) -> Vec<u8> {
-    let digits: Vec<u8> = hex.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_digit(16).unwrap() as u8).collect();
+    let digits: Vec<u8> = hex.chars().filter(|c| !c.is_whitespace()).map(|c| u8::try_from(c.to_digit(16).unwrap()).unwrap()).collect();
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
 
@@ -439,7 +439,7 @@ fn read_inference(bytes: &[u8]) -> Result<(), InferError> {
     let response = Response::decode(bytes, &ID).map_err(quiet);
     match &response {
         Ok(Response::Token { model: Some(model), .. } | Response::End { model, .. }) => {
-            assert!(model.len() <= MAX_MODEL_NAME_BYTES)
+            assert!(model.len() <= MAX_MODEL_NAME_BYTES);
         }
         Ok(Response::Error(failure)) => {
             assert!(failure.detail.len() <= MAX_MESSAGE_BYTES && !failure.detail.contains(char::is_control));
