@@ -244,11 +244,12 @@ impl Task<'_> {
         }
     }
 
-    pub(super) fn learn_view(&mut self, from: PeerId, view: View, now: Instant) {
+    pub(super) fn learn_view(&mut self, from: PeerId, cluster: &ClusterId, view: View, now: Instant) {
         for ViewEntry { peer, addresses, .. } in view.entries {
             let Ok(peer) = PeerId::from_bytes(&peer) else { continue };
             let addresses = addresses.into_iter().filter_map(|bytes| Multiaddr::try_from(bytes).ok()).collect();
             self.learn(peer, Source::View(from), addresses, now);
+            self.hinted(peer, cluster, now);
         }
     }
 
@@ -473,6 +474,12 @@ impl Task<'_> {
             self.agenda.set(Due::Duplicates(peer), Instant::from_std(wake));
         }
         for connection in verdict.close {
+            // A prompt that runs is never cut off for tidiness, whichever of the two asked it.
+            let served = self.serving.get(&connection).map_or(0, |count| count.load(std::sync::atomic::Ordering::Relaxed));
+            if served + self.lasting.pool.in_use(peer, connection) > 0 {
+                self.agenda.set(Due::Duplicates(peer), now + self.lasting.config.timings.patience * 2);
+                continue;
+            }
             let busy = self.sessions.values().any(|session| session.connection == connection && session.peer == peer);
             if busy {
                 // Move the membership streams to the best connection first; look again when that is done.
