@@ -247,6 +247,14 @@ impl Pool {
         }
     }
 
+    /// Forgets everybody: the swarm of all lanes is gone.
+    pub(crate) fn forget_all(&self) {
+        let peers: Vec<PeerId> = self.with(|peers| peers.keys().copied().collect());
+        for peer in peers {
+            self.forget(peer);
+        }
+    }
+
     /// Closes lanes that have been idle for long; the first of each peer stays. Tells whether there are others left.
     pub(crate) fn trim(&self, now: Instant) -> bool {
         self.with(|peers| {

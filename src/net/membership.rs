@@ -27,7 +27,7 @@ use crate::wire::version::MEMBER_PROTOCOL;
 /// is in it.
 const REFUSED: Duration = Duration::from_secs(600);
 /// Such a word counts this long after the last refusal.
-const HINT_AGAIN: Duration = Duration::from_secs(30);
+const HINT_AGAIN: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(30) };
 /// A hello that failed without a word is tried again after this.
 const HELLO_AGAIN: Duration = Duration::from_secs(5);
 /// A greeting that has to wait for the hellos before it looks again after this.

@@ -389,6 +389,8 @@ impl Task<'_> {
             }
             Command::Shutdown { reply } => self.stopping = Some(reply),
             Command::Probe { reply } => drop(reply.send(())),
+            #[cfg(test)]
+            Command::Panic => panic!("asked to by a test"),
         }
     }
 
@@ -633,6 +635,7 @@ impl Task<'_> {
             listen_addresses: self.swarm.listeners().map(ToString::to_string).collect(),
             clusters,
             connected_peers: self.swarm.connected_peers().count(),
+            connections: self.swarm.behaviour().streams.all().count(),
             problems: self.problems.values().cloned().collect(),
         };
         self.lasting.publish.send_replace(Arc::new(snapshot));
