@@ -149,7 +149,6 @@ impl Raw {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::option;
     use proptest::prelude::*;
 
     fn any_raw() -> impl Strategy<Value = Raw> {
@@ -159,7 +158,7 @@ mod tests {
             (any::<Option<bool>>(), any::<Option<u32>>(), any::<Option<bool>>()).prop_map(|(mdns, max_connections, list)| {
                 Network { listen: list.map(|list| vec![list.to_string()]), bootstrap: None, mdns, max_connections }
             });
-        let serve = (any::<Option<bool>>(), option::of(0.5..9.0)).prop_map(|(enabled, cores)| Serve {
+        let serve = (any::<Option<bool>>(), proptest::option::of(0.5..9.0)).prop_map(|(enabled, cores)| Serve {
             enabled,
             cores,
             ..Serve::default()

@@ -168,6 +168,10 @@ impl Running {
             return None;
         }
         loop {
+            // A timeout looks at the clock only when there is nothing to read: an endless stream would outlive it.
+            if Instant::now() >= self.deadline {
+                return self.too_late();
+            }
             let Some((answer, by)) = &mut self.answer else {
                 match self.begin() {
                     Ok(answer) => self.answer = Some(answer),
@@ -175,11 +179,7 @@ impl Running {
                 }
                 continue;
             };
-            let Ok(event) = timeout_at(self.deadline, answer.next()).await else {
-                let what = if self.started { "the answer was not whole" } else { "no answer came" };
-                let detail = format!("{what} within {} s", self.options.timeout.as_secs_f64());
-                return self.end(Err(Failure::new(FailureKind::DeadlineExceeded, detail)));
-            };
+            let Ok(event) = timeout_at(self.deadline, answer.next()).await else { return self.too_late() };
             match event {
                 Some(AnswerEvent::Started { model }) => {
                     self.started = true;
@@ -200,6 +200,12 @@ impl Running {
                 }
             }
         }
+    }
+
+    fn too_late(&mut self) -> Option<JobEvent> {
+        let what = if self.started { "the answer was not whole" } else { "no answer came" };
+        let detail = format!("{what} within {} s", self.options.timeout.as_secs_f64());
+        self.end(Err(Failure::new(FailureKind::DeadlineExceeded, detail)))
     }
 
     fn end(&mut self, outcome: Result<Done, Failure>) -> Option<JobEvent> {

@@ -19,7 +19,7 @@ use crate::domain::node::NodeId;
 use crate::domain::prompt::{Failure, FailureKind};
 use crate::wire::frame::FrameReader;
 use crate::wire::infer::{self, AnswerHash, Request};
-use crate::wire::limits::{KEEP_ALIVE, MAX_REQUEST_FRAME_BYTES, MAX_TOKEN_TEXT_BYTES, SLOW_CONSUMER};
+use crate::wire::limits::{KEEP_ALIVE, MAX_REQUEST_FRAME_BYTES, MAX_TOKEN_TEXT_BYTES, REQUEST_ARRIVES, SLOW_CONSUMER};
 
 /// Pieces of an answer that may wait for the stream (`docs/protocol.md`: 64 frames or 64 KiB).
 const PIECES: usize = 64;
@@ -49,6 +49,8 @@ pub(crate) struct Desk {
     pub seen: Arc<Mutex<Seen>>,
     /// Prompts being answered now.
     pub working: Arc<AtomicUsize>,
+    /// Those of them that came over this lane's connection.
+    pub on_connection: Arc<AtomicUsize>,
     /// Peers that broke the protocol.
     pub violations: mpsc::Sender<PeerId>,
 }
@@ -81,7 +83,15 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
     let mut lane = FrameReader::new(stream);
     let mut out = Vec::new();
     loop {
-        let frame = match lane.next(MAX_REQUEST_FRAME_BYTES).await {
+        // An idle lane may wait as long as it likes, half a request may not.
+        if !matches!(lane.begun().await, Ok(true)) {
+            return;
+        }
+        let Ok(frame) = timeout(REQUEST_ARRIVES, lane.next(MAX_REQUEST_FRAME_BYTES)).await else {
+            tracing::debug!(%peer, "inference stream dropped: half a request");
+            return;
+        };
+        let frame = match frame {
             Ok(Some(frame)) => frame,
             Ok(None) => return,
             Err(error) => {
@@ -126,8 +136,12 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
                     write(&mut lane, &out).await
                 }
                 None => {
-                    let _working = Working::begin(&desk.working);
-                    queued(&desk, peer, &permit, request, arrived, &mut lane, &mut out).await
+                    let _working = (Working::begin(&desk.working), Working::begin(&desk.on_connection));
+                    tokio::select! {
+                        // Also while a write waits for a slow reader.
+                        () = permit.gone.cancelled() => Fate::Drop,
+                        fate = queued(&desk, peer, &permit, request, arrived, &mut lane, &mut out) => fate,
+                    }
                 }
             }
         };
@@ -159,11 +173,15 @@ fn encode_whole(out: &mut Vec<u8>, id: &uuid::Uuid, answer: Result<AnswerNow, Fa
 
 async fn write(lane: &mut FrameReader<Stream>, bytes: &[u8]) -> Fate {
     let stream = lane.get_mut();
-    let write = async {
-        stream.write_all(bytes).await?;
-        stream.flush().await
-    };
-    match timeout(SLOW_CONSUMER, write).await {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        // A slow reader is borne as long as it reads at all.
+        match timeout(SLOW_CONSUMER, stream.write(rest)).await {
+            Ok(Ok(count)) if count > 0 => rest = &rest[count..],
+            Ok(Ok(_) | Err(_)) | Err(_) => return Fate::Drop,
+        }
+    }
+    match timeout(SLOW_CONSUMER, stream.flush()).await {
         Ok(Ok(())) => Fate::Next,
         Ok(Err(_)) | Err(_) => Fate::Drop,
     }
@@ -210,7 +228,6 @@ async fn queued(
                 }
                 return Fate::Drop;
             }
-            () = permit.gone.cancelled() => return Fate::Drop,
         };
         let mut ready = match event {
             Next::Quiet => {

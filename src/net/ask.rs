@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::handle::AnswerEvent;
 use super::lanes::{Lane, NoLane, Pool, Taken};
-use crate::domain::prompt::{Ask, Failure, FailureKind, MAX_ANSWER_BYTES};
+use crate::domain::prompt::{Ask, Failure, FailureKind, MAX_ANSWER_BYTES, MAX_TIMEOUT};
 use crate::wire::frame::FrameError;
 use crate::wire::infer::{self, AnswerHash, InferError, Response};
 use crate::wire::limits::{MAX_RESPONSE_FRAME_BYTES, STALL};
@@ -44,6 +44,8 @@ pub(crate) struct Asking {
     model: Option<String>,
     /// Pieces that came in the same frame as the one told last.
     pending: VecDeque<AnswerEvent>,
+    /// A frame for this request arrived: the node has it.
+    taken_up: bool,
     retried: bool,
 }
 
@@ -53,6 +55,11 @@ impl Asking {
     /// # Errors
     /// The request is too large or a field is out of range; no lane can be had.
     pub(crate) fn new(pool: Pool, peer: PeerId, cluster_ref: [u8; 16], ask: &Ask, timeout: Duration) -> Result<Self, Failure> {
+        if timeout.as_millis() == 0 {
+            // It would travel as 0 ms, which the other side takes for a broken request.
+            return Err(Failure::new(FailureKind::DeadlineExceeded, "no time is left to ask a node"));
+        }
+        let timeout = timeout.min(MAX_TIMEOUT);
         let mut request = Vec::with_capacity(ask.prompt.as_str().len() + 256);
         let id = uuid::Uuid::new_v4();
         infer::encode_request(&mut request, &id, &cluster_ref, ask, timeout)?;
@@ -67,6 +74,7 @@ impl Asking {
             bytes: 0,
             model: None,
             pending: VecDeque::new(),
+            taken_up: false,
             retried: false,
         };
         asking.take_lane()?;
@@ -82,22 +90,38 @@ impl Asking {
     }
 
     fn end(&mut self, outcome: Result<crate::domain::prompt::Done, Failure>) -> Option<AnswerEvent> {
-        if matches!(self.stage, Stage::Writing(..) | Stage::Reading(_)) {
-            self.pool.lost(self.peer);
-        }
-        self.stage = Stage::Ended;
+        self.release();
         Some(AnswerEvent::End(outcome))
+    }
+
+    /// Lets go of the lane, or of the place in the line for one.
+    fn release(&mut self) {
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::Waiting(mut promise) => {
+                promise.close();
+                // A lane may have come in this very moment: the next in the line gets it.
+                if let Ok(Ok(lane)) = promise.try_recv() {
+                    self.pool.hand_out(self.peer, lane);
+                }
+            }
+            Stage::Writing(lane, _) | Stage::Reading(lane) => {
+                // This resets the stream: the serving node frees the slot.
+                drop(lane);
+                self.pool.lost(self.peer);
+            }
+            Stage::Ended => {}
+        }
     }
 
     /// The lane broke. One that had been idle may have been stale: try once more on a fresh one.
     fn broken(&mut self, reason: &str) -> Option<AnswerEvent> {
         let stale = match &self.stage {
-            Stage::Writing(lane, _) | Stage::Reading(lane) => lane.used && self.model.is_none() && !self.retried,
+            Stage::Writing(lane, _) | Stage::Reading(lane) => lane.used && !self.taken_up && !self.retried,
             Stage::Waiting(_) | Stage::Ended => false,
         };
         if stale {
             self.retried = true;
-            self.pool.lost(self.peer);
+            self.release();
             return match self.take_lane() {
                 Ok(()) => None,
                 Err(failure) => self.end(Err(failure)),
@@ -181,8 +205,12 @@ impl Asking {
     fn on_response(&mut self, response: Result<Response<'static>, InferError>) -> Option<AnswerEvent> {
         match response {
             Err(error) => self.protocol_error(&error.to_string()),
-            Ok(Response::KeepAlive) => None,
+            Ok(Response::KeepAlive) => {
+                self.taken_up = true;
+                None
+            }
             Ok(Response::Token { text, model }) => {
+                self.taken_up = true;
                 self.bytes += text.len();
                 if self.bytes > MAX_ANSWER_BYTES {
                     return self.end(Err(too_large()));
@@ -215,6 +243,13 @@ impl Asking {
             Ok(Response::Error(failure)) => {
                 // The lane is in order: the serving node said no in the protocol's own words.
                 self.finish();
+                if self.retried && failure.kind == FailureKind::Duplicate {
+                    // It had our first try and lost it with the lane; another node may still answer.
+                    return Some(AnswerEvent::End(Err(Failure::new(
+                        FailureKind::PeerLost,
+                        "the stream to the serving node broke before its first token",
+                    ))));
+                }
                 Some(AnswerEvent::End(Err(failure)))
             }
         }
@@ -230,10 +265,7 @@ impl Asking {
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        if matches!(self.stage, Stage::Writing(..) | Stage::Reading(_)) {
-            // The lane is dropped with us, which resets the stream: the serving node frees the slot.
-            self.pool.lost(self.peer);
-        }
+        self.release();
     }
 }
 

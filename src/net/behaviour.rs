@@ -1,15 +1,23 @@
 //! The behaviours of the swarm, put together. All of them are infrastructure; what a cluster is, `net::Task` decides.
 
+use std::collections::HashSet;
+use std::ops::{Deref, DerefMut};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::identity::Keypair;
 use libp2p::kad::{self, StoreInserts};
-use libp2p::swarm::NetworkBehaviour;
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{PeerId, StreamProtocol, identify, mdns, memory_connection_limits};
+use libp2p::swarm::{
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, mdns, memory_connection_limits};
 use tokio::sync::mpsc;
 
+use super::address::{self, Network};
 use super::gate::Gate;
 use super::store::Providers;
 use super::streams::{self, Inbound};
@@ -22,6 +30,8 @@ const MDNS_TTL: Duration = Duration::from_secs(60);
 const MDNS_QUERY: Duration = Duration::from_secs(20);
 /// Lifetime of a provider record at the nodes that store it.
 pub(crate) const PROVIDER_TTL: Duration = Duration::from_secs(30 * 60);
+/// Addresses of one peer that are taken from the DHT.
+const MAX_DHT_ADDRESSES: usize = 8;
 const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 const KAD_BOOTSTRAP: Duration = Duration::from_secs(5 * 60);
 
@@ -62,7 +72,7 @@ pub(crate) struct Behaviour {
     pub limits: connection_limits::Behaviour,
     pub memory: memory_connection_limits::Behaviour,
     pub identify: identify::Behaviour,
-    pub kad: kad::Behaviour<Providers>,
+    pub kad: Dht,
     pub mdns4: Toggle<mdns::tokio::Behaviour>,
     pub mdns6: Toggle<mdns::tokio::Behaviour>,
     pub streams: streams::Behaviour,
@@ -86,7 +96,7 @@ impl Behaviour {
             limits: connection_limits::Behaviour::new(limits),
             memory: memory_connection_limits::Behaviour::with_max_bytes(caps.memory_bytes),
             identify: identify::Behaviour::new(identify),
-            kad: kademlia(local),
+            kad: Dht { inner: kademlia(local), networks: Vec::new(), configured: HashSet::new() },
             mdns4: None.into(),
             mdns6: None.into(),
             streams: streams::Behaviour::new(
@@ -137,4 +147,103 @@ fn kademlia(local: PeerId) -> kad::Behaviour<Providers> {
     // Server mode is entered when an address of ours is known to be reachable (`net::Task`), never by guessing.
     kad.set_mode(Some(kad::Mode::Client));
     kad
+}
+
+/// Kademlia behind a filter: what its answers say of addresses comes from strangers, and it would dial all of them.
+pub(crate) struct Dht {
+    inner: kad::Behaviour<Providers>,
+    /// Networks of this machine: private addresses are dialled there alone.
+    pub networks: Vec<Network>,
+    /// Addresses from the configuration, dialled whatever they are.
+    pub configured: HashSet<Multiaddr>,
+}
+
+impl Dht {
+    /// Forgets the oldest addresses of a peer beyond `most`, the `newest` never: a peer may announce others every second.
+    pub(crate) fn keep_newest(&mut self, peer: &PeerId, newest: &[Multiaddr], most: usize) {
+        let mut known: Vec<Multiaddr> = Vec::new();
+        for bucket in self.inner.kbuckets() {
+            if let Some(entry) = bucket.iter().find(|entry| entry.node.key.preimage() == peer) {
+                known = entry.node.value.iter().map(address::without_peer).collect();
+            }
+        }
+        let mut surplus = known.len().saturating_sub(most);
+        for old in known {
+            if surplus > 0 && !newest.contains(&old) && !self.configured.contains(&old) {
+                self.inner.remove_address(peer, &old);
+                surplus -= 1;
+            }
+        }
+    }
+}
+
+impl Deref for Dht {
+    type Target = kad::Behaviour<Providers>;
+    fn deref(&self) -> &Self::Target {
+        &self.inner
+    }
+}
+
+impl DerefMut for Dht {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.inner
+    }
+}
+
+impl NetworkBehaviour for Dht {
+    type ConnectionHandler = <kad::Behaviour<Providers> as NetworkBehaviour>::ConnectionHandler;
+    type ToSwarm = kad::Event;
+
+    fn handle_pending_inbound_connection(&mut self, id: ConnectionId, local: &Multiaddr, remote: &Multiaddr) -> Result<(), ConnectionDenied> {
+        self.inner.handle_pending_inbound_connection(id, local, remote)
+    }
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.inner.handle_established_inbound_connection(id, peer, local, remote)
+    }
+
+    fn handle_pending_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: Option<PeerId>,
+        addresses: &[Multiaddr],
+        role: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        let mut found = self.inner.handle_pending_outbound_connection(id, peer, addresses, role)?;
+        found.retain(|found| {
+            let bare = address::without_peer(found);
+            self.configured.contains(&bare) || address::dialable(&bare, &self.networks)
+        });
+        found.truncate(MAX_DHT_ADDRESSES);
+        Ok(found)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        address: &Multiaddr,
+        role: Endpoint,
+        port: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.inner.handle_established_outbound_connection(id, peer, address, role, port)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        self.inner.on_swarm_event(event);
+    }
+
+    fn on_connection_handler_event(&mut self, peer: PeerId, id: ConnectionId, event: THandlerOutEvent<Self>) {
+        self.inner.on_connection_handler_event(peer, id, event);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        self.inner.poll(cx)
+    }
 }

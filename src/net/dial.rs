@@ -34,6 +34,8 @@ pub(crate) struct Policy {
     patience: Duration,
     dialing: HashSet<PeerId>,
     pauses: HashMap<PeerId, Pause>,
+    /// Peers that proved to be members on the connection that there is.
+    proven: HashSet<PeerId>,
     tokens: f64,
     filled: Instant,
     wake: Option<Instant>,
@@ -41,14 +43,12 @@ pub(crate) struct Policy {
 
 impl Policy {
     pub(crate) fn new(local: PeerId, patience: Duration, now: Instant) -> Self {
-        Self { local, patience, dialing: HashSet::new(), pauses: HashMap::new(), tokens: BURST, filled: now, wake: None }
+        Self { local, patience, dialing: HashSet::new(), pauses: HashMap::new(), proven: HashSet::new(), tokens: BURST, filled: now, wake: None }
     }
 
     /// The dials to make at `now`. `connected` tells who needs none.
     pub(crate) fn next(&mut self, now: Instant, book: &Book, connected: impl Fn(&PeerId) -> bool) -> Vec<Order> {
-        let refill = now.duration_since(self.filled).as_secs_f64() * DIALS_PER_SECOND;
-        self.tokens = (self.tokens + refill).min(BURST);
-        self.filled = now;
+        self.refill(now);
         self.wake = None;
         let mut orders = Vec::new();
         for (&peer, candidate) in book.iter() {
@@ -80,6 +80,23 @@ impl Policy {
         orders
     }
 
+    fn refill(&mut self, now: Instant) {
+        let refill = now.duration_since(self.filled).as_secs_f64() * DIALS_PER_SECOND;
+        self.tokens = (self.tokens + refill).min(BURST);
+        self.filled = now;
+    }
+
+    /// Whether a stranger whose addresses others know may be dialled now. Counts as a dial.
+    pub(crate) fn may_dial(&mut self, peer: &PeerId, now: Instant) -> bool {
+        self.refill(now);
+        let paused = self.pauses.get(peer).is_some_and(|pause| pause.until > now);
+        if paused || self.dialing.contains(peer) || self.tokens < 1.0 {
+            return false;
+        }
+        self.tokens -= 1.0;
+        true
+    }
+
     fn wake_no_later(&mut self, when: Instant) {
         self.wake = Some(self.wake.map_or(when, |wake| wake.min(when)));
     }
@@ -100,6 +117,16 @@ impl Policy {
     /// The peer proved to be a member: the next loss is dialled again at once.
     pub(crate) fn succeeded(&mut self, peer: &PeerId) {
         self.pauses.remove(peer);
+        self.proven.insert(*peer);
+    }
+
+    /// The last connection to the peer is gone. One on which it proved nothing counts as a failed dial: a node that
+    /// accepts and hangs up must not be dialled again and again.
+    pub(crate) fn lost(&mut self, peer: &PeerId, now: Instant) {
+        self.dialing.remove(peer);
+        if !self.proven.remove(peer) {
+            self.failed(peer, now);
+        }
     }
 
     /// A dial failed, or a connection was lost: the next try waits, twice as long each time.
@@ -182,6 +209,37 @@ mod tests {
         policy.failed(&higher, now + 2 * LONGEST_PAUSE);
         policy.network_changed();
         assert_eq!(policy.next(now + 2 * LONGEST_PAUSE, &book, |_| false).len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_hangs_up_before_it_proved_anything_is_dialled_later_and_a_lost_member_at_once() {
+        let (lower, higher) = pair();
+        let now = Instant::now();
+        let mut book = Book::new();
+        book.learn(higher, Source::Mdns, address(), now);
+        let mut policy = Policy::new(lower, SECOND, now);
+        policy.connected(&higher);
+        policy.lost(&higher, now);
+        assert!(policy.next(now + SECOND.mul_f64(0.79), &book, |_| false).is_empty());
+        assert_eq!(policy.next(now + SECOND.mul_f64(1.21), &book, |_| false).len(), 1);
+        policy.connected(&higher);
+        policy.succeeded(&higher);
+        policy.lost(&higher, now);
+        assert_eq!(policy.next(now, &book, |_| false).len(), 1);
+        policy.lost(&higher, now);
+        assert!(policy.next(now, &book, |_| false).is_empty(), "the next connection has to prove itself again");
+    }
+
+    #[test]
+    fn providers_that_the_dht_names_count_as_strangers_and_are_paused_too() {
+        let (local, other) = pair();
+        let now = Instant::now();
+        let mut policy = Policy::new(local, SECOND, now);
+        assert_eq!((0..100).filter(|_| policy.may_dial(&PeerId::random(), now)).count(), 40);
+        assert_eq!((0..100).filter(|_| policy.may_dial(&PeerId::random(), now + SECOND)).count(), 5);
+        policy.failed(&other, now + SECOND);
+        assert!(!policy.may_dial(&other, now + SECOND.mul_f64(1.5)));
+        assert!(policy.may_dial(&other, now + SECOND.mul_f64(2.5)));
     }
 
     #[test]

@@ -37,7 +37,10 @@ const BOOTSTRAP_LONGEST: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(super) struct Bootstrap {
     pub address: BootstrapAddress,
+    /// Who is there: configured, or who answered when nobody was.
     pub peer: Option<PeerId>,
+    /// Where it was dialled last: what its name stood for.
+    pub dialled: Vec<Multiaddr>,
     pub pause: Duration,
     pub connected: bool,
 }
@@ -151,7 +154,7 @@ impl Task<'_> {
                 self.swarm.behaviour_mut().gate.trust(peer);
             }
             let peer = address.peer;
-            self.bootstrap.push(Bootstrap { address, peer, pause: BOOTSTRAP_FIRST, connected: false });
+            self.bootstrap.push(Bootstrap { address, peer, dialled: Vec::new(), pause: BOOTSTRAP_FIRST, connected: false });
             self.dial_bootstrap(index, now);
         }
         Ok(())
@@ -189,17 +192,25 @@ impl Task<'_> {
     }
 
     pub(super) fn on_resolved(&mut self, index: usize, addresses: Vec<Multiaddr>) {
-        let Some(bootstrap) = self.bootstrap.get(index) else { return };
+        let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
         let now = Instant::now();
+        bootstrap.dialled.clone_from(&addresses);
         match bootstrap.peer {
             Some(peer) => {
                 for address in &addresses {
+                    self.swarm.behaviour_mut().kad.configured.insert(address.clone());
                     self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
                 }
                 self.book.learn(peer, Source::Bootstrap, addresses.clone(), now.into_std());
                 self.dial_now(peer, addresses);
             }
             None => {
+                let connected = |address: &Multiaddr| self.swarm.behaviour().streams.is_connected_to(address);
+                // It may be somebody whom we know by another way, and a second connection would tell us nothing.
+                if let Some((peer, address)) = addresses.iter().find_map(|address| Some((connected(address)?, address.clone()))) {
+                    self.match_bootstrap(peer, &address);
+                    return;
+                }
                 for address in addresses {
                     let _ = self.swarm.dial(DialOpts::unknown_peer_id().address(address).build());
                 }
@@ -211,7 +222,7 @@ impl Task<'_> {
     pub(super) fn match_bootstrap(&mut self, peer: PeerId, remote: &Multiaddr) {
         let remote = address::without_peer(remote);
         for bootstrap in &mut self.bootstrap {
-            if bootstrap.peer == Some(peer) || (bootstrap.peer.is_none() && bootstrap.address.address == remote) {
+            if bootstrap.peer == Some(peer) || (bootstrap.peer.is_none() && bootstrap.dialled.contains(&remote)) {
                 bootstrap.peer = Some(peer);
                 bootstrap.pause = BOOTSTRAP_FIRST;
                 bootstrap.connected = true;
@@ -227,6 +238,8 @@ impl Task<'_> {
             let bootstrap = &mut self.bootstrap[index];
             if bootstrap.peer.is_some() && bootstrap.peer == peer {
                 bootstrap.connected = false;
+                // Who answers at an address without /p2p may be somebody else the next time.
+                bootstrap.peer = bootstrap.address.peer;
                 let pause = jitter(bootstrap.pause);
                 self.agenda.no_later(Due::Bootstrap(index), now + pause);
             }
@@ -264,11 +277,12 @@ impl Task<'_> {
         }
     }
 
-    pub(super) fn learn_view(&mut self, from: PeerId, view: View, now: Instant) {
+    pub(super) fn learn_view(&mut self, from: PeerId, cluster: &ClusterId, view: View, now: Instant) {
         for ViewEntry { peer, addresses, .. } in view.entries {
             let Ok(peer) = PeerId::from_bytes(&peer) else { continue };
             let addresses = addresses.into_iter().filter_map(|bytes| Multiaddr::try_from(bytes).ok()).collect();
             self.learn(peer, Source::View(from), addresses, now);
+            self.hinted(peer, cluster, now);
         }
     }
 
@@ -296,6 +310,32 @@ impl Task<'_> {
                 tracing::debug!(%peer, %error, "dial refused");
                 self.policy.failed(&peer, Instant::now().into_std());
             }
+        }
+    }
+
+    /// Whether the last dials leave room for one more stranger.
+    pub(super) fn may_dial(&mut self, peer: &PeerId, now: Instant) -> bool {
+        self.policy.may_dial(peer, now.into_std())
+    }
+
+    /// Makes room at the door: of the strangers that came in and proved nothing the oldest goes, long before there are so
+    /// many that a new member would be refused.
+    pub(super) fn show_out_a_stranger(&mut self) {
+        let caps = self.lasting.config.caps;
+        let most = (caps.established_incoming / 4 * 3).max(1) as usize;
+        let strangers: Vec<(std::time::Instant, libp2p::swarm::ConnectionId)> = self
+            .swarm
+            .behaviour()
+            .streams
+            .all()
+            .filter(|(peer, connection)| !connection.dialed && !self.members.is_member(peer) && !self.is_bootstrap(peer))
+            .map(|(_, connection)| (connection.since, connection.id))
+            .collect();
+        if strangers.len() > most
+            && let Some(&(_, oldest)) = strangers.iter().min_by_key(|(since, _)| *since)
+        {
+            tracing::debug!("the oldest stranger is shown out: {} are at the door", strangers.len());
+            self.swarm.close_connection(oldest);
         }
     }
 
@@ -433,9 +473,14 @@ impl Task<'_> {
         addresses
     }
 
+    fn networks_changed(&mut self) {
+        self.networks = address::networks_of(self.swarm.listeners());
+        self.swarm.behaviour_mut().kad.networks.clone_from(&self.networks);
+    }
+
     /// A listener got an address. Where no NAT can lie between, it is also what others may dial.
     pub(super) fn on_new_listen_address(&mut self, listening: Multiaddr) {
-        self.networks = address::networks_of(self.swarm.listeners());
+        self.networks_changed();
         if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
             self.reachable(listening);
         }
@@ -466,7 +511,7 @@ impl Task<'_> {
     }
 
     pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
-        self.networks = address::networks_of(self.swarm.listeners());
+        self.networks_changed();
         self.swarm.remove_external_address(address);
         if self.swarm.external_addresses().next().is_none() {
             self.swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Client));
@@ -493,6 +538,12 @@ impl Task<'_> {
             self.agenda.set(Due::Duplicates(peer), Instant::from_std(wake));
         }
         for connection in verdict.close {
+            // A prompt that runs is never cut off for tidiness, whichever of the two asked it.
+            let served = self.serving.get(&connection).map_or(0, |count| count.load(std::sync::atomic::Ordering::Relaxed));
+            if served + self.lasting.pool.in_use(peer, connection) > 0 {
+                self.agenda.set(Due::Duplicates(peer), now + self.lasting.config.timings.patience * 2);
+                continue;
+            }
             let busy = self.sessions.values().any(|session| session.connection == connection && session.peer == peer);
             if busy {
                 // Move the membership streams to the best connection first; look again when that is done.

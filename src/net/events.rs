@@ -10,14 +10,25 @@ use super::behaviour::BehaviourEvent;
 use super::book::Source;
 use super::task::{Due, Task};
 use super::{address, mdns_meter};
+use crate::domain::cluster::ClusterId;
 use crate::wire::version::KAD_PROTOCOL;
+
+/// Connections to one peer, members too. Two that dial each other over two transports and two addresses have fewer.
+const MAX_CONNECTIONS_PER_PEER: u32 = 8;
+/// Addresses of one peer in the routing table.
+const MAX_ADDRESSES: usize = 8;
 
 impl Task<'_> {
     pub(super) fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         let now = Instant::now();
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event, now),
-            SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, num_established, .. } => {
+                if num_established.get() > MAX_CONNECTIONS_PER_PEER {
+                    // Members are exempt from the limits of the library.
+                    self.swarm.close_connection(connection_id);
+                    return;
+                }
                 self.on_connected(peer_id, &endpoint, num_established.get(), now);
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
@@ -51,7 +62,11 @@ impl Task<'_> {
         tracing::debug!(%peer, address = %remote, dialed = endpoint.is_dialer(), "connected");
         self.policy.connected(&peer);
         self.dirty = true;
-        self.match_bootstrap(peer, remote);
+        if endpoint.is_dialer() {
+            self.match_bootstrap(peer, remote);
+        } else {
+            self.show_out_a_stranger();
+        }
         if connections > 1 {
             self.agenda.no_later(Due::Duplicates(peer), now + self.lasting.config.timings.duplicates);
             return;
@@ -65,7 +80,11 @@ impl Task<'_> {
 
     fn on_disconnected(&mut self, peer: PeerId, now: Instant) {
         // Its sessions end by themselves, each with its own last words; members are dialled again.
-        self.policy.connected(&peer);
+        if self.book.contains(&peer) {
+            self.policy.lost(&peer, now.into_std());
+        } else {
+            self.policy.connected(&peer);
+        }
         self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) if *gone == peer));
         self.bootstrap_lost(Some(peer), now);
         if self.members.is_member(&peer) || self.book.contains(&peer) {
@@ -108,13 +127,14 @@ impl Task<'_> {
             .into_iter()
             .map(|announced| address::without_peer(&announced))
             .filter(|announced| address::dialable(announced, &self.networks))
-            .take(8)
+            .take(MAX_ADDRESSES)
             .collect();
         if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) {
             let first = self.swarm.behaviour_mut().kad.kbuckets().all(|bucket| bucket.num_entries() == 0);
             for address in &announced {
                 self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());
             }
+            self.swarm.behaviour_mut().kad.keep_newest(&peer_id, &announced, MAX_ADDRESSES);
             if first && !announced.is_empty() {
                 self.dht_reached(now);
             }
@@ -147,10 +167,12 @@ impl Task<'_> {
     fn on_kad(&mut self, event: kad::Event, now: Instant) {
         match event {
             kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
+                let announced = matches!(result, QueryResult::StartProviding(Ok(_)));
                 self.on_query(id, result, now);
                 if step.last {
                     self.lookups.remove(&id);
                     if let Some(cluster) = self.announces.remove(&id)
+                        && announced
                         && let Some(cluster) = self.clusters.get_mut(&cluster)
                     {
                         cluster.announced = true;
@@ -158,8 +180,11 @@ impl Task<'_> {
                     }
                 }
             }
-            kad::Event::InboundRequest { request: InboundRequest::AddProvider { record: Some(record) } } => {
+            kad::Event::InboundRequest { request: InboundRequest::AddProvider { record: Some(mut record) } } => {
                 use libp2p::kad::store::RecordStore as _;
+                // kad has checked that the provider is the sender. What nobody can dial is not handed on.
+                record.addresses = record.addresses.iter().map(address::without_peer).collect();
+                record.addresses.retain(|address| address::dialable(address, &self.networks));
                 if let Err(error) = self.swarm.behaviour_mut().kad.store_mut().add_provider(record) {
                     tracing::debug!(%error, "provider record refused");
                 }
@@ -170,17 +195,25 @@ impl Task<'_> {
 
     fn on_query(&mut self, id: QueryId, result: QueryResult, now: Instant) {
         if let QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) = result
-            && self.lookups.contains_key(&id)
+            && let Some(cluster) = self.lookups.get(&id).cloned()
         {
             for peer in providers {
-                self.on_provider(peer, now);
+                self.on_provider(peer, &cluster, now);
             }
         }
     }
 
     /// A provider record names `peer`. Its addresses live only as long as the query, inside kad: dial by peer id.
-    fn on_provider(&mut self, peer: PeerId, now: Instant) {
-        if peer == self.local || self.swarm.is_connected(&peer) || self.bans.is_banned(&peer, now.into_std()) {
+    fn on_provider(&mut self, peer: PeerId, cluster: &ClusterId, now: Instant) {
+        if peer == self.local || self.bans.is_banned(&peer, now.into_std()) {
+            return;
+        }
+        if self.swarm.is_connected(&peer) {
+            self.hinted(peer, cluster, now);
+            return;
+        }
+        // A stranger wrote this list: it must not make us dial whomever it likes as often as it likes.
+        if !self.may_dial(&peer, now) {
             return;
         }
         self.book.learn(peer, Source::Kademlia, Vec::new(), now.into_std());

@@ -107,6 +107,9 @@ pub enum Command {
         /// Told at once.
         reply: oneshot::Sender<()>,
     },
+    /// Panics inside the loop.
+    #[cfg(test)]
+    Panic,
 }
 
 /// A piece of an answer from another node, in order; `End` is the last.
@@ -223,6 +226,8 @@ pub struct Snapshot {
     pub clusters: BTreeMap<ClusterId, Arc<ClusterView>>,
     /// Connected peers of any kind (members, bootstraps, DHT).
     pub connected_peers: usize,
+    /// Connections to them.
+    pub connections: usize,
     /// What hinders discovery now, a sentence each; empty is well.
     pub problems: Vec<String>,
 }
@@ -397,6 +402,12 @@ impl Handle {
         if self.commands.send(Command::Shutdown { reply }).await.is_ok() {
             let _ = answer.await;
         }
+    }
+
+    /// Makes the network task panic.
+    #[cfg(test)]
+    pub(crate) fn panic(&self) {
+        let _ = self.commands.try_send(Command::Panic);
     }
 
     /// Resolves to true when the network task answered: the watchdog's proof of life.

@@ -32,11 +32,13 @@ pub(crate) struct Lane {
     /// It carried a prompt before: a failure may mean that it went stale, not that the peer refused.
     pub used: bool,
     idle_since: Instant,
+    /// Counts the lane for as long as it lives, wherever it is dropped.
+    count: Option<Arc<()>>,
 }
 
 impl Lane {
     pub(crate) fn new(connection: ConnectionId, stream: Stream) -> Self {
-        Self { connection, stream: FrameReader::new(stream), used: false, idle_since: Instant::now() }
+        Self { connection, stream: FrameReader::new(stream), used: false, idle_since: Instant::now(), count: None }
     }
 }
 
@@ -54,11 +56,24 @@ pub(crate) enum NoLane {
 #[derive(Debug, Default)]
 struct PeerLanes {
     idle: Vec<Lane>,
-    /// Idle, in use, or being opened.
-    total: usize,
     /// Being opened.
     opening: usize,
     waiting: VecDeque<oneshot::Sender<Result<Lane, NoLane>>>,
+    /// Each lane holds a clone of its connection's token. A number that is added to and subtracted from by hand drifts:
+    /// a lane may be dropped inside a promise that nobody waits for any more.
+    counts: HashMap<ConnectionId, Arc<()>>,
+}
+
+impl PeerLanes {
+    /// Lanes that are idle or in use.
+    fn alive(&self) -> usize {
+        self.counts.values().map(|count| Arc::strong_count(count) - 1).sum()
+    }
+
+    /// Idle, in use, or being opened.
+    fn total(&self) -> usize {
+        self.alive() + self.opening
+    }
 }
 
 /// The lanes to all peers. A cheap clone.
@@ -101,8 +116,7 @@ impl Pool {
             let Some(lanes) = peers.get_mut(&peer) else { return 0 };
             lanes.waiting.retain(|waiting| !waiting.is_closed());
             let wanted = lanes.waiting.len().saturating_sub(lanes.opening);
-            let wanted = wanted.min(MAX_OPENING - lanes.opening).min(MAX_LANES.saturating_sub(lanes.total));
-            lanes.total += wanted;
+            let wanted = wanted.min(MAX_OPENING.saturating_sub(lanes.opening)).min(MAX_LANES.saturating_sub(lanes.total()));
             lanes.opening += wanted;
             wanted
         });
@@ -140,9 +154,8 @@ impl Pool {
     pub(crate) fn warm(&self, peer: PeerId) {
         let open = self.with(|peers| {
             let lanes = peers.entry(peer).or_default();
-            let open = lanes.total == 0;
+            let open = lanes.total() == 0;
             if open {
-                lanes.total += 1;
                 lanes.opening += 1;
             }
             open
@@ -154,26 +167,34 @@ impl Pool {
 
     /// The outcome of an opening that the pool asked for.
     pub(crate) fn opened(&self, peer: PeerId, outcome: Result<Lane, NoLane>) {
-        self.with(|peers| {
-            let Some(lanes) = peers.get_mut(&peer) else { return };
+        let opened = self.with(|peers| {
+            let lanes = peers.get_mut(&peer)?;
             lanes.opening = lanes.opening.saturating_sub(1);
-            if let Err(error) = &outcome {
-                lanes.total = lanes.total.saturating_sub(1);
-                // Who waits is told only when no other lane can serve it.
-                if lanes.total == 0 {
-                    for waiting in lanes.waiting.drain(..) {
-                        let _ = waiting.send(Err(error.clone()));
+            match outcome {
+                Ok(mut lane) => {
+                    lanes.counts.retain(|_, count| Arc::strong_count(count) > 1);
+                    lane.count = Some(Arc::clone(lanes.counts.entry(lane.connection).or_default()));
+                    Some(lane)
+                }
+                Err(error) => {
+                    // Who waits is told only when no other lane can serve it.
+                    if lanes.total() == 0 {
+                        for waiting in lanes.waiting.drain(..) {
+                            let _ = waiting.send(Err(error.clone()));
+                        }
                     }
+                    None
                 }
             }
         });
-        if let Ok(lane) = outcome {
+        if let Some(lane) = opened {
             self.hand_out(peer, lane);
             self.open_more(peer);
         }
     }
 
-    fn hand_out(&self, peer: PeerId, mut lane: Lane) {
+    /// Gives a lane to who waits longest, or keeps it.
+    pub(crate) fn hand_out(&self, peer: PeerId, mut lane: Lane) {
         self.with(|peers| {
             let Some(lanes) = peers.get_mut(&peer) else { return };
             while let Some(waiting) = lanes.waiting.pop_front() {
@@ -196,21 +217,23 @@ impl Pool {
 
     /// Reports that a lane in use was dropped; opens another when somebody waits.
     pub(crate) fn lost(&self, peer: PeerId) {
-        self.with(|peers| {
-            if let Some(lanes) = peers.get_mut(&peer) {
-                lanes.total = lanes.total.saturating_sub(1);
-            }
-        });
         self.open_more(peer);
+    }
+
+    /// Prompts of ours that are on their way over this connection.
+    pub(crate) fn in_use(&self, peer: PeerId, connection: ConnectionId) -> usize {
+        self.with(|peers| {
+            let Some(lanes) = peers.get(&peer) else { return 0 };
+            let alive = lanes.counts.get(&connection).map_or(0, |count| Arc::strong_count(count) - 1);
+            alive - lanes.idle.iter().filter(|lane| lane.connection == connection).count().min(alive)
+        })
     }
 
     /// Forgets the idle lanes of a connection that closed.
     pub(crate) fn connection_closed(&self, peer: PeerId, connection: ConnectionId) {
         self.with(|peers| {
             if let Some(lanes) = peers.get_mut(&peer) {
-                let before = lanes.idle.len();
                 lanes.idle.retain(|lane| lane.connection != connection);
-                lanes.total = lanes.total.saturating_sub(before - lanes.idle.len());
             }
         });
     }
@@ -224,19 +247,25 @@ impl Pool {
         }
     }
 
+    /// Forgets everybody: the swarm of all lanes is gone.
+    pub(crate) fn forget_all(&self) {
+        let peers: Vec<PeerId> = self.with(|peers| peers.keys().copied().collect());
+        for peer in peers {
+            self.forget(peer);
+        }
+    }
+
     /// Closes lanes that have been idle for long; the first of each peer stays. Tells whether there are others left.
     pub(crate) fn trim(&self, now: Instant) -> bool {
         self.with(|peers| {
             let mut more = false;
             for lanes in peers.values_mut() {
                 let mut kept = 0;
-                let before = lanes.idle.len();
                 lanes.idle.retain(|lane| {
                     kept += 1;
                     kept == 1 || now.duration_since(lane.idle_since) < SPARE
                 });
-                lanes.total = lanes.total.saturating_sub(before - lanes.idle.len());
-                more |= lanes.total > 1;
+                more |= lanes.total() > 1;
             }
             more
         })

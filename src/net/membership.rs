@@ -2,6 +2,8 @@
 //!
 //! Nothing but a session that is up makes a member (`Report::Up`), and nothing but its end or its silence unmakes it.
 
+use std::time::Duration;
+
 use libp2p::swarm::ConnectionId;
 use libp2p::{PeerId, StreamProtocol};
 use tokio::sync::oneshot;
@@ -18,8 +20,22 @@ use crate::domain::cluster::ClusterId;
 use crate::domain::node::{GoneReason, NodeId};
 use crate::wire::control::{ByeReason, Control, Heartbeat, State};
 use crate::wire::frame;
-use crate::wire::limits::MAX_HELLOS_PER_PEER;
+use crate::wire::limits::{MAX_HELLOS_FROM_PEER, MAX_HELLOS_PER_PEER};
 use crate::wire::version::MEMBER_PROTOCOL;
+
+/// A cluster that a peer is not in is not tried again on the same connection for this long, unless somebody says that it
+/// is in it.
+const REFUSED: Duration = Duration::from_secs(600);
+/// Such a word counts this long after the last refusal.
+const HINT_AGAIN: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(30) };
+/// A hello that failed without a word is tried again after this.
+const HELLO_AGAIN: Duration = Duration::from_secs(5);
+/// A greeting that has to wait for the hellos before it looks again after this.
+const TURN: Duration = Duration::from_millis(50);
+/// Between two looks for silent members, at least.
+const EXPIRE_AGAIN: Duration = Duration::from_millis(10);
+/// Between two rounds of heartbeats because the last free slot was taken or given back.
+const BEAT_AGAIN: Duration = Duration::from_millis(100);
 
 /// A name of another node as it may stand in a log line: no control characters, not endless.
 pub(super) fn loggable(name: &str) -> String {
@@ -68,12 +84,14 @@ impl Task<'_> {
         let Some(connection) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
             return;
         };
+        let now = Instant::now();
         let opening = self.hellos.values().any(|(greeted, in_cluster)| *greeted == peer && in_cluster.as_ref() == Some(id));
-        if opening
-            || self.members.generation(id, &peer).is_some()
-            || self.refused.contains(&(connection, id.clone()))
-            || self.hellos_with(&peer) >= MAX_HELLOS_PER_PEER
-        {
+        let refused = self.refused.get(&(connection, id.clone())).is_some_and(|&at| now.duration_since(at) < REFUSED);
+        if opening || refused || self.members.generation(id, &peer).is_some() {
+            return;
+        }
+        if self.hellos_with(&peer, true) >= MAX_HELLOS_PER_PEER {
+            self.agenda.no_later(Due::Hello(peer, id.clone()), now + jitter(TURN));
             return;
         }
         let root = cluster.root.clone();
@@ -116,13 +134,31 @@ impl Task<'_> {
         }
     }
 
-    fn hellos_with(&self, peer: &PeerId) -> usize {
-        self.hellos.values().filter(|(greeted, _)| greeted == peer).count()
+    /// Hellos under way with a peer: those that we began, or those that it began.
+    fn hellos_with(&self, peer: &PeerId, ours: bool) -> usize {
+        self.hellos.values().filter(|(greeted, cluster)| greeted == peer && cluster.is_some() == ours).count()
+    }
+
+    /// Somebody names a peer as a member of a cluster in which it refused us: it may have joined since.
+    pub(super) fn hinted(&mut self, peer: PeerId, cluster: &ClusterId, now: Instant) {
+        let before = self.refused.len();
+        let connections: Vec<ConnectionId> =
+            self.swarm.behaviour().streams.connections(&peer).iter().map(|connection| connection.id).collect();
+        for connection in connections {
+            let key = (connection, cluster.clone());
+            // Not at every word: whoever repeats a false hint would have us knock all day.
+            if self.refused.get(&key).is_some_and(|&at| now.duration_since(at) >= HINT_AGAIN) {
+                self.refused.remove(&key);
+            }
+        }
+        if self.refused.len() < before {
+            self.plan_greeting(peer, cluster, now);
+        }
     }
 
     /// Another node greets us.
     pub(super) fn accept_hello(&mut self, inbound: Inbound) {
-        if self.hellos_with(&inbound.peer) >= MAX_HELLOS_PER_PEER {
+        if self.hellos_with(&inbound.peer, false) >= MAX_HELLOS_FROM_PEER {
             tracing::debug!(peer = %inbound.peer, "hello refused: too many in flight");
             return;
         }
@@ -158,21 +194,28 @@ impl Task<'_> {
         // Of two streams for one cluster the one that the lower peer id opened stays; a newer one of the same opener
         // replaces the older (it moves to a better connection).
         let opened_by_lower = opened_here == self.is_lower(&peer);
-        if let Some(current) = self.members.generation(&cluster, &peer) {
-            let keep_current = self.sessions.get(&current).is_some_and(|session| session.opened_by_lower) && !opened_by_lower;
-            if keep_current {
-                let _ = outbox.try_send(Outgoing::Bye(ByeReason::Duplicate));
-                let _ = entered.send(());
-                return;
+        let current = self.members.generation(&cluster, &peer).and_then(|generation| self.sessions.get(&generation));
+        if let Some(current) = current.filter(|current| current.opened_by_lower && !opened_by_lower) {
+            let newer = |known: &super::streams::Connection| known.id == connection && known.since > current.since;
+            let may_be_a_ghost = !opened_here && self.swarm.behaviour().streams.connections(&peer).iter().any(newer);
+            let _ = outbox.try_send(Outgoing::Bye(ByeReason::Duplicate));
+            let _ = entered.send(());
+            // A peer that greets on a connection younger than the stream that we keep may have been started anew and
+            // know nothing of that stream: it gets one that it does know.
+            if may_be_a_ghost && let Some(root) = self.clusters.get(&cluster).map(|joined| joined.root.clone()) {
+                self.open_session(peer, connection, cluster, root);
             }
+            return;
         }
         let Some(link) = self.link(&peer, connection) else { return };
         let found_by = self.book.found_by(&peer).unwrap_or(crate::domain::node::FoundBy::Inbound);
-        let gone = CancellationToken::new();
+        // Prompts that run go on when the membership moves to another stream, and end with it.
+        let gone = self.members.generation(&cluster, &peer).and_then(|old| self.sessions.get(&old)).map(|old| old.gone.clone());
+        let gone = gone.unwrap_or_else(CancellationToken::new);
         let replaced = self.members.insert(&cluster, peer, generation, protocol, found_by, link, now);
         self.sessions.insert(
             generation,
-            Session { cluster: cluster.clone(), peer, connection, opened_by_lower, outbox, gone: gone.clone() },
+            Session { cluster: cluster.clone(), peer, connection, opened_by_lower, since: std::time::Instant::now(), outbox, gone },
         );
         if let Some(old) = replaced
             && let Some(session) = self.sessions.remove(&old)
@@ -214,10 +257,12 @@ impl Task<'_> {
 
     pub(super) fn send(&mut self, generation: Generation, control: &Control) {
         let Some(session) = self.sessions.get(&generation) else { return };
-        if session.outbox.try_send(framed(control)).is_err() {
-            // It has not read sixteen frames: it is as good as dead.
-            self.end_session(generation, None);
-            self.bury(generation, GoneReason::Timeout);
+        if let Err(tokio::sync::mpsc::error::TrySendError::Full(_)) = session.outbox.try_send(framed(control)) {
+            // It does not read just now. The next heartbeat says the same and more; a state that it missed it would never
+            // hear of. (A session that has ended reports that itself.)
+            if matches!(control, Control::State(_)) {
+                self.bury(generation, GoneReason::Timeout);
+            }
         }
     }
 
@@ -261,7 +306,8 @@ impl Task<'_> {
         self.dirty = true;
     }
 
-    fn beat(&mut self, now: Instant) {
+    pub(super) fn beat(&mut self, now: Instant) {
+        self.last_beat = now;
         let generations: Vec<Generation> = self.sessions.keys().copied().collect();
         for generation in generations {
             let heartbeat = self.heartbeat_for(generation, now);
@@ -284,7 +330,8 @@ impl Task<'_> {
         if models_changed {
             self.state_changed();
         } else if free != self.last_free {
-            self.beat(Instant::now());
+            // At once, but not a hundred times a second when short prompts come and go.
+            self.agenda.no_later(Due::Beat, Instant::now().max(self.last_beat + BEAT_AGAIN));
         }
         self.last_free = free;
     }
@@ -319,8 +366,8 @@ impl Task<'_> {
                 }
             }
             Control::View(view) => {
-                self.members.heard(&cluster, &peer, generation, now);
-                self.learn_view(peer, view, now);
+                self.dirty |= self.members.heard(&cluster, &peer, generation, now);
+                self.learn_view(peer, &cluster, view, now);
             }
             Control::Bye(_) => {}
         }
@@ -347,10 +394,15 @@ impl Task<'_> {
         let now = Instant::now();
         match &end {
             End::Refused | End::VersionMismatch => {
-                if let Some(cluster) = &cluster {
-                    self.refused.insert((connection, cluster.clone()));
+                // A report of a connection that is gone would never be forgotten.
+                if let (Some(cluster), true) = (&cluster, self.is_open(&peer, connection)) {
+                    self.refused.insert((connection, cluster.clone()), now);
+                    self.agenda.no_later(Due::Hello(peer, cluster.clone()), now + jitter(REFUSED).max(REFUSED));
                 }
             }
+            // The other side keeps another stream, whose first heartbeat may come after this word: the member stays
+            // until then, or until it has been silent for too long.
+            End::Bye(ByeReason::Duplicate) if self.sessions.contains_key(&generation) => return,
             End::Violation(_) => self.on_violation(peer),
             End::Bye(_) | End::Closed | End::Io(_) | End::TimedOut => {}
         }
@@ -360,12 +412,17 @@ impl Task<'_> {
             End::Refused | End::VersionMismatch | End::Io(_) | End::Violation(_) => GoneReason::Error,
         };
         let buried = self.bury(generation, reason);
-        // A stream that broke on a connection that lives is opened again.
-        if let (Some(cluster), true, End::Io(_) | End::TimedOut) = (cluster, buried, &end) {
-            let delay = jitter(self.lasting.config.timings.patience);
-            self.agenda.no_later(Due::Hello(peer, cluster), now + delay);
-            self.agenda.no_later(Due::Dial, now);
+        // A stream that broke on a connection that lives is opened again, soon when it worked before.
+        if let (Some(cluster), End::Io(_) | End::TimedOut) = (cluster, &end)
+            && self.swarm.is_connected(&peer)
+        {
+            let delay = if buried { self.lasting.config.timings.patience } else { HELLO_AGAIN };
+            self.agenda.no_later(Due::Hello(peer, cluster), now + jitter(delay));
         }
+    }
+
+    fn is_open(&self, peer: &PeerId, connection: ConnectionId) -> bool {
+        self.swarm.behaviour().streams.connections(peer).iter().any(|known| known.id == connection)
     }
 
     /// Removes the session, and the member if it is this session that holds it.
@@ -385,8 +442,10 @@ impl Task<'_> {
         self.publish_permits();
         if !self.members.is_member(&peer) {
             self.lasting.pool.forget(peer);
-            self.swarm.behaviour_mut().limits.remove_peer_id(&peer);
-            self.swarm.behaviour_mut().gate.distrust(&peer);
+            if !self.is_bootstrap(&peer) {
+                self.swarm.behaviour_mut().limits.remove_peer_id(&peer);
+                self.swarm.behaviour_mut().gate.distrust(&peer);
+            }
         }
         if let Some(name) = name {
             self.membership_changed = true;
@@ -420,10 +479,14 @@ impl Task<'_> {
                 {
                     self.swarm.close_connection(connection);
                 }
+                // It may be there on another connection.
+                if self.swarm.is_connected(&peer) {
+                    self.agenda.no_later(Due::Hello(peer, cluster), now + jitter(self.lasting.config.timings.patience));
+                }
             }
         }
         if let Some(next) = self.members.next_deadline() {
-            self.agenda.set(Due::Expire, next);
+            self.agenda.set(Due::Expire, next.max(now + EXPIRE_AGAIN));
         }
     }
 
@@ -438,7 +501,8 @@ impl Task<'_> {
 
     /// A connection closed: its sessions end by themselves; what was refused on it is forgotten.
     pub(super) fn forget_connection(&mut self, peer: PeerId, connection: ConnectionId) {
-        self.refused.retain(|(refused, _)| *refused != connection);
+        self.refused.retain(|(refused, _), _| *refused != connection);
+        self.serving.remove(&connection);
         self.lasting.pool.connection_closed(peer, connection);
     }
 

@@ -9,16 +9,18 @@ use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use libp2p::swarm::{ConnectionId, Stream};
 use libp2p::PeerId;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::domain::cluster::ClusterId;
 use crate::wire::control::{ByeReason, Control, Heartbeat};
 use crate::wire::frame::{self, FrameReader};
 use crate::wire::hello::{self, HelloError};
 use crate::wire::keys::Root;
-use crate::wire::limits::{H1_BYTES, HELLO_DEADLINE, MAX_CONTROL_FRAME_BYTES, MAX_HELLO_FRAME_BYTES};
+use crate::wire::limits::{
+    CONTROL_BURST, CONTROL_PER_SECOND, CONTROL_STALL, H1_BYTES, HELLO_DEADLINE, MAX_CONTROL_FRAME_BYTES, MAX_HELLO_FRAME_BYTES,
+};
 
-/// Control frames that may wait for a slow reader; one more and the session is given up. Sixteen heartbeats are 80 s.
+/// Control frames that may wait for a slow reader; a heartbeat more is left out, a state more ends the session.
 const OUTBOX: usize = 16;
 /// A goodbye that cannot be written within this time is not waited for.
 const CLOSE: Duration = Duration::from_millis(200);
@@ -105,6 +107,8 @@ impl From<frame::FrameError> for End {
     fn from(error: frame::FrameError) -> Self {
         match error {
             frame::FrameError::Io(error) => Self::Io(error.to_string()),
+            // A node that dies in the middle of a frame has broken no rule.
+            other if !other.is_violation() => Self::Io(other.to_string()),
             other => Self::Violation(other.to_string()),
         }
     }
@@ -147,6 +151,26 @@ pub(crate) async fn down(context: Context, cluster: Option<ClusterId>, end: End)
     let _ = reports.send(Report::Down { generation, peer, connection, cluster, end }).await;
 }
 
+/// How fast the frames of one member are read: a member that floods us must not keep the loop from everybody else.
+#[derive(Debug)]
+struct Pace {
+    /// When the frames taken so far would be paid for at the steady rate.
+    paid: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { paid: now }
+    }
+
+    /// How long to wait before the next frame.
+    fn wait(&mut self, now: Instant) -> Option<Duration> {
+        let each = Duration::from_secs(1) / CONTROL_PER_SECOND;
+        self.paid = self.paid.max(now) + each;
+        self.paid.checked_duration_since(now + each * CONTROL_BURST).filter(|wait| !wait.is_zero())
+    }
+}
+
 type Reader = FrameReader<futures::io::ReadHalf<Stream>>;
 type Writer = futures::io::WriteHalf<Stream>;
 
@@ -174,6 +198,8 @@ async fn greet(context: &Context, root: &Root, stream: Stream) -> Result<(Reader
     let first = reader.next(MAX_CONTROL_FRAME_BYTES).await?.ok_or(End::Refused)?;
     match Control::decode(&first).map_err(|error| End::Violation(error.to_string()))? {
         Control::Heartbeat(heartbeat) => Ok((reader, writer, protocol, heartbeat)),
+        // It has another stream for this cluster and keeps that one, or it is just leaving.
+        Control::Bye(reason) => Err(End::Bye(reason)),
         _ => Err(End::Violation("the first frame after the hello is no heartbeat".to_owned())),
     }
 }
@@ -220,7 +246,11 @@ async fn converse(
         let _ = context.reports.send(Report::Frame(context.generation, Control::Heartbeat(heartbeat))).await;
     }
     let reading = async {
+        let mut pace = Pace::new(Instant::now());
         loop {
+            if let Some(pause) = pace.wait(Instant::now()) {
+                sleep(pause).await;
+            }
             let frame = match reader.next(MAX_CONTROL_FRAME_BYTES).await {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return End::Io("the stream was closed without a goodbye".to_owned()),
@@ -264,13 +294,41 @@ async fn converse(
                 let _ = timeout(CLOSE, write).await;
                 return End::Closed;
             }
-            if let Err(error) = write.await {
-                return End::Io(error.to_string());
+            match timeout(CONTROL_STALL, write).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return End::Io(error.to_string()),
+                Err(_) => return End::TimedOut,
             }
         }
     };
     tokio::select! {
         end = reading => end,
         end = writing => end,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_control_frames_is_read_at_a_steady_pace() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        assert!((0..CONTROL_BURST).all(|_| pace.wait(start).is_none()), "a burst passes");
+        let mut now = start;
+        for _ in 0..10 * CONTROL_PER_SECOND {
+            now += pace.wait(now).unwrap_or_default();
+        }
+        let spent = now - start;
+        assert!((Duration::from_secs(9)..Duration::from_secs(11)).contains(&spent), "{spent:?}");
+        assert!(pace.wait(now + Duration::from_secs(60)).is_none(), "who was quiet may burst again");
+    }
+
+    #[test]
+    fn a_frame_that_was_cut_off_is_no_violation() {
+        assert!(matches!(End::from(frame::FrameError::Truncated), End::Io(_)));
+        assert!(matches!(End::from(frame::FrameError::Empty), End::Violation(_)));
+        assert!(matches!(End::from(frame::FrameError::TooLong { announced: 9, limit: 8 }), End::Violation(_)));
     }
 }

@@ -7,6 +7,7 @@
 //! streams silently (<https://github.com/libp2p/rust-libp2p/issues/5651>).
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -25,16 +26,21 @@ use tokio::sync::{mpsc, oneshot};
 /// Negotiations that may run at once on one connection; more are refused. Half of the stream limit, so that a burst
 /// of openings cannot use up all streams of a connection.
 const MAX_NEGOTIATING: usize = 32;
+/// Inbound streams of one connection that may wait to be taken; one more is reset.
+const MAX_WAITING: usize = 16;
 /// A negotiation is one round trip; ten seconds is five lost packets on a slow path.
 const NEGOTIATION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A stream that the other side opened.
 #[derive(Debug)]
+#[allow(dead_code, reason = "the place is given back by dropping it")]
 pub(crate) struct Inbound {
     pub peer: PeerId,
     pub connection: ConnectionId,
     pub protocol: StreamProtocol,
     pub stream: Stream,
+    /// Its place among the waiting streams of its connection.
+    waiting: Arc<()>,
 }
 
 /// Why there is no stream.
@@ -99,6 +105,17 @@ impl Behaviour {
     /// The established connections to `peer`, best first.
     pub(crate) fn connections(&self, peer: &PeerId) -> &[Connection] {
         self.connections.get(peer).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every established connection, with whom.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&PeerId, &Connection)> {
+        self.connections.iter().flat_map(|(peer, list)| list.iter().map(move |connection| (peer, connection)))
+    }
+
+    /// Who is at the other end of a connection that was dialled to `address`.
+    pub(crate) fn is_connected_to(&self, address: &Multiaddr) -> Option<PeerId> {
+        let dialed = |connection: &Connection| connection.dialed && super::address::without_peer(&connection.remote) == *address;
+        self.all().find(|(_, connection)| dialed(connection)).map(|(peer, _)| *peer)
     }
 
     /// Opens a stream on `connection`, or on the best one.
@@ -201,11 +218,13 @@ pub(crate) struct Handler {
     inbound: mpsc::Sender<Inbound>,
     wanted: VecDeque<Open>,
     negotiating: usize,
+    /// One clone for each inbound stream that nobody took yet.
+    waiting: Arc<()>,
 }
 
 impl Handler {
     fn new(peer: PeerId, connection: ConnectionId, protocols: Vec<StreamProtocol>, inbound: mpsc::Sender<Inbound>) -> Self {
-        Self { peer, connection, protocols, inbound, wanted: VecDeque::new(), negotiating: 0 }
+        Self { peer, connection, protocols, inbound, wanted: VecDeque::new(), negotiating: 0, waiting: Arc::default() }
     }
 }
 
@@ -253,8 +272,11 @@ impl ConnectionHandler for Handler {
     ) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: (protocol, stream), .. }) => {
-                let stream = Inbound { peer: self.peer, connection: self.connection, protocol, stream };
-                if self.inbound.try_send(stream).is_err() {
+                // One connection may not fill the queue of all.
+                let too_many = Arc::strong_count(&self.waiting) > MAX_WAITING;
+                let waiting = Arc::clone(&self.waiting);
+                let stream = Inbound { peer: self.peer, connection: self.connection, protocol, stream, waiting };
+                if too_many || self.inbound.try_send(stream).is_err() {
                     // Dropping it resets it: the other side sees an error and may come back.
                     tracing::debug!(peer = %self.peer, "inbound stream refused: too many wait");
                 }

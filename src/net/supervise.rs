@@ -10,10 +10,11 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::config::Config;
-use super::handle::{Direct, Directory, Handle, Service};
+use super::handle::{Direct, Directory, Event, Handle, Service, Snapshot};
 use super::identity::Identity;
 use super::lanes::Pool;
 use super::task::{self, Ended, Lasting, StartError};
+use crate::domain::node::{ClusterState, ClusterView, GoneReason};
 
 /// This many panics within [`WINDOW`] end the daemon: systemd starts it afresh.
 const MAX_PANICS: usize = 5;
@@ -30,6 +31,23 @@ pub enum Stopped {
     /// It could not be started again after a panic.
     #[error("the network could not be started again")]
     Restart(#[source] StartError),
+}
+
+/// The swarm is gone, and with it every membership: whoever listens is told, as if each member had left.
+fn forget_members(lasting: &Lasting) {
+    lasting.pool.forget_all();
+    lasting.directory.send_replace(Arc::default());
+    let last = lasting.publish.borrow().clone();
+    let mut clusters = BTreeMap::new();
+    for (cluster, view) in &last.clusters {
+        for member in &view.members {
+            let (id, name) = (member.id.clone(), member.name.clone());
+            let _ = lasting.events.send(Event::MemberDown { cluster: cluster.clone(), id, name, reason: GoneReason::Error });
+        }
+        let view = ClusterView { members: Vec::new(), state: ClusterState::Discovering, ..ClusterView::clone(view) };
+        clusters.insert(cluster.clone(), Arc::new(view));
+    }
+    lasting.publish.send_replace(Arc::new(Snapshot { clusters, connected_peers: 0, connections: 0, ..Snapshot::clone(&last) }));
 }
 
 /// Starts the network. The handle works at once; the join handle resolves when the network ends.
@@ -79,6 +97,7 @@ pub async fn start(
                 },
                 Ok(Ok(Ended::Panicked)) | Err(_) => tracing::error!("the network task panicked: it is started again"),
             }
+            forget_members(&lasting);
             let now = Instant::now();
             panics.push_back(now);
             panics.retain(|&panic| now.duration_since(panic) < WINDOW);

@@ -47,6 +47,8 @@ const INBOUND_QUEUE: usize = 256;
 const REPORT_QUEUE: usize = 1024;
 /// Between two looks for idle lanes, while there are some.
 const TRIM: Duration = Duration::from_secs(60);
+/// Between two looks whether the prompts of a cluster that is being left have ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
 /// How long the swarm is driven after the goodbyes, so that they leave the machine.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -55,6 +57,8 @@ const FAREWELL: Duration = Duration::from_millis(200);
 pub(crate) enum Due {
     /// Heartbeats to all members.
     Heartbeat,
+    /// Heartbeats to all members because a slot became free or the last one was taken.
+    Beat,
     /// Look for members that are silent.
     Expire,
     /// Exchange views with the members.
@@ -92,7 +96,14 @@ pub(crate) struct Cluster {
     pub joined: Instant,
     pub announcements: u32,
     pub announced: bool,
-    pub leaving: Option<oneshot::Sender<Result<(), LeaveError>>>,
+    pub leaving: Option<Leaving>,
+}
+
+/// A cluster that is being left: prompts may end until then.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    pub until: Instant,
+    pub replies: Vec<oneshot::Sender<Result<(), LeaveError>>>,
 }
 
 /// A running session.
@@ -102,6 +113,7 @@ pub(crate) struct Session {
     pub peer: PeerId,
     pub connection: ConnectionId,
     pub opened_by_lower: bool,
+    pub since: std::time::Instant,
     pub outbox: mpsc::Sender<Outgoing>,
     /// Cancelled with the member, and with it its prompts.
     pub gone: tokio_util::sync::CancellationToken,
@@ -139,8 +151,8 @@ pub(crate) struct Task<'a> {
     pub(super) sessions: HashMap<Generation, Session>,
     /// Hellos in flight, to bound them per peer and to not greet twice.
     pub(super) hellos: HashMap<Generation, (PeerId, Option<ClusterId>)>,
-    /// Clusters that a connected peer was found not to be in.
-    pub(super) refused: HashSet<(ConnectionId, ClusterId)>,
+    /// Clusters that a connected peer was found not to be in, and when.
+    pub(super) refused: HashMap<(ConnectionId, ClusterId), Instant>,
     pub(super) book: Book,
     pub(super) policy: Policy,
     pub(super) bans: Bans,
@@ -150,6 +162,8 @@ pub(crate) struct Task<'a> {
     pub(super) seen: Arc<Mutex<Seen>>,
     /// Prompts of members that are being answered.
     pub(super) working: Arc<AtomicUsize>,
+    /// The same, for each connection that carried one.
+    pub(super) serving: HashMap<ConnectionId, Arc<AtomicUsize>>,
     pub(super) last_offer: Option<(Vec<crate::domain::node::ModelOffer>, Vec<String>, bool)>,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) violations: mpsc::Sender<PeerId>,
@@ -158,6 +172,7 @@ pub(crate) struct Task<'a> {
     pub(super) state_version: u32,
     pub(super) heartbeat_seq: u64,
     pub(super) last_free: bool,
+    pub(super) last_beat: Instant,
     pub(super) lookups: HashMap<libp2p::kad::QueryId, ClusterId>,
     pub(super) announces: HashMap<libp2p::kad::QueryId, ClusterId>,
     pub(super) bootstrap: Vec<super::discovery::Bootstrap>,
@@ -228,7 +243,7 @@ pub(crate) async fn run(
         members: Members::new(lasting.config.timings.suspect, lasting.config.timings.dead),
         sessions: HashMap::new(),
         hellos: HashMap::new(),
-        refused: HashSet::new(),
+        refused: HashMap::new(),
         book: Book::new(),
         policy: Policy::new(local, lasting.config.timings.patience, std::time::Instant::now()),
         bans: Bans::default(),
@@ -237,6 +252,7 @@ pub(crate) async fn run(
         permits: watch::channel(Arc::default()).0,
         seen: Arc::new(Mutex::new(Seen::new(std::time::Instant::now()))),
         working: Arc::default(),
+        serving: HashMap::new(),
         last_offer: None,
         reports: reports_sender,
         violations: violations_sender,
@@ -245,6 +261,7 @@ pub(crate) async fn run(
         state_version: 1,
         heartbeat_seq: 0,
         last_free: false,
+        last_beat: Instant::now(),
         lookups: HashMap::new(),
         announces: HashMap::new(),
         bootstrap: Vec::new(),
@@ -272,6 +289,8 @@ impl Task<'_> {
         self.start_bootstrap();
         let now = Instant::now();
         for (cluster, (options, joined_at)) in self.lasting.joined.clone() {
+            // They were checked when the cluster was joined.
+            let _ = self.add_bootstrap(&options.bootstrap);
             self.enter(cluster, &options, joined_at, now);
         }
         self.agenda.set(Due::Heartbeat, now + self.lasting.config.timings.heartbeat);
@@ -286,10 +305,16 @@ impl Task<'_> {
             if self.dirty {
                 self.publish();
             }
-            if let Some(next) = self.agenda.next()
-                && timer.deadline() != next
-            {
-                timer.as_mut().reset(next);
+            if let Some(next) = self.agenda.next() {
+                // What is due is done first: a peer that keeps the loop busy must not keep it from its heartbeats.
+                let now = Instant::now();
+                if next <= now {
+                    self.on_timer(now);
+                    continue;
+                }
+                if timer.deadline() != next {
+                    timer.as_mut().reset(next);
+                }
             }
             tokio::select! {
                 biased; // commands, then our own work, then the network's
@@ -374,6 +399,8 @@ impl Task<'_> {
             }
             Command::Shutdown { reply } => self.stopping = Some(reply),
             Command::Probe { reply } => drop(reply.send(())),
+            #[cfg(test)]
+            Command::Panic => panic!("asked to by a test"),
         }
     }
 
@@ -391,14 +418,20 @@ impl Task<'_> {
         }
         let joined_at = *joined_at;
         if let Some(joined) = self.clusters.get_mut(&cluster) {
-            if let Some(waiting) = joined.leaving.take() {
-                let _ = waiting.send(Ok(()));
-                self.agenda.forget(|due| *due == Due::Leave(cluster.clone()));
-            }
-            let changed = joined.serve != options.serve;
+            let back = joined.leaving.take();
+            let changed = joined.serve != options.serve || back.is_some();
             joined.serve = options.serve;
             if changed {
                 self.state_changed();
+            }
+            if let Some(Leaving { replies, .. }) = back {
+                // In again before it was out: take back what leaving began.
+                for reply in replies {
+                    let _ = reply.send(Ok(()));
+                }
+                self.agenda.forget(|due| *due == Due::Leave(cluster.clone()));
+                self.publish_record(&cluster);
+                self.greet_connected(&cluster, Instant::now());
             }
             self.dirty = true;
             return Ok(());
@@ -437,14 +470,33 @@ impl Task<'_> {
             let _ = reply.send(Err(LeaveError::NotJoined(cluster)));
             return;
         };
-        joined.leaving = Some(reply);
-        self.lasting.joined.remove(&cluster);
-        self.stop_providing(&cluster);
-        self.state_changed();
-        self.dirty = true;
         let now = Instant::now();
-        let busy = self.lasting.service.offer().borrow().queued > 0 || self.working.load(Ordering::Relaxed) > 0;
-        self.agenda.set(Due::Leave(cluster), if busy { now + drain } else { now });
+        let until = now + drain;
+        if let Some(leaving) = &mut joined.leaving {
+            // Asked twice: both are told, and the more impatient one is followed.
+            leaving.until = leaving.until.min(until);
+            leaving.replies.push(reply);
+        } else {
+            joined.leaving = Some(Leaving { until, replies: vec![reply] });
+            self.lasting.joined.remove(&cluster);
+            self.stop_providing(&cluster);
+            self.state_changed();
+            self.dirty = true;
+        }
+        self.agenda.set(Due::Leave(cluster), now);
+    }
+
+    /// Leaves as soon as no prompt of a member is being answered any more, or when the time for that is over.
+    fn try_depart(&mut self, id: &ClusterId, now: Instant) {
+        let Some(until) = self.clusters.get(id).and_then(|cluster| cluster.leaving.as_ref()).map(|leaving| leaving.until) else {
+            return;
+        };
+        let busy = self.offer.borrow().queued > 0 || self.working.load(Ordering::Relaxed) > 0;
+        if busy && now < until {
+            self.agenda.set(Due::Leave(id.clone()), (now + DRAIN_LOOK).min(until));
+        } else {
+            self.depart(id);
+        }
     }
 
     /// The last act of leaving: goodbye to the members, who are forgotten at once.
@@ -459,9 +511,13 @@ impl Task<'_> {
             Due::Announce(cluster) | Due::Lookup(cluster) | Due::Hello(_, cluster) | Due::Leave(cluster) => cluster == id,
             _ => false,
         });
+        // A query that still runs must not keep a node that comes back at once from asking and announcing anew.
+        self.lookups.retain(|_, asked| asked != id);
+        self.announces.retain(|_, announced| announced != id);
+        self.refused.retain(|(_, refused), _| refused != id);
         tracing::info!(cluster = %id, "left cluster {id}");
         self.dirty = true;
-        if let Some(reply) = cluster.leaving {
+        for reply in cluster.leaving.into_iter().flat_map(|leaving| leaving.replies) {
             let _ = reply.send(Ok(()));
         }
     }
@@ -470,6 +526,7 @@ impl Task<'_> {
         while let Some(due) = self.agenda.pop(now) {
             match due {
                 Due::Heartbeat => self.heartbeat(now),
+                Due::Beat => self.beat(now),
                 Due::Expire => self.expire(now),
                 Due::Views => self.exchange_views(now),
                 Due::Dial => self.dial(now),
@@ -480,7 +537,7 @@ impl Task<'_> {
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
-                Due::Leave(cluster) => self.depart(&cluster),
+                Due::Leave(cluster) => self.try_depart(&cluster, now),
             }
         }
     }
@@ -518,11 +575,15 @@ impl Task<'_> {
                 tracing::debug!(peer = %inbound.peer, "inference stream of a stranger refused");
                 return;
             }
+            if !self.swarm.behaviour().streams.connections(&inbound.peer).iter().any(|known| known.id == inbound.connection) {
+                return; // it closed meanwhile
+            }
             let desk = Desk {
                 permits: self.permits.subscribe(),
                 service: Arc::clone(&self.lasting.service),
                 seen: Arc::clone(&self.seen),
                 working: Arc::clone(&self.working),
+                on_connection: Arc::clone(self.serving.entry(inbound.connection).or_default()),
                 violations: self.violations.clone(),
             };
             tokio::spawn(answer::serve(desk, inbound.peer, inbound.stream));
@@ -592,6 +653,7 @@ impl Task<'_> {
                 .collect(),
             clusters,
             connected_peers: self.swarm.connected_peers().count(),
+            connections: self.swarm.behaviour().streams.all().count(),
             problems: self.problems.values().cloned().collect(),
         };
         self.lasting.publish.send_replace(Arc::new(snapshot));

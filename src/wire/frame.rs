@@ -165,25 +165,39 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 self.decoder.consumed = end;
                 return Ok(Some(Frame(&self.decoder.buffer[start..end])));
             }
-            self.decoder.reclaim();
-            let buffer = &mut self.decoder.buffer;
-            let have = buffer.len();
-            let step = if have >= SMALL_READ_BYTES { READ_STEP_BYTES } else { SMALL_READ_BYTES };
-            buffer.resize(have + step, 0);
-            // The read below may never finish, when the caller drops this future: the buffer is cut back first thing
-            // in the next call, by this guard.
-            let mut guard = Cut { buffer, keep: have };
-            let read = self.stream.read(&mut guard.buffer[have..]).await;
-            if let Ok(count) = read {
-                guard.keep = have + count;
-            }
-            drop(guard);
-            match read? {
+            match self.fill().await? {
                 0 if self.decoder.pending() == 0 => return Ok(None),
                 0 => return Err(FrameError::Truncated),
                 _ => {}
             }
         }
+    }
+
+    /// Waits for the first byte of a frame; false when the stream ended before it. For readers that wait for a frame as
+    /// long as it takes, but not for its rest.
+    ///
+    /// Cancel-safe: what was read stays in the reader.
+    ///
+    /// # Errors
+    /// [`FrameError::Io`].
+    pub async fn begun(&mut self) -> Result<bool, FrameError> {
+        Ok(self.decoder.pending() > 0 || self.fill().await? > 0)
+    }
+
+    /// Reads once; gives the number of bytes, 0 at the end of the stream.
+    async fn fill(&mut self) -> io::Result<usize> {
+        self.decoder.reclaim();
+        let buffer = &mut self.decoder.buffer;
+        let have = buffer.len();
+        let step = if have >= SMALL_READ_BYTES { READ_STEP_BYTES } else { SMALL_READ_BYTES };
+        buffer.resize(have + step, 0);
+        // The read below may never finish, when the caller drops this future: this guard cuts the buffer back.
+        let mut guard = Cut { buffer, keep: have };
+        let read = self.stream.read(&mut guard.buffer[have..]).await;
+        if let Ok(count) = read {
+            guard.keep = have + count;
+        }
+        read
     }
 }
 
@@ -293,6 +307,24 @@ mod tests {
             tokio::task::yield_now().await;
         }
         sending.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reader_can_wait_for_the_first_byte_alone() {
+        let mut reader = FrameReader::new(&[0, 0, 0, 1, 9][..]);
+        assert!(reader.begun().await.unwrap());
+        assert!(reader.begun().await.unwrap(), "asking again takes nothing away");
+        assert_eq!(&*reader.next(8).await.unwrap().unwrap(), &[9]);
+        assert!(!reader.begun().await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_announced_length_costs_no_memory_until_its_bytes_come() {
+        let mut bytes = (1_u32 << 20).to_be_bytes().to_vec();
+        bytes.extend_from_slice(&[7; 100]);
+        let mut reader = FrameReader::new(&bytes[..]);
+        assert!(matches!(reader.next(1 << 20).await, Err(FrameError::Truncated)));
+        assert!(reader.decoder.buffer.capacity() <= 2 * READ_STEP_BYTES, "{}", reader.decoder.buffer.capacity());
     }
 
     #[tokio::test]

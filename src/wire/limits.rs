@@ -12,8 +12,18 @@ pub const H1_BYTES: usize = 69;
 pub const MAX_HELLO_FRAME_BYTES: usize = 8 * 1024;
 /// The whole hello, from the opened stream to the first heartbeat.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
-/// Hellos with one peer at once: a node that joins several clusters greets in a few of them at a time.
-pub const MAX_HELLOS_PER_PEER: usize = 32;
+/// Hellos that this node has under way to one peer at once: one that joins several clusters greets in a few of them at a
+/// time.
+pub const MAX_HELLOS_PER_PEER: usize = 4;
+/// Hellos of one peer that this node answers at once; one more is reset. Twice what a peer may begin, because the end of a
+/// hello is seen there a little earlier than here.
+pub const MAX_HELLOS_FROM_PEER: usize = 2 * MAX_HELLOS_PER_PEER;
+/// Control frames that one member may send in a row, and then per second; what comes faster is read later.
+pub const CONTROL_BURST: u32 = 256;
+/// See [`CONTROL_BURST`].
+pub const CONTROL_PER_SECOND: u32 = 64;
+/// A member that reads nothing for this long is given up.
+pub const CONTROL_STALL: Duration = Duration::from_secs(15);
 
 /// The largest control frame of any kind (a view).
 pub const MAX_CONTROL_FRAME_BYTES: usize = 16 * 1024;
@@ -53,6 +63,8 @@ pub const MAX_TOKEN_TEXT_BYTES: usize = 2 * 1024;
 /// The message of an error.
 pub const MAX_MESSAGE_BYTES: usize = 512;
 
+/// A request that began to arrive is whole within this time, also on a slow path.
+pub const REQUEST_ARRIVES: Duration = Duration::from_secs(30);
 /// The server shows that it lives at least this often while a prompt is at it.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// The asker gives up after this much silence.
