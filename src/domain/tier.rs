@@ -128,7 +128,7 @@ pub fn assess(tier: &'static Tier, resources: &Resources) -> Verdict {
     compare(Need::Storage, "storage", tier.storage, storage);
     let cores = f64::from(tier.cores) - resources.cpu.usable;
     if cores > 1e-9 {
-        let sentence = format!("needs {} cores, {} usable: {} missing", tier.cores, plain(resources.cpu.usable, 2), plain(cores, 2));
+        let sentence = format!("needs {} core{}, {} usable: {} missing", tier.cores, if tier.cores == 1 { "" } else { "s" }, plain(resources.cpu.usable, 2), plain(cores, 2));
         unmet.insert(0, Unmet { need: Need::Cores, missing: cores, sentence });
     }
     let fits_now = resources.memory.available.map(|free| free >= tier.memory);
@@ -239,7 +239,7 @@ mod tests {
             expected.push((Need::Storage, tier.storage as f64));
             assert_eq!(missing, expected, "{}", tier.name);
         }
-        assert_eq!(assess(&TIERS[0], &nothing).unmet[0].sentence, "needs 1 cores, 0.25 are usable: 0.75 missing");
+        assert_eq!(assess(&TIERS[0], &nothing).unmet[0].sentence, "needs 1 core, 0.25 usable: 0.75 missing");
     }
 
     #[test]
