@@ -2,22 +2,26 @@
 
 use super::*;
 use crate::lab::Family;
-use crate::roles::Role;
 use crate::liar::VICTIMS;
+use crate::roles::Role;
 
 #[tokio::test]
 async fn clusters_on_one_lan_never_mix() {
     let Some(lab) = Lab::one_lan(4, Family::Both) else { return };
-    let red: &[&str] = &["--serve", "--connect", "red"];
-    let blue: &[&str] = &["--serve", "--connect", "blue"];
+    let red: &[&str] = &["--serve", "--connect", "red", "--log", "debug"];
+    let blue: &[&str] = &["--serve", "--connect", "blue", "--log", "debug"];
     let nodes = [("a1", "RedA", red), ("a2", "RedB", red), ("a3", "BlueA", blue), ("a4", "BlueB", blue)];
     let [red_a, red_b, blue_a, blue_b] = cast(&lab, nodes).await;
     for (node, cluster, other) in [(&red_a, "red", "RedB"), (&red_b, "red", "RedA"), (&blue_a, "blue", "BlueB"), (&blue_b, "blue", "BlueA")] {
         node.sees_in(cluster, &[other], DEADLINE).await;
     }
-    // They do meet: each is connected to the three others. Then time for everything that is going to happen.
+    // They do meet: each has been connected to the three others.
+    let deadline = Instant::now() + DEADLINE;
     for node in [&red_a, &red_b, &blue_a, &blue_b] {
-        node.until(&["status"], |status| status["peers"].as_u64().is_some()).await;
+        while connections(&node.log()).len() < 3 {
+            assert!(Instant::now() < deadline, "{} does not meet the others: {}", node.name(), node.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
     for _ in 0..20 {
         for (node, other, stranger) in [(&red_a, "RedB", "BlueA"), (&blue_a, "BlueB", "RedA")] {

@@ -111,15 +111,13 @@ impl Connection {
         let mut stream = poll_fn(|cx| self.muxer.poll_outbound_unpin(cx)).await.unwrap();
         let reference = Root::public(&ClusterId::new(cluster).unwrap()).cluster_ref();
         let asking = async move {
-            negotiate(&mut stream).await;
+            negotiate(&mut stream).await?;
             let mut request = Vec::new();
             let ask = Ask { prompt: Text::new("let me in"), ..Ask::default() };
             infer::encode_request(&mut request, &uuid::Uuid::new_v4(), &reference, &ask, DEADLINE).unwrap();
-            stream.write_all(&request).await.unwrap();
-            stream.flush().await.unwrap();
-            let mut came = [0; 4096];
-            // An end or a reset is no byte; neither is silence.
-            timeout(PATIENCE, stream.read(&mut came)).await.map_or(0, |read| read.unwrap_or(0))
+            stream.write_all(&request).await?;
+            stream.flush().await?;
+            stream.read(&mut [0; 4096]).await
         };
         // The connection moves only when it is polled; streams that the other side opens are dropped.
         let driving = poll_fn(|cx| {
@@ -128,23 +126,25 @@ impl Connection {
             Poll::<()>::Pending
         });
         tokio::select! {
-            bytes = asking => bytes,
+            // An end or a reset is no byte, at whichever step it comes; neither is silence.
+            bytes = timeout(PATIENCE, asking) => bytes.map_or(0, |bytes| bytes.unwrap_or(0)),
             () = driving => 0,
         }
     }
 }
 
 /// multistream-select by hand: lines with their length before them, which is below 128 here and so one byte.
-async fn negotiate(stream: &mut libp2p::core::muxing::SubstreamBox) {
+async fn negotiate(stream: &mut libp2p::core::muxing::SubstreamBox) -> std::io::Result<()> {
     let mut expected = Vec::new();
     for line in ["/multistream/1.0.0", INFERENCE_PROTOCOL] {
         expected.push(u8::try_from(line.len() + 1).unwrap());
         expected.extend_from_slice(line.as_bytes());
         expected.push(b'\n');
     }
-    stream.write_all(&expected).await.unwrap();
-    stream.flush().await.unwrap();
+    stream.write_all(&expected).await?;
+    stream.flush().await?;
     let mut echoed = vec![0; expected.len()];
-    timeout(DEADLINE, stream.read_exact(&mut echoed)).await.expect("a negotiation in time").unwrap();
+    stream.read_exact(&mut echoed).await?;
     assert_eq!(echoed, expected, "the protocol is spoken");
+    Ok(())
 }

@@ -3,8 +3,7 @@
 //! They need root, `ip`, `nft` and `dbus-daemon`, and run one at a time. Where they cannot run they say so and pass;
 //! with `CI=true` they fail. What they measure they print: `cargo test --test netns -- --nocapture`.
 
-#![allow(clippy::unwrap_used)] // a test says what it expects by panicking
-
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 #[path = "../common/mod.rs"]
@@ -88,4 +87,21 @@ async fn address_with(node: &Node, part: &str) -> String {
     };
     let status = node.until(&["status"], |status| find(status).is_some()).await;
     find(&status).unwrap()
+}
+
+/// Connections that a daemon has to each peer, by its own log at level debug.
+fn connections(log: &str) -> BTreeMap<String, i32> {
+    let mut open: BTreeMap<String, i32> = BTreeMap::new();
+    for line in log.lines() {
+        let change = if line.contains(" connected peer=") {
+            1
+        } else if line.contains(" connection closed peer=") {
+            -1
+        } else {
+            continue;
+        };
+        let peer = line.split_once(" peer=").unwrap().1.split_whitespace().next().unwrap();
+        *open.entry(peer.to_owned()).or_default() += change;
+    }
+    open
 }

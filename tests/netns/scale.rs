@@ -1,28 +1,9 @@
 //! A room full of machines that are switched on together.
 
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::lab::Family;
 
 const NODES: usize = 20;
-
-/// Connections that a daemon has to each peer, by its own debug log.
-fn connections(log: &str) -> BTreeMap<String, i32> {
-    let mut open: BTreeMap<String, i32> = BTreeMap::new();
-    for line in log.lines() {
-        let change = if line.contains(" connected peer=") {
-            1
-        } else if line.contains(" connection closed peer=") {
-            -1
-        } else {
-            continue;
-        };
-        let peer = line.split_once(" peer=").unwrap().1.split_whitespace().next().unwrap();
-        *open.entry(peer.to_owned()).or_default() += change;
-    }
-    open
-}
 
 /// How often a daemon has told a change of its members.
 fn changes(log: &str) -> usize {
@@ -58,7 +39,9 @@ async fn twenty_nodes_that_start_together_list_each_other_and_keep_one_connectio
     measured("one connection to each is left after", begun.elapsed());
     // Nobody came or went by that.
     all_see_each_other(&everybody, Instant::now(), Duration::ZERO).await;
-    assert_eq!(nodes.iter().map(|node| changes(&node.log())).collect::<Vec<_>>(), told);
+    for (node, told) in nodes.iter().zip(told) {
+        assert_eq!(changes(&node.log()), told, "members of {} came or went: {}", node.name(), node.log());
+    }
     for node in &nodes {
         assert_eq!(connections(&node.log()).values().filter(|&&open| open == 1).count(), NODES - 1);
     }
