@@ -32,6 +32,22 @@ async fn next(stream: &mut MessageStream) -> Result<(), Failed> {
     }
 }
 
+/// Asks as `ogctl` does: the answer comes on a pipe.
+async fn prompt(manager: &ManagerProxy<'_>, cluster: &str, text: &str) -> Result<usize, Failed> {
+    let (_job, pipe) = manager.start_prompt(cluster, text, &Options::new()).await?;
+    let mut lines = LineReader::new(Receiver::from_owned_fd(pipe.into())?);
+    let mut bytes = 0;
+    while let Some(line) = lines.next().await? {
+        match line {
+            Line::Text { text } => bytes += text.len(),
+            Line::End { .. } => return Ok(bytes),
+            Line::Error { name, message } => return Err(format!("{name}: {message}").into()),
+            Line::Start { .. } | Line::Unknown => {}
+        }
+    }
+    Err("the pipe was closed without an end".into())
+}
+
 impl<'a> Client<'a> {
     /// Connects, and subscribes before it looks: nothing falls between.
     async fn open(arguments: &'a Arguments) -> Result<Self, Failed> {
@@ -76,22 +92,6 @@ impl<'a> Client<'a> {
         Ok((members, serving))
     }
 
-    /// Asks as `ogctl` does: the answer comes on a pipe.
-    async fn prompt(&self, text: &str) -> Result<usize, Failed> {
-        let (_job, pipe) = self.manager.start_prompt(&self.arguments.cluster, text, &Options::new()).await?;
-        let mut lines = LineReader::new(Receiver::from_owned_fd(pipe.into())?);
-        let mut bytes = 0;
-        while let Some(line) = lines.next().await? {
-            match line {
-                Line::Text { text } => bytes += text.len(),
-                Line::End { .. } => return Ok(bytes),
-                Line::Error { name, message } => return Err(format!("{name}: {message}").into()),
-                Line::Start { .. } | Line::Unknown => {}
-            }
-        }
-        Err("the pipe was closed without an end".into())
-    }
-
     async fn joined(&mut self) -> Result<(), Failed> {
         loop {
             let clusters = self.manager.list_clusters().await?;
@@ -128,7 +128,7 @@ impl<'a> Client<'a> {
                 return Err(std::process::Command::new(program).args(rest).exec().into());
             }
             if serving && !answered {
-                let bytes = self.prompt(&text).await?;
+                let bytes = prompt(&self.manager, &self.arguments.cluster, &text).await?;
                 answered = true;
                 say(&serde_json::json!({ "ev": "response", "bytes": bytes }));
             }
@@ -147,8 +147,10 @@ pub async fn run(arguments: &Arguments) -> Result<(), Failed> {
         Role::Ask | Role::Watch | Role::Exec => client.ask().await,
         Role::Bench => {
             client.ask().await?;
-            let client = &client;
-            super::measure(arguments, |text| async move { client.prompt(&text).await }).await
+            // Each job has its signals: a stream that nobody reads would stop the connection.
+            let Client { manager, .. } = client;
+            let manager = &manager;
+            super::measure(arguments, |text| async move { prompt(manager, &arguments.cluster, &text).await }).await
         }
         Role::Flood => Err("floods go through the swarm".into()),
     }

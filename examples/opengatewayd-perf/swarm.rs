@@ -77,7 +77,7 @@ impl Node {
                 continue;
             }
             say(&serde_json::json!({ "ev": "peer", "name": member.name }));
-            if !answered {
+            if member.serving && !answered {
                 let bytes = self.prompt(cluster, &"a".repeat(arguments.size)).await?;
                 answered = true;
                 say(&serde_json::json!({ "ev": "response", "bytes": bytes }));
