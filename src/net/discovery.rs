@@ -408,6 +408,12 @@ impl Task<'_> {
     /// A listener got an address. Where no NAT can lie between, it is also what others may dial.
     pub(super) fn on_new_listen_address(&mut self, listening: Multiaddr) {
         self.networks = address::networks_of(self.swarm.listeners());
+        // Loopback is told first. Once there is a network, it must not be announced: others would dial themselves.
+        let stale: Vec<Multiaddr> =
+            self.swarm.external_addresses().filter(|known| !address::announceable(known, &self.networks)).cloned().collect();
+        for address in stale {
+            self.unreachable(&address);
+        }
         if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
             self.reachable(listening);
         }
@@ -445,12 +451,16 @@ impl Task<'_> {
         }
     }
 
-    pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
-        self.networks = address::networks_of(self.swarm.listeners());
+    fn unreachable(&mut self, address: &Multiaddr) {
         self.swarm.remove_external_address(address);
         if self.swarm.external_addresses().next().is_none() {
             self.swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Client));
         }
+    }
+
+    pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
+        self.networks = address::networks_of(self.swarm.listeners());
+        self.unreachable(address);
         // A QUIC connection does not survive the change of an address: members are dialled again at once.
         self.policy.network_changed();
         self.agenda.no_later(Due::Dial, Instant::now());
