@@ -220,7 +220,7 @@ pub(crate) async fn run(
         hellos: HashMap::new(),
         refused: HashSet::new(),
         book: Book::new(),
-        policy: Policy::new(local, lasting.config.timings.patience, std::time::Instant::now()),
+        policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
         mdns_meter: MdnsMeter::new(std::time::Instant::now()),
         agenda: Agenda::new(),
