@@ -317,9 +317,16 @@ impl Task<'_> {
 
     /// Asks the DHT for members, and plans the next time.
     pub(super) fn look_up(&mut self, id: &ClusterId, now: Instant) {
-        let Some(cluster) = self.clusters.get(id) else { return };
+        let members = self.members.count(id);
+        let Some(cluster) = self.clusters.get_mut(id) else { return };
         let timings = &self.lasting.config.timings;
-        let pause = if self.members.count(id) < COMPANY { timings.lookup_lonely } else { timings.lookup };
+        // A cluster may well consist of two or three nodes: who has somebody to ask looks for more less and less often.
+        let pause = match members {
+            0 => timings.lookup_lonely,
+            1..COMPANY => cluster.lookup_pause,
+            _ => timings.lookup,
+        };
+        cluster.lookup_pause = if members == 0 { pause } else { (pause * 2).min(timings.lookup) };
         self.agenda.set(Due::Lookup(id.clone()), now + jitter(pause));
         if self.lookups.values().any(|running| running == id) {
             return;

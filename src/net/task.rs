@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use futures::StreamExt as _;
 
 use super::agenda::Agenda;
+use super::alarm::Alarm;
 use super::answer::{self, Desk, Permits};
 use super::behaviour::Behaviour;
 use super::book::Book;
@@ -53,7 +54,7 @@ const FAREWELL: Duration = Duration::from_millis(200);
 /// What is due later.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Due {
-    /// Heartbeats to all members.
+    /// Heartbeats to the members whose turn it is.
     Heartbeat,
     /// Look for members that are silent.
     Expire,
@@ -89,6 +90,8 @@ pub(crate) struct Cluster {
     pub joined_at: SystemTime,
     pub joined: Instant,
     pub announcements: u32,
+    /// Pause after the next look into the DHT, while there are few members.
+    pub lookup_pause: Duration,
     pub announced: bool,
     pub leaving: Option<oneshot::Sender<Result<(), LeaveError>>>,
 }
@@ -103,6 +106,9 @@ pub(crate) struct Session {
     pub outbox: mpsc::Sender<Outgoing>,
     /// Cancelled with the member, and with it its prompts.
     pub gone: tokio_util::sync::CancellationToken,
+    /// When it was last sent a heartbeat, and when it is to get the next.
+    pub beaten: Instant,
+    pub beat_at: Instant,
 }
 
 /// What survives a restart of the swarm: kept by the supervisor.
@@ -173,6 +179,7 @@ struct Ends {
     violations: mpsc::Receiver<PeerId>,
     resolved: mpsc::Receiver<(usize, Vec<Multiaddr>)>,
     panicked: Arc<Notify>,
+    alarm: Alarm,
 }
 
 /// Why the network could not be started.
@@ -181,6 +188,9 @@ pub enum StartError {
     /// The Noise keys could not be made from the identity.
     #[error("the keys of the transport could not be made")]
     Keys(#[source] libp2p::noise::Error),
+    /// No timer can be had.
+    #[error("no timer could be made")]
+    Timer(#[source] std::io::Error),
     /// An address to listen on is no multiaddr, or cannot be bound.
     #[error("cannot listen on {address}: {reason}")]
     Listen {
@@ -211,6 +221,7 @@ pub(crate) async fn run(
     let swarm = transport::swarm(&keypair, behaviour, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let local = keypair.public().to_peer_id();
     let offer = lasting.service.offer();
+    let alarm = Alarm::new().map_err(StartError::Timer)?;
     let mut task = Task {
         swarm,
         local,
@@ -248,7 +259,7 @@ pub(crate) async fn run(
     task.start()?;
     task.publish();
     started();
-    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, panicked }).await;
+    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, panicked, alarm }).await;
     task.abandon();
     Ok(ended)
 }
@@ -264,22 +275,17 @@ impl Task<'_> {
         for (cluster, (options, joined_at)) in self.lasting.joined.clone() {
             self.enter(cluster, &options, joined_at, now);
         }
-        self.agenda.set(Due::Heartbeat, now + self.lasting.config.timings.heartbeat);
         self.agenda.set(Due::Views, now + self.lasting.config.timings.views);
         Ok(())
     }
 
     async fn serve(&mut self, commands: &mut mpsc::Receiver<Command>, wanted: &mut mpsc::Receiver<PeerId>, mut ends: Ends) -> Ended {
-        let timer = tokio::time::sleep(Duration::ZERO);
-        tokio::pin!(timer);
         loop {
             if self.dirty {
                 self.publish();
             }
-            if let Some(next) = self.agenda.next()
-                && timer.deadline() != next
-            {
-                timer.as_mut().reset(next);
+            if let Some(next) = self.agenda.next() {
+                ends.alarm.set(next);
             }
             tokio::select! {
                 biased; // commands, then our own work, then the network's
@@ -295,7 +301,7 @@ impl Task<'_> {
                 Ok(()) = self.offer.changed() => self.on_offer(),
                 () = ends.panicked.notified() => return Ended::Panicked,
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
-                () = &mut timer => self.on_timer(Instant::now()),
+                () = ends.alarm.rings() => self.on_timer(Instant::now()),
             }
             if self.stopping.is_some() {
                 break;
@@ -408,6 +414,7 @@ impl Task<'_> {
             joined_at,
             joined: now,
             announcements: 0,
+            lookup_pause: self.lasting.config.timings.lookup_lonely,
             announced: false,
             leaving: None,
         };
