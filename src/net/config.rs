@@ -15,8 +15,10 @@ pub struct Timings {
     pub dead: Duration,
     /// Between two view exchanges.
     pub views: Duration,
-    /// How long the higher peer id waits for the lower one to dial or to greet.
+    /// How long the higher peer id waits for the lower one to greet.
     pub patience: Duration,
+    /// How long the higher peer id waits for the lower one to dial, when both heard of each other on the local network.
+    pub patience_lan: Duration,
     /// Between two looks into the DHT while there are fewer than three members.
     pub lookup_lonely: Duration,
     /// Between two looks into the DHT otherwise.
@@ -33,6 +35,9 @@ impl Default for Timings {
             dead: Duration::from_secs(15),
             views: Duration::from_secs(30),
             patience: Duration::from_secs(1),
+            // Many times what a dial takes there. A node that was away only for a moment is not news to the others, and
+            // its own patience is then all that it waits for; one dial too many costs a connection for ten seconds.
+            patience_lan: Duration::from_millis(80),
             lookup_lonely: Duration::from_secs(30),
             lookup: Duration::from_secs(300),
             duplicates: Duration::from_secs(10),

@@ -377,13 +377,12 @@ impl Task<'_> {
 
     /// Asks the DHT for members, and plans the next time.
     pub(super) fn look_up(&mut self, id: &ClusterId, now: Instant) {
+        let members = self.members.count(id);
         let Some(cluster) = self.clusters.get_mut(id) else { return };
         let timings = &self.lasting.config.timings;
-        let pause = if self.members.count(id) < COMPANY {
-            (LOOK_FIRST * (1 << cluster.looks.min(10))).min(timings.lookup_lonely)
-        } else {
-            timings.lookup
-        };
+        // A cluster may well consist of two or three nodes: who has somebody to ask looks for more less and less often.
+        let longest = if members == 0 { timings.lookup_lonely } else { timings.lookup };
+        let pause = if members < COMPANY { (LOOK_FIRST * (1 << cluster.looks.min(10))).min(longest) } else { timings.lookup };
         cluster.looks += 1;
         let key = keys::dht_key(&cluster.root, 0, 0);
         self.agenda.set(Due::Lookup(id.clone()), now + jitter(pause));
@@ -481,6 +480,12 @@ impl Task<'_> {
     /// A listener got an address. Where no NAT can lie between, it is also what others may dial.
     pub(super) fn on_new_listen_address(&mut self, listening: Multiaddr) {
         self.networks_changed();
+        // Loopback is told first. Once there is a network, it must not be announced: others would dial themselves.
+        let stale: Vec<Multiaddr> =
+            self.swarm.external_addresses().filter(|known| !address::announceable(known, &self.networks)).cloned().collect();
+        for address in stale {
+            self.unreachable(&address);
+        }
         if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
             self.reachable(listening);
         }
@@ -510,12 +515,16 @@ impl Task<'_> {
         }
     }
 
-    pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
-        self.networks_changed();
+    fn unreachable(&mut self, address: &Multiaddr) {
         self.swarm.remove_external_address(address);
         if self.swarm.external_addresses().next().is_none() {
             self.swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Client));
         }
+    }
+
+    pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
+        self.networks_changed();
+        self.unreachable(address);
         // A QUIC connection does not survive the change of an address: members are dialled again at once.
         self.policy.network_changed();
         self.agenda.no_later(Due::Dial, Instant::now());

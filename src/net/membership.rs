@@ -211,12 +211,23 @@ impl Task<'_> {
         let found_by = self.book.found_by(&peer).unwrap_or(crate::domain::node::FoundBy::Inbound);
         // Prompts that run go on when the membership moves to another stream, and end with it.
         let gone = self.members.generation(&cluster, &peer).and_then(|old| self.sessions.get(&old)).map(|old| old.gone.clone());
-        let gone = gone.unwrap_or_else(CancellationToken::new);
+        let gone = gone.unwrap_or_default();
         let replaced = self.members.insert(&cluster, peer, generation, protocol, found_by, link, now);
         self.sessions.insert(
             generation,
-            Session { cluster: cluster.clone(), peer, connection, opened_by_lower, since: std::time::Instant::now(), outbox, gone },
+            Session {
+                cluster: cluster.clone(),
+                peer,
+                connection,
+                opened_by_lower,
+                outbox,
+                since: std::time::Instant::now(),
+                gone,
+                beaten: now,
+                beat_at: now + jitter(self.lasting.config.timings.heartbeat),
+            },
         );
+        self.plan_heartbeat();
         if let Some(old) = replaced
             && let Some(session) = self.sessions.remove(&old)
         {
@@ -299,22 +310,47 @@ impl Task<'_> {
         }
     }
 
-    /// Heartbeats to all members, in one turn of the loop: one wake-up for the whole cluster.
+    /// Heartbeats to the members whose turn it is, or nearly so: one wake-up for several of them.
     pub(super) fn heartbeat(&mut self, now: Instant) {
-        self.agenda.set(Due::Heartbeat, now + jitter(self.lasting.config.timings.heartbeat));
-        self.beat(now);
+        let nearly = now + self.lasting.config.timings.heartbeat / 5;
+        self.beat(now, |_, session| session.beat_at <= nearly);
+        self.plan_heartbeat();
+        // Moves the next look to after the next heartbeat, as long as everybody is heard: no wake-up of its own.
+        self.expire(now);
         self.dirty = true;
     }
 
-    pub(super) fn beat(&mut self, now: Instant) {
+    fn plan_heartbeat(&mut self) {
+        if let Some(next) = self.sessions.values().map(|session| session.beat_at).min() {
+            self.agenda.set(Due::Heartbeat, next);
+        }
+    }
+
+    pub(super) fn beat(&mut self, now: Instant, whose: impl Fn(Generation, &Session) -> bool) {
         self.last_beat = now;
-        let generations: Vec<Generation> = self.sessions.keys().copied().collect();
+        let generations: Vec<Generation> =
+            self.sessions.iter().filter(|&(&generation, session)| whose(generation, session)).map(|(&generation, _)| generation).collect();
         for generation in generations {
             let heartbeat = self.heartbeat_for(generation, now);
-            if let Some(session) = self.sessions.get(&generation) {
+            if let Some(session) = self.sessions.get_mut(&generation) {
+                session.beaten = now;
+                session.beat_at = now + jitter(self.lasting.config.timings.heartbeat);
                 self.members.sent(&session.cluster, &session.peer, heartbeat.seq, now);
             }
             self.send(generation, &Control::Heartbeat(heartbeat));
+        }
+    }
+
+    /// A heartbeat is answered by our own, unless ours went out a short while ago: the two of a pair fall into one exchange,
+    /// where the answer carries QUIC's acknowledgement too. Two nodes that beat by clocks of their own wake each other
+    /// twice as often.
+    fn answer_heartbeat(&mut self, generation: Generation, now: Instant) {
+        let half = self.lasting.config.timings.heartbeat / 2;
+        if let Some(session) = self.sessions.get(&generation)
+            && now.duration_since(session.beaten) >= half
+        {
+            self.beat(now, |candidate, _| candidate == generation);
+            self.plan_heartbeat();
         }
     }
 
@@ -346,7 +382,7 @@ impl Task<'_> {
             let state = self.state_for(&cluster);
             self.send(generation, &Control::State(state));
         }
-        self.beat(now);
+        self.beat(now, |_, _| true);
         self.publish_permits();
     }
 
@@ -357,6 +393,7 @@ impl Task<'_> {
         match control {
             Control::Heartbeat(heartbeat) => {
                 self.dirty |= self.members.on_heartbeat(&cluster, &peer, generation, &heartbeat, now);
+                self.answer_heartbeat(generation, now);
             }
             Control::State(state) => {
                 let first = self.members.on_state(&cluster, &peer, generation, state, now);

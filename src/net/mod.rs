@@ -4,6 +4,7 @@
 
 mod address;
 mod agenda;
+mod alarm;
 mod answer;
 mod ask;
 mod behaviour;

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use futures::StreamExt as _;
 
 use super::agenda::Agenda;
+use super::alarm::Alarm;
 use super::answer::{self, Desk, Permits};
 use super::behaviour::Behaviour;
 use super::book::Book;
@@ -55,7 +56,7 @@ const FAREWELL: Duration = Duration::from_millis(200);
 /// What is due later.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Due {
-    /// Heartbeats to all members.
+    /// Heartbeats to the members whose turn it is.
     Heartbeat,
     /// Heartbeats to all members because a slot became free or the last one was taken.
     Beat,
@@ -117,6 +118,9 @@ pub(crate) struct Session {
     pub outbox: mpsc::Sender<Outgoing>,
     /// Cancelled with the member, and with it its prompts.
     pub gone: tokio_util::sync::CancellationToken,
+    /// When it was last sent a heartbeat, and when it is to get the next.
+    pub beaten: Instant,
+    pub beat_at: Instant,
 }
 
 /// What survives a restart of the swarm: kept by the supervisor.
@@ -190,6 +194,7 @@ struct Ends {
     violations: mpsc::Receiver<PeerId>,
     resolved: mpsc::Receiver<(usize, Vec<Multiaddr>)>,
     panicked: Arc<Notify>,
+    alarm: Alarm,
 }
 
 /// Why the network could not be started.
@@ -198,6 +203,9 @@ pub enum StartError {
     /// The Noise keys could not be made from the identity.
     #[error("the keys of the transport could not be made")]
     Keys(#[source] libp2p::noise::Error),
+    /// No timer can be had.
+    #[error("no timer could be made")]
+    Timer(#[source] std::io::Error),
     /// What is configured as an address to listen on is no multiaddr.
     #[error("{address:?} is no address to listen on: {reason}")]
     Address {
@@ -236,6 +244,7 @@ pub(crate) async fn run(
     let swarm = transport::swarm(&keypair, behaviour, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let local = keypair.public().to_peer_id();
     let offer = lasting.service.offer();
+    let alarm = Alarm::new().map_err(StartError::Timer)?;
     let mut task = Task {
         swarm,
         local,
@@ -245,7 +254,7 @@ pub(crate) async fn run(
         hellos: HashMap::new(),
         refused: HashMap::new(),
         book: Book::new(),
-        policy: Policy::new(local, lasting.config.timings.patience, std::time::Instant::now()),
+        policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
         mdns_meter: MdnsMeter::new(std::time::Instant::now()),
         agenda: Agenda::new(),
@@ -275,7 +284,7 @@ pub(crate) async fn run(
     task.start()?;
     task.publish();
     started();
-    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, panicked }).await;
+    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, panicked, alarm }).await;
     task.abandon();
     Ok(ended)
 }
@@ -293,14 +302,11 @@ impl Task<'_> {
             let _ = self.add_bootstrap(&options.bootstrap);
             self.enter(cluster, &options, joined_at, now);
         }
-        self.agenda.set(Due::Heartbeat, now + self.lasting.config.timings.heartbeat);
         self.agenda.set(Due::Views, now + self.lasting.config.timings.views);
         Ok(())
     }
 
     async fn serve(&mut self, commands: &mut mpsc::Receiver<Command>, wanted: &mut mpsc::Receiver<PeerId>, mut ends: Ends) -> Ended {
-        let timer = tokio::time::sleep(Duration::ZERO);
-        tokio::pin!(timer);
         loop {
             if self.dirty {
                 self.publish();
@@ -312,9 +318,7 @@ impl Task<'_> {
                     self.on_timer(now);
                     continue;
                 }
-                if timer.deadline() != next {
-                    timer.as_mut().reset(next);
-                }
+                ends.alarm.set(next);
             }
             tokio::select! {
                 biased; // commands, then our own work, then the network's
@@ -330,7 +334,7 @@ impl Task<'_> {
                 Ok(()) = self.offer.changed() => self.on_offer(),
                 () = ends.panicked.notified() => return Ended::Panicked,
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
-                () = &mut timer => self.on_timer(Instant::now()),
+                () = ends.alarm.rings() => self.on_timer(Instant::now()),
             }
             if self.stopping.is_some() {
                 break;
@@ -526,7 +530,7 @@ impl Task<'_> {
         while let Some(due) = self.agenda.pop(now) {
             match due {
                 Due::Heartbeat => self.heartbeat(now),
-                Due::Beat => self.beat(now),
+                Due::Beat => self.beat(now, |_, _| true),
                 Due::Expire => self.expire(now),
                 Due::Views => self.exchange_views(now),
                 Due::Dial => self.dial(now),

@@ -3,6 +3,8 @@
 //! They need root, `ip`, `nft` and `dbus-daemon`, and run one at a time. Where they cannot run they say so and pass;
 //! with `CI=true` they fail. What they measure they print: `cargo test --test netns -- --nocapture`.
 
+#![allow(clippy::unwrap_used)] // a test says what it expects by panicking
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
