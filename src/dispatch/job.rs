@@ -215,9 +215,12 @@ impl Running {
     fn on_failure(&mut self, failure: Failure) -> Option<Failure> {
         let Some((_, by)) = self.answer.take() else { return Some(failure) };
         if self.started {
-            // Text was delivered: no other node goes on with it.
+            // Text was delivered: no other node goes on with it. Who was lost is noticed by the connection or by the
+            // silence, whichever is first; to the reader of half an answer it is the same.
             return Some(match failure.kind {
-                FailureKind::PeerLost | FailureKind::ShuttingDown => Failure::new(FailureKind::Interrupted, failure.detail),
+                FailureKind::PeerLost | FailureKind::ShuttingDown | FailureKind::Stalled => {
+                    Failure::new(FailureKind::Interrupted, failure.detail)
+                }
                 _ => failure,
             });
         }
@@ -321,4 +324,75 @@ fn random_below(below: usize) -> usize {
         return 0;
     }
     usize::try_from(u64::from_le_bytes(bytes) % below as u64).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::node::{ClusterState, ClusterView, FoundBy, Liveness, Member, ModelOffer};
+    use crate::domain::prompt::Text;
+    use std::time::SystemTime;
+
+    fn only_member() -> Member {
+        Member {
+            id: NodeId::new("a"),
+            name: "NodeA".to_owned(),
+            version: "test".to_owned(),
+            protocol: 1,
+            addresses: Vec::new(),
+            found_by: FoundBy::Mdns,
+            direct: true,
+            transport: "quic",
+            connected_at: SystemTime::UNIX_EPOCH,
+            last_seen: SystemTime::UNIX_EPOCH,
+            latency_us: None,
+            serving: true,
+            draining: false,
+            free_slots: 1,
+            queued: 0,
+            models: vec![ModelOffer { name: "m".to_owned(), context_tokens: 0 }],
+            tiers: Vec::new(),
+            liveness: Liveness::Alive,
+        }
+    }
+
+    #[tokio::test]
+    async fn half_an_answer_is_interrupted_however_its_end_is_noticed() {
+        let home = ClusterId::new("home").unwrap();
+        let view = ClusterView {
+            id: home.clone(),
+            state: ClusterState::Connected,
+            serving: false,
+            joined_at: SystemTime::UNIX_EPOCH,
+            announced: true,
+            discovery: Vec::new(),
+            members: vec![Arc::new(only_member())],
+        };
+        let snapshot = net::Snapshot { clusters: [(home.clone(), Arc::new(view))].into(), ..net::Snapshot::default() };
+        for kind in [FailureKind::PeerLost, FailureKind::Stalled, FailureKind::ShuttingDown] {
+            let (net, mut scripted) = net::Handle::scripted();
+            scripted.state.send_replace(Arc::new(snapshot.clone()));
+            let (_tiers, tiers) = tokio::sync::watch::channel(Vec::new());
+            let (serve, _serving) = serve::spawn(serve::Config { backends: Vec::new(), tiers });
+            let router = Arc::new(Router::new(net, serve, "me".to_owned()));
+            let ask = Ask { prompt: Text::new("x"), ..Ask::default() };
+            let mut job = Running::new(router, 0, home.clone(), ask, Options::default());
+            let play = async {
+                let Some(net::Command::Ask { events, .. }) = scripted.commands.recv().await else { panic!("nobody is asked") };
+                let half = [AnswerEvent::Started { model: "m".to_owned() }, AnswerEvent::Text("The answer ".to_owned())];
+                for event in half.into_iter().chain([AnswerEvent::End(Err(Failure::new(kind, "gone")))]) {
+                    events.send(event).await.unwrap();
+                }
+            };
+            let read = async {
+                loop {
+                    if let JobEvent::End(outcome) = job.next().await.expect("an end") {
+                        return outcome;
+                    }
+                }
+            };
+            let (outcome, ()) = tokio::join!(read, play);
+            assert_eq!(outcome.unwrap_err().kind, FailureKind::Interrupted, "{kind:?}");
+        }
+    }
 }
