@@ -14,8 +14,8 @@ use super::address::{self, BootstrapAddress};
 use super::book::Source;
 use super::duplicates::{self, Link};
 use super::handle::JoinError;
-use super::jitter;
 use super::task::{Due, StartError, Task};
+use super::{jitter, port};
 use crate::domain::cluster::ClusterId;
 use crate::wire::control::{View, ViewEntry};
 use crate::wire::keys;
@@ -47,12 +47,14 @@ impl Task<'_> {
         for text in self.lasting.config.listen.clone() {
             let refused = |reason: String| StartError::Listen { address: text.clone(), reason };
             let address: Multiaddr = text.parse().map_err(|error| refused(format!("{error}")))?;
-            let outcome = self.swarm.listen_on(address.clone()).or_else(|error| {
-                if self.lasting.config.any_port { self.swarm.listen_on(address::any_port(&address)) } else { Err(error) }
-            });
-            match outcome {
+            let mut open = |address: Multiaddr| {
+                port::check(&address).map_err(|error| error.to_string())?;
+                self.swarm.listen_on(address).map_err(|error| error.to_string())
+            };
+            let any_port = self.lasting.config.any_port;
+            match open(address.clone()).or_else(|error| if any_port { open(address::any_port(&address)) } else { Err(error) }) {
                 Ok(_) => listening += 1,
-                Err(error) => problems.push(refused(error.to_string())),
+                Err(error) => problems.push(refused(error)),
             }
         }
         // A machine without IPv6 has half of the listeners, which is well; none at all is not.

@@ -22,6 +22,7 @@ mod lanes;
 mod mdns_meter;
 mod members;
 mod membership;
+mod port;
 mod session;
 mod store;
 mod streams;
