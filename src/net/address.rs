@@ -118,6 +118,13 @@ pub(crate) fn announceable(address: &Multiaddr, ours: &[Network]) -> bool {
     is_transport(address) && !ip.is_unspecified() && !loopback && !is_link_local(ip) && !ip.is_multicast()
 }
 
+/// The `listening` addresses with the IP address of `seen`. The port does not matter: it is that of a listener only where
+/// the dial left from it, and TCP dials of a node that has just started do not.
+pub(crate) fn same_host<'a>(seen: &Multiaddr, listening: impl Iterator<Item = &'a Multiaddr>) -> Vec<Multiaddr> {
+    let ip = ip_of(seen);
+    listening.filter(|address| ip.is_some() && ip_of(address) == ip).cloned().collect()
+}
+
 /// Whether a member's address may be told to a member that we reach over loopback (or not).
 pub(crate) fn for_view(address: &Multiaddr, to_loopback: bool) -> bool {
     let Some(ip) = ip_of(address) else { return false };
@@ -269,6 +276,16 @@ mod tests {
         for bad in ["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1", "/ip6/fe80::1/tcp/1", "/ip4/0.0.0.0/tcp/1"] {
             assert!(!announceable(&addr(bad), &[Network::TenSlash8]), "{bad}");
         }
+    }
+
+    #[test]
+    fn who_is_seen_at_its_own_ip_is_reachable_at_all_its_listeners_there() {
+        let listening = ["/ip4/10.0.0.1/udp/4001/quic-v1", "/ip4/10.0.0.1/tcp/4001", "/ip4/10.1.0.1/tcp/4001", "/ip6/fd00::1/tcp/4001"];
+        let listening: Vec<Multiaddr> = listening.iter().map(|text| addr(text)).collect();
+        let seen = |at: &str| same_host(&addr(at), listening.iter());
+        assert_eq!(seen("/ip4/10.0.0.1/tcp/54321"), listening[..2]);
+        assert_eq!(seen("/ip4/198.51.100.7/tcp/4001"), []);
+        assert_eq!(seen("/dns4/node.example/tcp/4001"), []);
     }
 
     #[test]

@@ -416,19 +416,11 @@ impl Task<'_> {
         self.dirty = true;
     }
 
-    /// Somebody saw us at `observed`. If that is an address that we listen on, no NAT lies between.
+    /// Somebody saw us at `observed`. If that is an IP address that we listen on, no NAT lies between, and whoever can
+    /// reach that peer can reach us.
     pub(super) fn on_observed(&mut self, observed: &Multiaddr) {
-        let observed = address::without_peer(observed);
-        let ours = self.swarm.listeners().any(|listening| *listening == observed);
-        if ours && address::announceable(&observed, &self.networks) {
-            // The other transport listens on the same machine and is as reachable.
-            let same_machine: Vec<Multiaddr> = self
-                .swarm
-                .listeners()
-                .filter(|listening| listening.iter().next() == observed.iter().next())
-                .cloned()
-                .collect();
-            for address in same_machine {
+        for address in address::same_host(observed, self.swarm.listeners()) {
+            if address::announceable(&address, &self.networks) {
                 self.reachable(address);
             }
         }
