@@ -26,6 +26,9 @@ const ANNOUNCE_AGAIN: [Duration; 2] = [Duration::from_secs(30), Duration::from_s
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(600);
 /// With this many members the DHT is asked rarely: views tell the rest.
 const COMPANY: usize = 3;
+/// First pause between two looks into the DHT, then twice as long each time: who starts together looks before the others
+/// have announced themselves.
+const LOOK_FIRST: Duration = Duration::from_secs(1);
 /// First and longest pause between two dials of a bootstrap address.
 const BOOTSTRAP_FIRST: Duration = Duration::from_secs(1);
 const BOOTSTRAP_LONGEST: Duration = Duration::from_secs(300);
@@ -319,17 +322,22 @@ impl Task<'_> {
 
     /// Asks the DHT for members, and plans the next time.
     pub(super) fn look_up(&mut self, id: &ClusterId, now: Instant) {
-        let Some(cluster) = self.clusters.get(id) else { return };
+        let Some(cluster) = self.clusters.get_mut(id) else { return };
         let timings = &self.lasting.config.timings;
-        let pause = if self.members.count(id) < COMPANY { timings.lookup_lonely } else { timings.lookup };
+        let pause = if self.members.count(id) < COMPANY {
+            (LOOK_FIRST * (1 << cluster.looks.min(10))).min(timings.lookup_lonely)
+        } else {
+            timings.lookup
+        };
+        cluster.looks += 1;
+        let key = keys::dht_key(&cluster.root, 0, 0);
         self.agenda.set(Due::Lookup(id.clone()), now + jitter(pause));
         if self.lookups.values().any(|running| running == id) {
             return;
         }
-        let key = Self::record_key(cluster);
         let kad = &mut self.swarm.behaviour_mut().kad;
         if kad.kbuckets().any(|bucket| bucket.num_entries() > 0) {
-            let query = kad.get_providers(key);
+            let query = kad.get_providers(RecordKey::new(&key));
             self.lookups.insert(query, id.clone());
         }
     }
@@ -339,6 +347,9 @@ impl Task<'_> {
         let ids: Vec<ClusterId> = self.clusters.keys().cloned().collect();
         for id in ids {
             self.publish_record(&id);
+            if let Some(cluster) = self.clusters.get_mut(&id) {
+                cluster.looks = 0;
+            }
             self.look_up(&id, now);
         }
     }

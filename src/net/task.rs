@@ -86,6 +86,8 @@ pub(crate) struct Cluster {
     pub root: Root,
     pub reference: [u8; 16],
     pub serve: bool,
+    /// Looks into the DHT since it was reached.
+    pub looks: u32,
     pub joined_at: SystemTime,
     pub joined: Instant,
     pub announcements: u32,
@@ -405,6 +407,7 @@ impl Task<'_> {
             root,
             reference,
             serve: options.serve,
+            looks: 0,
             joined_at,
             joined: now,
             announcements: 0,
