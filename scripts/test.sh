@@ -86,7 +86,7 @@ if wants unit; then step "unit tests" cargo test --locked --lib --bins -- --show
 if wants it; then step "in process and on private buses" cargo test --locked --test it -- --show-output; fi
 if wants netns; then
   if [ "$(id -u)" = 0 ]; then
-    step "in network namespaces" cargo test --locked --test netns -- --show-output --test-threads=1
+    step "in network namespaces" cargo test --locked --test netns -- --show-output --test-threads=3
   else
     skip "in network namespaces" "needs root"
   fi

@@ -52,6 +52,8 @@ pub(crate) struct Candidate {
     /// When it was heard of first, since its last success: the higher peer id counts its patience from here.
     pub since: Instant,
     pub failures: u32,
+    /// It was a member since it was noted.
+    pub was_member: bool,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +90,7 @@ impl Book {
             return false;
         }
         let addresses = addresses.into_iter().take(MAX_ADDRESSES).collect();
-        self.candidates.insert(peer, Candidate { source, addresses, heard: now, since: now, failures: 0 });
+        self.candidates.insert(peer, Candidate { source, addresses, heard: now, since: now, failures: 0, was_member: false });
         true
     }
 
@@ -122,11 +124,12 @@ impl Book {
         })
     }
 
-    /// A dial succeeded.
+    /// It proved to be a member.
     pub(crate) fn succeeded(&mut self, peer: &PeerId, now: Instant) {
         if let Some(candidate) = self.candidates.get_mut(peer) {
             candidate.failures = 0;
             candidate.since = now;
+            candidate.was_member = true;
         }
     }
 

@@ -10,6 +10,9 @@ use super::book::{Book, Source};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// The same for a member that was lost: when its cable is in again it is to be back within seconds. Nobody dials it for
+/// ever: a candidate that is heard of no more is forgotten after ten minutes.
+const LONGEST_PAUSE_OF_MEMBER: Duration = Duration::from_secs(5);
 /// New candidates dialled per second, when many come at once.
 const DIALS_PER_SECOND: f64 = 5.0;
 /// A room full of machines that are switched on together is dialled at once.
@@ -26,6 +29,15 @@ pub(crate) struct Order {
 struct Pause {
     until: Instant,
     length: Duration,
+    since: Instant,
+}
+
+impl Pause {
+    /// When it ends, if pauses are at most `longest`, give or take as much as was given or taken.
+    fn until_at_most(&self, longest: Duration) -> Instant {
+        let part = longest.as_secs_f64() / self.length.as_secs_f64();
+        self.since + self.until.duration_since(self.since).mul_f64(part.min(1.0))
+    }
 }
 
 #[derive(Debug)]
@@ -62,7 +74,8 @@ impl Policy {
                 due += self.patience + self.patience.mul_f64(f64::from(peer.to_bytes().last().copied().unwrap_or(0)) / 1280.0);
             }
             if let Some(pause) = self.pauses.get(&peer) {
-                due = due.max(pause.until);
+                let longest = if candidate.was_member { LONGEST_PAUSE_OF_MEMBER } else { LONGEST_PAUSE };
+                due = due.max(pause.until_at_most(longest));
             }
             if due > now {
                 self.wake_no_later(due);
@@ -133,7 +146,7 @@ impl Policy {
     pub(crate) fn failed(&mut self, peer: &PeerId, now: Instant) {
         self.dialing.remove(peer);
         let length = self.pauses.get(peer).map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(LONGEST_PAUSE));
-        self.pauses.insert(*peer, Pause { until: now + super::jitter(length), length });
+        self.pauses.insert(*peer, Pause { until: now + super::jitter(length), length, since: now });
     }
 
     /// The network changed: what failed before may work now.
@@ -161,6 +174,23 @@ mod tests {
 
     fn address() -> Vec<Multiaddr> {
         vec!["/ip4/192.0.2.1/tcp/1".parse().unwrap()]
+    }
+
+    #[test]
+    fn a_lost_member_is_tried_every_few_seconds_however_long_it_is_gone() {
+        let (local, other) = pair();
+        let now = Instant::now();
+        let mut book = Book::new();
+        book.learn(other, Source::Mdns, address(), now);
+        let mut policy = Policy::new(local, SECOND, now);
+        for _ in 0..20 {
+            policy.failed(&other, now);
+        }
+        let soon = now + LONGEST_PAUSE_OF_MEMBER.mul_f64(1.21);
+        assert!(policy.next(soon, &book, |_| false).is_empty(), "a stranger is not");
+        book.succeeded(&other, now);
+        assert!(policy.next(now, &book, |_| false).is_empty());
+        assert_eq!(policy.next(soon, &book, |_| false).len(), 1);
     }
 
     #[test]

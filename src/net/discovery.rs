@@ -489,6 +489,9 @@ impl Task<'_> {
         if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
             self.reachable(listening);
         }
+        // A cable is in again, or a network was joined: what failed before may work now.
+        self.policy.network_changed();
+        self.agenda.no_later(Due::Dial, Instant::now());
         self.dirty = true;
     }
 

@@ -45,7 +45,9 @@ mod tests {
         let port = SocketAddr::try_from(rustix::net::getsockname(&other).unwrap()).unwrap().port();
         let tcp: Multiaddr = format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap();
         assert_eq!(check(&tcp).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        for free in [format!("/ip4/127.0.0.1/udp/{port}/quic-v1"), format!("/ip6/::1/tcp/{port}"), "/ip4/127.0.0.1/tcp/0".to_owned()] {
+        for free in
+            [format!("/ip4/127.0.0.1/udp/{port}/quic-v1"), format!("/ip6/::1/tcp/{port}"), "/ip4/127.0.0.1/tcp/0".to_owned()]
+        {
             check(&free.parse().unwrap()).unwrap_or_else(|error| panic!("{free}: {error}"));
         }
         drop(other);

@@ -91,7 +91,13 @@ impl Node {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let owned: bool = connection
-                .call_method(Some("org.freedesktop.DBus"), "/org/freedesktop/DBus", Some("org.freedesktop.DBus"), "NameHasOwner", &NAME)
+                .call_method(
+                    Some("org.freedesktop.DBus"),
+                    "/org/freedesktop/DBus",
+                    Some("org.freedesktop.DBus"),
+                    "NameHasOwner",
+                    &NAME,
+                )
                 .await
                 .unwrap()
                 .body()

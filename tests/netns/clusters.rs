@@ -12,7 +12,9 @@ async fn clusters_on_one_lan_never_mix() {
     let blue: &[&str] = &["--serve", "--connect", "blue", "--log", "debug"];
     let nodes = [("a1", "RedA", red), ("a2", "RedB", red), ("a3", "BlueA", blue), ("a4", "BlueB", blue)];
     let [red_a, red_b, blue_a, blue_b] = cast(&lab, nodes).await;
-    for (node, cluster, other) in [(&red_a, "red", "RedB"), (&red_b, "red", "RedA"), (&blue_a, "blue", "BlueB"), (&blue_b, "blue", "BlueA")] {
+    for (node, cluster, other) in
+        [(&red_a, "red", "RedB"), (&red_b, "red", "RedA"), (&blue_a, "blue", "BlueB"), (&blue_b, "blue", "BlueA")]
+    {
         node.sees_in(cluster, &[other], DEADLINE).await;
     }
     // They do meet: each has been connected to the three others.
@@ -30,7 +32,9 @@ async fn clusters_on_one_lan_never_mix() {
             let said = node.ogctl(&["prompt", "x", "--node", stranger]).await;
             assert_eq!(said.code, 5, "{said:?}");
         }
-        for (node, cluster, other) in [(&red_a, "red", "RedB"), (&red_b, "red", "RedA"), (&blue_a, "blue", "BlueB"), (&blue_b, "blue", "BlueA")] {
+        for (node, cluster, other) in
+            [(&red_a, "red", "RedB"), (&red_b, "red", "RedA"), (&blue_a, "blue", "BlueB"), (&blue_b, "blue", "BlueA")]
+        {
             node.sees_in(cluster, &[other], Duration::ZERO).await;
         }
     }
@@ -52,7 +56,8 @@ async fn a_member_of_red_that_asks_for_blue_gets_not_a_byte() {
     for node in [&both, &blue] {
         node.until(&["status"], |status| status["backend"].as_str().is_some_and(|name| name.starts_with("openai"))).await;
     }
-    let victims = [("Both", address_with(&both, "/ip4/10.71.0.11/tcp").await), ("Blue", address_with(&blue, "/ip4/10.71.0.12/tcp").await)];
+    let victims =
+        [("Both", address_with(&both, "/ip4/10.71.0.11/tcp").await), ("Blue", address_with(&blue, "/ip4/10.71.0.12/tcp").await)];
     let victims: Vec<String> = victims.iter().map(|(name, at)| format!("{name}={at}")).collect();
     let mut liar = Role::start(&lab, "a3", "liar", &[(VICTIMS, &victims.join(" "))]);
     both.sees_in("red", &["Liar"], DEADLINE).await;
@@ -64,7 +69,8 @@ async fn a_member_of_red_that_asks_for_blue_gets_not_a_byte() {
         }
     }
     // In its own cluster it is answered: the lie is all that is wrong with the others.
-    let answered = told.iter().filter(|line| !line.ends_with(" 0")).map(|line| line.rsplit_once(' ').unwrap().0).collect::<Vec<_>>();
+    let answered =
+        told.iter().filter(|line| !line.ends_with(" 0")).map(|line| line.rsplit_once(' ').unwrap().0).collect::<Vec<_>>();
     assert_eq!((answered, told.len()), (vec!["Both red"], 4), "{told:?}\n{}", both.log());
     assert_eq!(at_both.role.told_already().as_deref(), Some("asked"));
     assert_eq!((at_both.role.told_already(), at_blue.role.told_already()), (None, None), "nothing was asked of a model");
@@ -77,8 +83,11 @@ async fn a_member_of_red_that_asks_for_blue_gets_not_a_byte() {
 async fn a_node_in_two_clusters_is_listed_in_both_and_lists_each_ones_own_members() {
     let Some(lab) = Lab::one_lan(3, Family::Both) else { return };
     let both: &[&str] = &["--serve", "--connect", "red", "--connect", "blue"];
-    let nodes: [(&str, &str, &[&str]); 3] =
-        [("a1", "Red", &["--serve", "--connect", "red"]), ("a2", "Blue", &["--serve", "--connect", "blue"]), ("a3", "Both", both)];
+    let nodes: [(&str, &str, &[&str]); 3] = [
+        ("a1", "Red", &["--serve", "--connect", "red"]),
+        ("a2", "Blue", &["--serve", "--connect", "blue"]),
+        ("a3", "Both", both),
+    ];
     let [red, blue, both] = cast(&lab, nodes).await;
     both.sees_in("red", &["Red"], DEADLINE).await;
     both.sees_in("blue", &["Blue"], DEADLINE).await;

@@ -17,7 +17,8 @@ async fn nodes_on_one_lan_find_each_other_by_mdns_and_answer_a_prompt() {
     assert!(said.stderr.contains("served by NodeA") || said.stderr.contains("served by NodeB"), "{said:?}");
     // What an installed daemon listens on: both transports, both families.
     let status = c.json(&["status"]).await;
-    let listening: Vec<&str> = status["listen_addresses"].as_array().unwrap().iter().filter_map(|address| address.as_str()).collect();
+    let listening: Vec<&str> =
+        status["listen_addresses"].as_array().unwrap().iter().filter_map(|address| address.as_str()).collect();
     for ip in ["/ip4/10.71.0.13", "/ip6/fd71::13"] {
         for transport in ["udp/4001/quic-v1", "tcp/4001"] {
             let wanted = format!("{ip}/{transport}");

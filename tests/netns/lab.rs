@@ -1,7 +1,8 @@
 //! Networks made of namespaces: hosts, switches, routers and cables, none of them connected to the machine's own.
 //!
-//! One lab at a time on a machine: its owner holds a lock, so every namespace with the prefix that is there when the lock
-//! is taken belongs to a process that died. All of a lab goes when it is dropped, panic or not.
+//! A few labs at a time on a machine: the owner of a lab holds the lock of its place, so every namespace with the prefix of
+//! that place that is there when the lock is taken belongs to a process that died. All of a lab goes when it is dropped,
+//! panic or not.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +15,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 
 const PREFIX: &str = "ogtest";
-const LOCK: &str = "/run/opengateway-netns-test.lock";
+/// Labs at once: most tests wait most of the time, and the nodes of three labs leave two cores room to be in time.
+const PLACES: usize = 3;
+/// A lab with more hosts than this takes all places: what it measures should not wait for others.
+const SMALL: usize = 8;
 const NAMESPACES: &str = "/run/netns";
 
 /// The first host of a LAN is number 11, as in 10.71.0.11.
@@ -34,7 +38,42 @@ pub struct Lab {
     /// Hosts and the switch that each is plugged into.
     hosts: BTreeMap<String, char>,
     family: Family,
-    _turn: File,
+    _turn: Turn,
+}
+
+/// Places for labs that are held, by their locks.
+#[derive(Debug)]
+struct Turn {
+    place: usize,
+    locks: Vec<File>,
+}
+
+/// The lock of a place: held by an open file and not by a process, so the tests of one process wait for each other too.
+fn lock(place: usize) -> std::io::Result<File> {
+    File::options().create(true).truncate(false).write(true).open(format!("/run/opengateway-netns-test-{place}.lock"))
+}
+
+/// Waits for a free place, or for all of them in order.
+fn take(all: bool) -> std::io::Result<Turn> {
+    if all {
+        let locks = (0..PLACES).map(|place| {
+            let lock = lock(place)?;
+            rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+            Ok(lock)
+        });
+        return Ok(Turn { place: 0, locks: locks.collect::<std::io::Result<_>>()? });
+    }
+    loop {
+        for place in 0..PLACES {
+            let lock = lock(place)?;
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Turn { place, locks: vec![lock] }),
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Why there can be no lab here, if so.
@@ -49,26 +88,21 @@ fn obstacle() -> Option<String> {
         }
     }
     // Root of a container is not allowed everything.
-    let probe = format!("{PREFIX}-{}-probe", std::process::id());
+    static PROBES: AtomicU32 = AtomicU32::new(0);
+    let probe = format!("probe-{PREFIX}-{}-{}", std::process::id(), PROBES.fetch_add(1, Ordering::Relaxed));
     let made = Command::new("ip").args(["netns", "add", &probe]).output().unwrap();
     let _ = Command::new("ip").args(["netns", "del", &probe]).output();
     (!made.status.success()).then(|| format!("namespaces are not allowed: {}", String::from_utf8_lossy(&made.stderr).trim()))
 }
 
 /// Waits for its turn among all tests of this machine. `None`, said aloud, where there can be no lab; a panic in CI.
-fn turn() -> Option<File> {
-    // Held by an open file and not by a process: the tests of one process wait for each other too.
-    let take = || -> std::io::Result<File> {
-        let lock = File::options().create(true).truncate(false).write(true).open(LOCK)?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
-        Ok(lock)
-    };
-    let obstacle = match take() {
-        Ok(lock) => match obstacle() {
-            None => return Some(lock),
+fn turn(hosts: usize) -> Option<Turn> {
+    let obstacle = match take(hosts > SMALL) {
+        Ok(turn) => match obstacle() {
+            None => return Some(turn),
             Some(obstacle) => obstacle,
         },
-        Err(error) => format!("{LOCK}: {error}"),
+        Err(error) => format!("no lock below /run: {error}"),
     };
     assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI needs the namespace tests: {obstacle}");
     eprintln!("SKIPPED: {obstacle}");
@@ -76,7 +110,8 @@ fn turn() -> Option<File> {
 }
 
 fn run(command: &mut Command, input: &str) -> Result<String, String> {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
     let written = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().map_err(|error| error.to_string())?;
     if output.status.success() && written.is_some_and(|written| written.is_ok()) {
@@ -120,11 +155,12 @@ fn net(lan: char) -> u32 {
 impl Lab {
     fn new(lans: &[(char, usize)], family: Family) -> Option<Self> {
         static LABS: AtomicU32 = AtomicU32::new(0);
-        let turn = turn()?;
-        for stale in namespaces(&format!("{PREFIX}-")) {
+        let turn = turn(lans.iter().map(|&(_, hosts)| hosts).sum())?;
+        let places = if turn.locks.len() > 1 { 0..PLACES } else { turn.place..turn.place + 1 };
+        for stale in places.flat_map(|place| namespaces(&format!("{PREFIX}{place}-"))) {
             let _ = remove(&stale);
         }
-        let prefix = format!("{PREFIX}-{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let prefix = format!("{PREFIX}{}-{}-{}", turn.place, std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let hosts = lans.iter().flat_map(|&(lan, count)| (1..=count).map(move |at| (format!("{lan}{at}"), lan))).collect();
         let lab = Self { prefix, hosts, family, _turn: turn };
         lab.build(lans);
@@ -245,7 +281,8 @@ impl Lab {
     }
 
     fn nft(&self, lan: char, rules: &str) {
-        run(Command::new("ip").args(["netns", "exec", &self.switch(lan), "nft", "-f", "-"]), rules).unwrap_or_else(|error| panic!("{error}"));
+        run(Command::new("ip").args(["netns", "exec", &self.switch(lan), "nft", "-f", "-"]), rules)
+            .unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Drops all frames between two groups of one LAN, without a word: no carrier is lost.

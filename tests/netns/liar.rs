@@ -75,7 +75,8 @@ pub async fn play() {
     let red = ClusterId::new("red").unwrap();
     net.join(red.clone(), JoinOptions::default()).await.unwrap();
     let mut state = net.watch();
-    let member = |snapshot: &Arc<opengateway::net::Snapshot>| snapshot.clusters.get(&red).is_some_and(|view| !view.members.is_empty());
+    let member =
+        |snapshot: &Arc<opengateway::net::Snapshot>| snapshot.clusters.get(&red).is_some_and(|view| !view.members.is_empty());
     timeout(DEADLINE, state.wait_for(member)).await.expect("the liar is a member of red").unwrap();
     for (name, at) in victims {
         let mut connection = Connection::open(&keypair, at).await;

@@ -1,6 +1,6 @@
 //! Namespace tests: real daemons on real networks of their own, with cables to pull and processes to kill.
 //!
-//! They need root, `ip`, `nft` and `dbus-daemon`, and run one at a time. Where they cannot run they say so and pass;
+//! They need root, `ip`, `nft` and `dbus-daemon`, and run a few at a time. Where they cannot run they say so and pass;
 //! with `CI=true` they fail. What they measure they print: `cargo test --test netns -- --nocapture`.
 
 #![allow(clippy::unwrap_used)] // a test says what it expects by panicking

@@ -105,7 +105,10 @@ impl ModelServer {
 
     /// A configuration of a daemon on the same host that uses it.
     pub fn config(&self, how: &str) -> String {
-        format!("[[backend]]\nkind = \"openai\"\nurl = \"http://127.0.0.1:{}/{how}/v1\"\nslots = 8\nrunning_per_peer = 8\n", self.port)
+        format!(
+            "[[backend]]\nkind = \"openai\"\nurl = \"http://127.0.0.1:{}/{how}/v1\"\nslots = 8\nrunning_per_peer = 8\n",
+            self.port
+        )
     }
 }
 
@@ -151,7 +154,12 @@ async fn serve(mut stream: TcpStream, mut go: watch::Receiver<bool>) {
     tell("asked");
     let event = |text: &str| format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n");
     let stop = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
-    let pieces = ["HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n", &event("The answer "), &event("is 4"), stop];
+    let pieces = [
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n",
+        &event("The answer "),
+        &event("is 4"),
+        stop,
+    ];
     let hold_at = match path.split('/').nth(1) {
         Some("before") => 1,
         Some("after") => 2,
