@@ -6,6 +6,8 @@ pub const KAD_PROTOCOL: &str = "/opengateway/kad/1";
 pub const MEMBER_PROTOCOL: &str = "/opengateway/member/1";
 /// Prompts: one at a time on a stream, any number one after the other.
 pub const INFERENCE_PROTOCOL: &str = "/opengateway/inference/1";
+/// All of them.
+pub const ALL: [&str; 3] = [KAD_PROTOCOL, MEMBER_PROTOCOL, INFERENCE_PROTOCOL];
 
 /// Oldest version of the membership stream that this software speaks.
 pub const MEMBER_VERSION_MIN: u16 = 1;
