@@ -142,6 +142,10 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 /// [`DaemonError`], with its exit code.
 pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError> {
     let started_at = SystemTime::now();
+    // Before anybody can see this process: whoever stops it as soon as its name is on the bus gets the orderly end.
+    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let state = StateDir::open(&settings.state_dir)?;
     let identity = identity(&state)?;
     let (memory, warning) = Memory::load(state.path())?;
@@ -195,9 +199,6 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
             return Err(error.into());
         }
     };
-    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("ready")]);
     tracing::info!(peer_id = %identity.peer_id(), name = keeper.settings.node_name, "ready");
 

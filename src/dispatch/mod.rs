@@ -3,6 +3,8 @@
 mod handle;
 mod job;
 mod route;
+#[cfg(test)]
+mod tests;
 
 pub use handle::{Handle, Job, JobEvent, Options, ServedBy, Start, default_cluster};
 pub use job::Router;

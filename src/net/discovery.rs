@@ -322,7 +322,7 @@ impl Task<'_> {
     /// many that a new member would be refused.
     pub(super) fn show_out_a_stranger(&mut self) {
         let caps = self.lasting.config.caps;
-        let most = (caps.established_incoming / 4 * 3).max(1) as usize;
+        let most = caps.established_incoming - (caps.established_incoming / 8).clamp(1, caps.established_incoming.max(1));
         let strangers: Vec<(std::time::Instant, libp2p::swarm::ConnectionId)> = self
             .swarm
             .behaviour()
@@ -331,7 +331,9 @@ impl Task<'_> {
             .filter(|(peer, connection)| !connection.dialed && !self.members.is_member(peer) && !self.is_bootstrap(peer))
             .map(|(_, connection)| (connection.since, connection.id))
             .collect();
-        if strangers.len() > most
+        // A member came in as a stranger, and the library counts that connection for as long as it lasts.
+        let members: std::collections::HashSet<PeerId> = self.members.peers().collect();
+        if strangers.len() + members.len() > most as usize
             && let Some(&(_, oldest)) = strangers.iter().min_by_key(|(since, _)| *since)
         {
             tracing::debug!("the oldest stranger is shown out: {} are at the door", strangers.len());

@@ -107,7 +107,7 @@ impl Task<'_> {
         let context = self.context(peer, connection);
         self.hellos.insert(context.generation, (peer, Some(cluster.clone())));
         let stream = self.swarm.behaviour_mut().streams.open(peer, Some(connection), StreamProtocol::new(MEMBER_PROTOCOL));
-        tokio::spawn(async move {
+        self.spawn(async move {
             match stream.await {
                 Ok(Ok(stream)) => session::open(context, cluster, root, stream).await,
                 failed => {
@@ -172,7 +172,7 @@ impl Task<'_> {
         }
         let context = self.context(inbound.peer, inbound.connection);
         self.hellos.insert(context.generation, (inbound.peer, None));
-        tokio::spawn(session::accept(context, roots, inbound.stream));
+        self.spawn(session::accept(context, roots, inbound.stream));
     }
 
     pub(super) fn on_report(&mut self, report: Report) {

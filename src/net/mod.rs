@@ -29,6 +29,8 @@ mod store;
 mod streams;
 mod supervise;
 mod task;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub use behaviour::ConnectionCaps;

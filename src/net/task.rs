@@ -14,6 +14,7 @@ use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use futures::StreamExt as _;
 
@@ -117,7 +118,7 @@ pub(crate) struct Session {
     pub since: std::time::Instant,
     pub outbox: mpsc::Sender<Outgoing>,
     /// Cancelled with the member, and with it its prompts.
-    pub gone: tokio_util::sync::CancellationToken,
+    pub gone: CancellationToken,
     /// When it was last sent a heartbeat, and when it is to get the next.
     pub beaten: Instant,
     pub beat_at: Instant,
@@ -185,6 +186,10 @@ pub(crate) struct Task<'a> {
     pub(super) membership_changed: bool,
     pub(super) dirty: bool,
     stopping: Option<oneshot::Sender<()>>,
+    /// Cancelled when this task ends, by whatever way: a stream that anybody still holds keeps its connection and the
+    /// socket of the old swarm alive, and the next swarm could not have its port.
+    pub(super) over: CancellationToken,
+    _over: DropGuard,
 }
 
 /// The receiving ends of the loop.
@@ -245,6 +250,7 @@ pub(crate) async fn run(
     let local = keypair.public().to_peer_id();
     let offer = lasting.service.offer();
     let alarm = Alarm::new().map_err(StartError::Timer)?;
+    let over = CancellationToken::new();
     let mut task = Task {
         swarm,
         local,
@@ -279,6 +285,8 @@ pub(crate) async fn run(
         membership_changed: false,
         dirty: true,
         stopping: None,
+        _over: over.clone().drop_guard(),
+        over,
         lasting,
     };
     task.start()?;
@@ -571,6 +579,17 @@ impl Task<'_> {
         self.agenda.no_later(Due::Trim, Instant::now() + TRIM);
     }
 
+    /// Runs `work` for as long as this swarm lives, at most.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let over = self.over.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = over.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
     /// A stream that another node opened.
     fn on_inbound(&mut self, inbound: Inbound) {
         if inbound.protocol.as_ref() == INFERENCE_PROTOCOL {
@@ -590,7 +609,7 @@ impl Task<'_> {
                 on_connection: Arc::clone(self.serving.entry(inbound.connection).or_default()),
                 violations: self.violations.clone(),
             };
-            tokio::spawn(answer::serve(desk, inbound.peer, inbound.stream));
+            self.spawn(answer::serve(desk, inbound.peer, inbound.stream));
         } else {
             self.accept_hello(inbound);
         }

@@ -5,6 +5,8 @@ mod echo;
 mod handle;
 mod openai;
 mod queue;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use echo::Echo;

@@ -1,6 +1,6 @@
 //! Protocol names and versions.
 
-pub use crate::domain::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL};
+pub use crate::domain::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL, PEER_PROTOCOLS};
 
 /// Oldest version of the membership stream that this software speaks.
 pub const MEMBER_VERSION_MIN: u16 = 1;

@@ -1,0 +1,218 @@
+//! The worker with a backend that the test plays, on the test's clock.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::backend::{Answering, Availability, Backend, Limits};
+use super::{Config, Handle, Requester, Served, spawn};
+use crate::domain::node::{ModelOffer, NodeId};
+use crate::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, MAX_ANSWER_BYTES, Text, Usage};
+use crate::net::AnswerEvent;
+
+/// What the backend does with a prompt, by its text.
+#[derive(Debug)]
+struct Played {
+    limits: Limits,
+    availability: watch::Receiver<Availability>,
+    /// Prompts in the order in which they began.
+    begun: Mutex<Vec<String>>,
+}
+
+fn done() -> Done {
+    Done { finish: FinishReason::Stop, usage: Usage::default() }
+}
+
+impl Backend for Played {
+    fn name(&self) -> &str {
+        "played"
+    }
+    fn availability(&self) -> watch::Receiver<Availability> {
+        self.availability.clone()
+    }
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+    fn answer(&self, _: String, ask: Ask, out: mpsc::Sender<Text>) -> Answering<'_> {
+        let prompt = ask.prompt.as_str().to_owned();
+        self.begun.lock().unwrap().push(prompt.clone());
+        Box::pin(async move {
+            let gone = || Failure::new(FailureKind::Cancelled, "gone");
+            match prompt.split_once(' ') {
+                Some(("bytes", count)) => {
+                    let mut left: usize = count.parse().unwrap();
+                    while left > 0 {
+                        let piece = left.min(64 * 1024);
+                        out.send(Text::new("b".repeat(piece))).await.map_err(|_| gone())?;
+                        left -= piece;
+                    }
+                }
+                Some(("endless", _)) => loop {
+                    out.send(Text::new("e".repeat(1024))).await.map_err(|_| gone())?;
+                },
+                Some(("sleep", seconds)) => sleep(Duration::from_secs(seconds.parse().unwrap())).await,
+                _ => std::future::pending().await,
+            }
+            Ok(done())
+        })
+    }
+}
+
+fn worker(limits: Limits) -> (Handle, Arc<Played>) {
+    let models = vec![ModelOffer { name: "m".to_owned(), context_tokens: 0 }];
+    let (_, availability) = watch::channel(Availability { models, problem: None });
+    let backend = Arc::new(Played { limits, availability, begun: Mutex::default() });
+    let (_, tiers) = watch::channel(Vec::new());
+    let (handle, _) = spawn(Config { backends: vec![Arc::clone(&backend) as Arc<dyn Backend>], tiers });
+    (handle, backend)
+}
+
+const LIMITS: Limits = Limits { slots: 2, queued: 32, running_per_peer: 2, queued_per_peer: 8 };
+
+fn submit(handle: &Handle, who: &str, prompt: &str, left: Duration) -> mpsc::Receiver<AnswerEvent> {
+    let (events, receiver) = mpsc::channel(64);
+    let ask = Ask { prompt: Text::new(prompt), ..Ask::default() };
+    handle.submit(Served { requester: Requester::Peer(NodeId::new(who)), ask, timeout: left, events }).unwrap();
+    receiver
+}
+
+const LONG: Duration = Duration::from_secs(3600);
+
+async fn outcome(events: &mut mpsc::Receiver<AnswerEvent>) -> Result<usize, FailureKind> {
+    let mut bytes = 0;
+    while let Some(event) = events.recv().await {
+        match event {
+            AnswerEvent::Started { .. } => {}
+            AnswerEvent::Text(text) => bytes += text.len(),
+            AnswerEvent::End(end) => {
+                assert!(events.recv().await.is_none(), "something came after the end");
+                return end.map(|_| bytes).map_err(|failure| failure.kind);
+            }
+        }
+    }
+    panic!("no outcome");
+}
+
+async fn idle(handle: &Handle, within: Duration) {
+    let freed = async {
+        while handle.running() > 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(within, freed).await.expect("the slots are free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_passes_up_to_its_limit_and_not_one_byte_past_it() {
+    let (handle, _) = worker(LIMITS);
+    let most = submit(&handle, "p", &format!("bytes {MAX_ANSWER_BYTES}"), LONG);
+    assert_eq!(outcome(&mut { most }).await, Ok(MAX_ANSWER_BYTES));
+    let more = submit(&handle, "p", &format!("bytes {}", MAX_ANSWER_BYTES + 1), LONG);
+    assert_eq!(outcome(&mut { more }).await, Err(FailureKind::AnswerTooLarge));
+    idle(&handle, Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_for_thirty_seconds_loses_the_slot() {
+    let (handle, _) = worker(LIMITS);
+    let began = Instant::now();
+    let _unread = submit(&handle, "p", "endless x", LONG);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(handle.running(), 1);
+    idle(&handle, Duration::from_secs(31)).await;
+    assert!((30..=32).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_reads_slowly_is_told_nothing_but_the_truth() {
+    let (handle, _) = worker(LIMITS);
+    let mut slow = submit(&handle, "p", "bytes 655360", LONG);
+    // One piece every 29 s.
+    let mut bytes = 0;
+    loop {
+        sleep(Duration::from_secs(29)).await;
+        match slow.recv().await.unwrap() {
+            AnswerEvent::Text(text) => bytes += text.len(),
+            AnswerEvent::Started { .. } => {}
+            AnswerEvent::End(end) => {
+                assert_eq!((bytes, end), (655_360, Ok(done())));
+                return;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelling_frees_the_slot_and_the_place_in_the_queue() {
+    let (handle, backend) = worker(LIMITS);
+    let running: Vec<_> = (0..2).map(|at| submit(&handle, "a", &format!("hang{at}"), LONG)).collect();
+    let waiting = submit(&handle, "b", "cancelled", LONG);
+    let last = submit(&handle, "b", "last", LONG);
+    sleep(Duration::from_millis(10)).await;
+    drop(waiting);
+    drop(running);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(handle.running(), 1);
+    assert_eq!(*backend.begun.lock().unwrap(), ["hang0", "hang1", "last"]);
+    drop(last);
+    idle(&handle, Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_ends_a_prompt_that_runs_and_one_that_waits() {
+    let (handle, _) = worker(Limits { slots: 1, ..LIMITS });
+    let began = Instant::now();
+    let mut running = submit(&handle, "a", "hang", Duration::from_secs(9));
+    let mut waiting = submit(&handle, "b", "hang", Duration::from_secs(3));
+    assert_eq!(outcome(&mut waiting).await, Err(FailureKind::DeadlineExceeded));
+    assert_eq!(began.elapsed().as_secs(), 3);
+    assert_eq!(outcome(&mut running).await, Err(FailureKind::DeadlineExceeded));
+    assert_eq!(began.elapsed().as_secs(), 9);
+    idle(&handle, Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_greedy_peer_is_told_busy_at_once_and_a_polite_one_gets_its_share() {
+    let (handle, backend) = worker(LIMITS);
+    let began = Instant::now();
+    let mut greedy: Vec<_> = (0..100).map(|_| submit(&handle, "greedy", "sleep 10", LONG)).collect();
+    sleep(Duration::from_millis(1)).await;
+    // Two run and eight wait; ninety know it already.
+    let mut refused = 0;
+    for events in &mut greedy {
+        if let Ok(AnswerEvent::End(Err(failure))) = events.try_recv() {
+            assert_eq!(failure.kind, FailureKind::Busy);
+            assert!(failure.retry_after.is_some());
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 90);
+    assert!(began.elapsed() < Duration::from_millis(100));
+    // The polite one asks once at a time; it never waits for more than one round of the slots.
+    for _ in 0..5 {
+        let asked = Instant::now();
+        let mut polite = submit(&handle, "polite", "sleep 1", LONG);
+        assert_eq!(outcome(&mut polite).await, Ok(0));
+        assert!(asked.elapsed() <= Duration::from_secs(12), "{:?}", asked.elapsed());
+        greedy.push(submit(&handle, "greedy", "sleep 10", LONG));
+    }
+    let begun = backend.begun.lock().unwrap().iter().filter(|prompt| *prompt == "sleep 1").count();
+    assert_eq!(begun, 5);
+    drop(greedy);
+    idle(&handle, Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_lets_the_running_end_and_refuses_the_waiting() {
+    let (handle, _) = worker(Limits { slots: 1, ..LIMITS });
+    let mut running = submit(&handle, "a", "sleep 5", LONG);
+    let mut waiting = submit(&handle, "b", "sleep 5", LONG);
+    sleep(Duration::from_millis(10)).await;
+    let began = Instant::now();
+    handle.drain(Duration::from_secs(30)).await;
+    assert!((4..=5).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(outcome(&mut running).await, Ok(0));
+    assert_eq!(outcome(&mut waiting).await, Err(FailureKind::ShuttingDown));
+}
