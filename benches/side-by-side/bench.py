@@ -207,6 +207,7 @@ class Bench:
         text = "prompt round trip between daemons, 64 bytes, p50"
         self.add("rtt", text, "µs", ours, p50, against="tcp", reach=1.35, aim=1.15)
         self.add("rtt", f"{text}, below Hyperswarm", "µs", ours, p50, against="hyperswarm", reach=1.0)
+        self.add("rtt", f"{text}, beside the QUIC floor", "µs", ours, p50, against="quic")
         self.also["prompt_round_trip_p99_us"] = p99
         ours = per_s.pop(GatewayMdns.name)
         self.add("throughput", "prompts per second, 64 in flight", "1/s", ours, per_s, against="hyperswarm", reach=0.8, aim=1.5, higher=True)
