@@ -12,6 +12,8 @@ for argument; do
 done
 if [ "${BENCH_BUILD:-1}" != 0 ]; then
     echo "bench: building the release (link-time optimisation takes minutes)" >&2
-    cargo build --release --locked --bins --example opengatewayd-perf >&2
+    # Apart: what examples may use (features of development) would be built into the programs.
+    cargo build --release --locked --bins >&2
+    cargo build --release --locked --example opengatewayd-perf >&2
 fi
 exec python3 benches/side-by-side/bench.py "$@"

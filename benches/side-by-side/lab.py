@@ -180,16 +180,16 @@ def rss_kib(pid):
 
 def usage(pid):
     """CPU time of the scheduler's own accounting, wake-ups, and memory, over the process and its descendants."""
-    total = {"cpu_ns": 0, "wakeups": 0, "rss_kib": 0, "pss_kib": 0, "threads": []}
+    total = {"rss_kib": 0, "pss_kib": 0, "threads": {}}
     for process in tree(pid):
         try:
             for task in sorted(os.listdir(f"/proc/{process}/task")):
                 with open(f"/proc/{process}/task/{task}/schedstat") as stat:
-                    total["cpu_ns"] += int(stat.read().split()[0])
+                    cpu_ns = int(stat.read().split()[0])
                 with open(f"/proc/{process}/task/{task}/status") as status:
                     # A switch that the process wanted ends in a wake-up; one that it did not tells how busy the machine is.
-                    total["wakeups"] += sum(int(line.split()[1]) for line in status if line.startswith("voluntary_ctxt_switches"))
-                total["threads"].append(task)
+                    wakeups = sum(int(line.split()[1]) for line in status if line.startswith("voluntary_ctxt_switches"))
+                total["threads"][task] = (cpu_ns, wakeups)
             with open(f"/proc/{process}/smaps_rollup") as rollup:
                 for line in rollup:
                     if line.startswith("Rss:"):
@@ -203,21 +203,25 @@ def usage(pid):
 
 def idle(pids, seconds):
     """What each of the processes used while nobody asked it anything. Threads that end meanwhile take their share along:
-    then CPU and wake-ups are a lower bound, and `threads_changed` says so."""
+    then CPU and wake-ups are a lower bound, and `threads_changed` says so. A new thread counts from its birth."""
     before, begun = [usage(pid) for pid in pids], time.monotonic()
     time.sleep(seconds)
     elapsed = time.monotonic() - begun
     rows = []
     for pid, then in zip(pids, before):
         now = usage(pid)
+        born = (0, 0)
+        cpu_ns, wakeups = (
+            sum(count[at] - then["threads"].get(task, born)[at] for task, count in now["threads"].items()) for at in (0, 1)
+        )
         rows.append(
             {
                 "rss_mib": now["rss_kib"] / 1024,
                 "pss_mib": now["pss_kib"] / 1024,
-                "cpu_ms_per_s": (now["cpu_ns"] - then["cpu_ns"]) / 1e6 / elapsed,
-                "wakeups_per_s": (now["wakeups"] - then["wakeups"]) / elapsed,
+                "cpu_ms_per_s": cpu_ns / 1e6 / elapsed,
+                "wakeups_per_s": wakeups / elapsed,
                 "threads": len(now["threads"]),
-                "threads_changed": now["threads"] != then["threads"],
+                "threads_changed": now["threads"].keys() != then["threads"].keys(),
             }
         )
     return rows

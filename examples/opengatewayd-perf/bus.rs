@@ -152,7 +152,8 @@ pub async fn run(arguments: &Arguments) -> Result<(), Failed> {
         Role::Bench => {
             client.ask().await?;
             // Each job has its signals: a stream that nobody reads would stop the connection.
-            let Client { manager, .. } = client;
+            let manager = client.manager.clone();
+            drop(client);
             let manager = &manager;
             super::measure(arguments, |text| async move { prompt(manager, &arguments.cluster, &text).await }).await
         }

@@ -18,11 +18,12 @@ mod bus;
 mod swarm;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 
-type Failed = Box<dyn std::error::Error>;
+type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Side {
@@ -97,9 +98,9 @@ fn figures(mut times: Vec<f64>, seconds: f64) -> serde_json::Value {
 }
 
 /// Prompts one after the other, then `in_flight` at once, after a warm-up.
-async fn measure<F>(arguments: &Arguments, prompt: impl Fn(String) -> F) -> Result<(), Failed>
+async fn measure<F>(arguments: &Arguments, prompt: impl Fn(String) -> F + Sync) -> Result<(), Failed>
 where
-    F: Future<Output = Result<usize, Failed>>,
+    F: Future<Output = Result<usize, Failed>> + Send,
 {
     let text = "a".repeat(arguments.size);
     let once = || async {
@@ -119,12 +120,11 @@ where
         times.push(once().await?);
     }
     let rtt = figures(times, begun.elapsed().as_secs_f64());
-    let left = std::cell::Cell::new(arguments.m);
+    let left = AtomicUsize::new(arguments.m);
     let begun = Instant::now();
     let worker = || async {
         let mut times = Vec::new();
-        while left.get() > 0 {
-            left.set(left.get() - 1);
+        while left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
             times.push(once().await?);
         }
         Ok::<_, String>(times)
@@ -143,11 +143,15 @@ fn main() {
     }
     // One thread, as the daemon has.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    // A task, as a prompt is in the daemon: waking the outermost future costs two system calls more.
     let outcome = runtime.block_on(async {
-        match arguments.side {
-            Side::Bus => bus::run(&arguments).await,
-            Side::Swarm => swarm::run(&arguments).await,
-        }
+        let running = tokio::spawn(async move {
+            match arguments.side {
+                Side::Bus => bus::run(&arguments).await,
+                Side::Swarm => swarm::run(&arguments).await,
+            }
+        });
+        running.await?
     });
     if let Err(error) = outcome {
         say(&serde_json::json!({ "ev": "error", "error": error.to_string() }));

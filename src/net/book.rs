@@ -116,6 +116,11 @@ impl Book {
         });
     }
 
+    /// Drops a candidate that was told wrongly; it may be told anew. A bootstrap node stays: it is the operator's word.
+    pub(crate) fn forget(&mut self, peer: &PeerId) {
+        self.candidates.retain(|known, candidate| known != peer || candidate.source == Source::Bootstrap);
+    }
+
     /// Counts a failed dial; gives the number in a row.
     pub(crate) fn failed(&mut self, peer: &PeerId) -> u32 {
         self.candidates.get_mut(peer).map_or(0, |candidate| {

@@ -99,6 +99,10 @@ impl Task<'_> {
                 if self.swarm.is_connected(&peer) {
                     return;
                 }
+                if matches!(error, DialError::WrongPeerId { .. }) {
+                    // Somebody else has the address now: trying again costs both of us a handshake and finds nobody.
+                    self.book.forget(&peer);
+                }
                 self.policy.failed(&peer, now.into_std());
                 if self.book.failed(&peer) >= 3 && !self.is_bootstrap(&peer) {
                     self.swarm.behaviour_mut().kad.remove_peer(&peer);
