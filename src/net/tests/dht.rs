@@ -17,7 +17,7 @@ async fn known(rogue: &mut Rogue, node: &Node) -> libp2p::identify::Info {
         kad.add_address(&peer, address);
     });
     rogue.hears("identify", |heard| match heard {
-        Heard::Identified(info) if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) => Some(info),
+        Heard::Identified(info) if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) => Some(*info),
         _ => None,
     })
     .await
