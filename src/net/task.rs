@@ -90,7 +90,7 @@ pub(crate) struct Cluster {
     pub joined: Instant,
     pub announcements: u32,
     pub announced: bool,
-    pub leaving: Option<oneshot::Sender<Result<(), LeaveError>>>,
+    pub leaving: Option<Vec<oneshot::Sender<Result<(), LeaveError>>>>,
 }
 
 /// A running session.
@@ -382,7 +382,9 @@ impl Task<'_> {
         let joined_at = *joined_at;
         if let Some(joined) = self.clusters.get_mut(&cluster) {
             if let Some(waiting) = joined.leaving.take() {
-                let _ = waiting.send(Ok(()));
+                for reply in waiting {
+                    let _ = reply.send(Ok(()));
+                }
                 self.agenda.forget(|due| *due == Due::Leave(cluster.clone()));
             }
             let changed = joined.serve != options.serve;
@@ -426,7 +428,8 @@ impl Task<'_> {
             let _ = reply.send(Err(LeaveError::NotJoined(cluster)));
             return;
         };
-        joined.leaving = Some(reply);
+        // Who asks again while it is being left waits for the same end; the newest drain counts.
+        joined.leaving.get_or_insert_default().push(reply);
         self.lasting.joined.remove(&cluster);
         self.stop_providing(&cluster);
         self.state_changed();
@@ -450,7 +453,7 @@ impl Task<'_> {
         });
         tracing::info!(cluster = %id, "left cluster {id}");
         self.dirty = true;
-        if let Some(reply) = cluster.leaving {
+        for reply in cluster.leaving.into_iter().flatten() {
             let _ = reply.send(Ok(()));
         }
     }
