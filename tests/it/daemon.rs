@@ -4,6 +4,7 @@ mod cluster;
 mod contract;
 mod lifecycle;
 mod prompts;
+mod supervision;
 mod users;
 
 use std::collections::{BTreeSet, HashMap};
@@ -16,11 +17,11 @@ use zbus::{Connection, Message, MessageStream, OwnedObjectPath, Variant};
 
 use crate::ogctl::fake::{Bus, Said, bus_or_skip, ogctl, ogctl_on};
 
-const NAME: &str = "org.opengateway.Gateway1";
-const ROOT: &str = "/org/opengateway/Gateway1";
-const MANAGER: &str = "org.opengateway.Gateway1.Manager";
-const ERROR: &str = "org.opengateway.Gateway1.Error.";
-const DEADLINE: Duration = Duration::from_secs(30);
+pub const NAME: &str = "org.opengateway.Gateway1";
+pub const ROOT: &str = "/org/opengateway/Gateway1";
+pub const MANAGER: &str = "org.opengateway.Gateway1.Manager";
+pub const ERROR: &str = "org.opengateway.Gateway1.Error.";
+pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A daemon with a bus of its own; both end with it.
 pub struct Node {
@@ -30,20 +31,34 @@ pub struct Node {
     args: Vec<String>,
 }
 
-pub fn launch(bus: &Bus, name: &str, state: &Path, args: &[String]) -> Child {
+/// Says aloud why a test cannot run here; fails where that is not allowed.
+pub fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI must not skip: {why}");
+}
+
+pub fn command(bus: &Bus, name: &str, state: &Path, args: &[String]) -> Command {
     let log = std::fs::File::options().create(true).append(true).open(bus.dir().join("daemon.log")).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_opengatewayd"))
-        .args(["--bus", bus.address(), "--node-name", name, "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"])
+    let mut command = Command::new(env!("CARGO_BIN_EXE_opengatewayd"));
+    command
+        .args(["--bus", bus.address(), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"])
         .arg("--state-dir")
         .arg(state)
         .args(args)
-        .env_remove("JOURNAL_STREAM")
-        .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .unwrap()
+        .stderr(log);
+    if !name.is_empty() {
+        command.args(["--node-name", name]);
+    }
+    for variable in ["JOURNAL_STREAM", "NOTIFY_SOCKET", "NODE_NAME", "POC_CLUSTER_ID", "POC_SERVE", "OPENGATEWAY_BOOTSTRAP", "OPENGATEWAY_POC_ROOT"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+pub fn launch(bus: &Bus, name: &str, state: &Path, args: &[String]) -> Child {
+    command(bus, name, state, args).spawn().unwrap()
 }
 
 impl Node {
@@ -51,10 +66,15 @@ impl Node {
     pub async fn start(name: &str, args: &[&str]) -> Option<Self> {
         let bus = bus_or_skip()?;
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        Some(Self::start_on(bus, name, args).await)
+    }
+
+    /// The same on this bus.
+    pub async fn start_on(bus: Bus, name: &str, args: Vec<String>) -> Self {
         let child = launch(&bus, name, &bus.dir().join("state"), &args);
         let mut node = Self { bus, child, name: name.to_owned(), args };
         node.ready().await;
-        Some(node)
+        node
     }
 
     async fn ready(&mut self) {
@@ -121,6 +141,22 @@ impl Node {
         .await;
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A number of `/proc/PID/status`, in KiB.
+    pub fn kib(&self, key: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
@@ -150,7 +186,7 @@ impl Drop for Node {
     }
 }
 
-async fn call<B>(connection: &Connection, method: &str, body: &B) -> Result<Message, (String, String)>
+pub async fn call<B>(connection: &Connection, method: &str, body: &B) -> Result<Message, (String, String)>
 where
     B: serde::Serialize + zbus::wire::DynamicType + Sync,
 {
@@ -166,4 +202,4 @@ where
     }
 }
 
-type Options<'a> = HashMap<&'a str, Variant<'a>>;
+pub type Options<'a> = HashMap<&'a str, Variant<'a>>;

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)] // a test says what it expects by panicking
 
 #[cfg(feature = "daemon")]
+mod bus;
+#[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
 mod net;

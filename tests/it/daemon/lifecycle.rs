@@ -85,6 +85,21 @@ async fn joined_clusters_are_joined_again_and_left_ones_are_not() {
 }
 
 #[tokio::test]
+async fn leaving_from_two_sides_at_once_is_leaving_and_no_stop() {
+    let Some(node) = Node::start("a", &[]).await else { return };
+    let connection = node.bus.connect().await;
+    for round in 0..20 {
+        call(&connection, "Connect", &("room", Options::new())).await.unwrap();
+        let body = ("room", Options::new());
+        let (one, two) = tokio::join!(call(&connection, "Disconnect", &body), call(&connection, "Disconnect", &body));
+        for left in [one, two] {
+            // The later one waits for the same end, or comes when it is over.
+            assert!(left.is_ok() || left.as_ref().unwrap_err().0 == format!("{ERROR}NotConnected"), "{round}: {left:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_lost_bus_ends_the_daemon_for_systemd_to_start_it_again() {
     let Some(mut node) = Node::start("a", &[]).await else { return };
     node.bus.signal(rustix::process::Signal::KILL);
