@@ -4,6 +4,8 @@ mod cluster;
 mod contract;
 mod lifecycle;
 mod prompts;
+mod random;
+mod storage;
 mod supervision;
 mod users;
 
