@@ -202,7 +202,7 @@ impl ErrorName {
             Self::Failed => "please report it with what the daemon logged: journalctl -u opengatewayd",
             Self::AccessDenied => "the policy of the bus forbids it: is the package installed whole?",
             Self::NameHasNoOwner => "is it installed? Try: systemctl start opengatewayd",
-            Self::ServiceUnknown => "see why with: systemctl status opengatewayd",
+            Self::ServiceUnknown => "is it installed and enabled? Try: systemctl start opengatewayd",
             Self::TimedOut => "see why with: journalctl -u opengatewayd",
             Self::NoReply => "see whether it hangs with: systemctl status opengatewayd",
             Self::Disconnected => "see whether the bus is up with: systemctl status dbus",

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod contract;
+mod hand;
 mod lifecycle;
 mod prompts;
 mod random;
