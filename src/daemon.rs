@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use zbus::connection::Builder;
 
 use crate::config::{self, BackendKind, BackendSettings, ConfigError, Environment, Overrides, Roots, Settings};
-use crate::dbus::control::{Control, ControlState};
+use crate::dbus::control::{Control, ControlState, Request};
 use crate::dbus::{self, Mode, ServeError};
 use crate::domain::resources::{Lent, Resources, lendable};
 use crate::domain::tier;
@@ -136,6 +136,16 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
     let _ = sd_notify::notify(state);
 }
 
+fn ready() {
+    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("ready")]);
+}
+
+fn reloading() {
+    let mut state = vec![sd_notify::NotifyState::Reloading, sd_notify::NotifyState::Status("reading the configuration again")];
+    state.extend(sd_notify::NotifyState::monotonic_usec_now());
+    notify(&state);
+}
+
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
@@ -192,27 +202,39 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
     };
     keeper.join_all().await;
     let (builder, mode) = bus(&options.bus);
-    let service = match dbus::serve(builder, node, mode).await {
+    let mut service = match dbus::serve(builder, node, mode).await {
         Ok(service) => service,
         Err(error) => {
             net.shutdown().await;
             return Err(error.into());
         }
     };
-    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("ready")]);
+    ready();
     tracing::info!(peer_id = %identity.peer_id(), name = keeper.settings.node_name, "ready");
 
     let mut requests = requests;
     let outcome = loop {
         tokio::select! {
-            Some(request) = requests.recv() => keeper.on_request(request).await,
+            Some(request) = requests.recv() => {
+                let reload = matches!(request, Request::Reload(_));
+                if reload { reloading() }
+                keeper.on_request(request).await;
+                if reload { ready() }
+            }
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            _ = hangup.recv() => match keeper.reload().await {
-                Ok(()) => tracing::info!("configuration read again"),
-                Err(error) => tracing::error!(%error, "the old configuration stays in force"),
-            },
-            () = service.closed() => break Err(DaemonError::BusLost),
+            _ = hangup.recv() => {
+                reloading();
+                match keeper.reload().await {
+                    Ok(()) => tracing::info!("configuration read again"),
+                    Err(error) => tracing::error!(%error, "the old configuration stays in force"),
+                }
+                ready();
+            }
+            closed = service.closed() => break Err(match closed {
+                dbus::Closed::BusLost => DaemonError::BusLost,
+                dbus::Closed::Mute => DaemonError::Task("the task that announces changes on the bus ended".to_owned()),
+            }),
             ended = &mut network => break Err(DaemonError::Task(match ended {
                 Ok(Err(stopped)) => stopped.to_string(),
                 Ok(Ok(())) | Err(_) => "the network task ended".to_owned(),
@@ -221,6 +243,8 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
         }
     };
     tracing::info!("stopping");
+    // Who asks from now on, and who still waits, is told that the daemon stops.
+    drop(requests);
     keeper.stopping();
     service.prepare_for_shutdown().await;
     notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("letting running prompts end")]);

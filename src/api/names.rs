@@ -145,6 +145,8 @@ error_names! {
     InvalidArgs = Standard "InvalidArgs";
     /// Polkit would allow it after a password.
     InteractiveAuthorizationRequired = Standard "InteractiveAuthorizationRequired";
+    /// A mistake in the daemon itself.
+    Failed = Standard "Failed";
     /// The policy of the bus refused the message.
     AccessDenied = Bus "AccessDenied";
     /// The daemon does not run and the caller asked not to start it.
@@ -197,9 +199,10 @@ impl ErrorName {
             Self::ShuttingDown => "start it again with: systemctl start opengatewayd",
             Self::InvalidArgs => "see what is accepted with: ogctl help",
             Self::InteractiveAuthorizationRequired => "run it on a terminal to be asked for a password, or as root",
+            Self::Failed => "please report it with what the daemon logged: journalctl -u opengatewayd",
             Self::AccessDenied => "the policy of the bus forbids it: is the package installed whole?",
             Self::NameHasNoOwner => "is it installed? Try: systemctl start opengatewayd",
-            Self::ServiceUnknown => "see why with: systemctl status opengatewayd",
+            Self::ServiceUnknown => "is it installed and enabled? Try: systemctl start opengatewayd",
             Self::TimedOut => "see why with: journalctl -u opengatewayd",
             Self::NoReply => "see whether it hangs with: systemctl status opengatewayd",
             Self::Disconnected => "see whether the bus is up with: systemctl status dbus",
@@ -225,6 +228,7 @@ impl ErrorName {
             | Self::StorageFull
             | Self::InvalidConfiguration
             | Self::ShuttingDown
+            | Self::Failed
             | Self::Disconnected
             | Self::UnknownMethod => exit::FAILED,
             Self::InvalidArgs | Self::InvalidClusterId => exit::USAGE,

@@ -216,7 +216,7 @@ pub trait Job {
     fn created_at(&self) -> zbus::Result<u64>;
 
     /// "queued", "running", "done", "cancelled", "failed".
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "false"))]
     fn state(&self) -> zbus::Result<String>;
 
     /// So far.

@@ -7,4 +7,4 @@ pub mod raw;
 mod settings;
 
 pub use load::{Checked, ConfigError, Environment, Overrides, Roots, check, load};
-pub use settings::{BackendKind, BackendSettings, ClusterSettings, Settings, needs_restart};
+pub use settings::{BackendKind, BackendSettings, ClusterSettings, MAX_ADDRESS_BYTES, MAX_ADDRESSES, Settings, needs_restart};

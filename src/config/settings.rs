@@ -11,8 +11,10 @@ use crate::domain::resources::Lent;
 pub const DEFAULT_PORT: u16 = 4001;
 const MAX_CLUSTERS: usize = 16;
 const MAX_BACKENDS: usize = 16;
-const MAX_ADDRESSES: usize = 64;
-const MAX_ADDRESS_BYTES: usize = 256;
+/// Addresses in one list.
+pub const MAX_ADDRESSES: usize = 64;
+/// Bytes of one address.
+pub const MAX_ADDRESS_BYTES: usize = 256;
 const GB: f64 = 1e9;
 
 /// A cluster that is joined at the start.

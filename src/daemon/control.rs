@@ -8,6 +8,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::{self, Environment, Overrides, Roots, Settings, needs_restart};
 use crate::dbus::control::{ConnectOptions, ControlError, ControlState, Request, SavedCluster};
 use crate::domain::cluster::ClusterId;
+use crate::domain::node::ClusterState;
 use crate::domain::resources::{Lent, lendable};
 use crate::domain::tier;
 use crate::net::{self, JoinError, JoinOptions, LeaveError};
@@ -43,7 +44,8 @@ fn joined(error: JoinError) -> ControlError {
     match error {
         JoinError::TooMany(_) => ControlError::TooManyClusters(error.to_string()),
         JoinError::BadAddress { .. } => ControlError::InvalidArgument(error.to_string()),
-        JoinError::Busy | JoinError::Stopped => ControlError::ShuttingDown,
+        JoinError::Busy => ControlError::Busy(error.to_string()),
+        JoinError::Stopped => ControlError::ShuttingDown,
     }
 }
 
@@ -123,29 +125,47 @@ impl Keeper {
     }
 
     async fn connect(&mut self, id: ClusterId, options: ConnectOptions) -> Result<(), ControlError> {
-        let serve = options.serve.unwrap_or(self.sharing());
-        if serve {
+        let known = self.memory.clusters.iter().find(|saved| saved.id == id).cloned();
+        let is_new = known.is_none();
+        // What is not said stays as it is: joining again is no way to lose the addresses or the role of before.
+        let mut saved = known.unwrap_or(state::SavedCluster { id: id.clone(), serve: None, auto_connect: true, bootstrap: Vec::new() });
+        saved.serve = options.serve.or(saved.serve);
+        saved.auto_connect = options.auto_connect.unwrap_or(true);
+        if !options.bootstrap.is_empty() {
+            saved.bootstrap = options.bootstrap;
+        }
+        let role = || {
+            let snapshot = self.net.snapshot();
+            // One that is being left serves nobody already; that says nothing about before.
+            let view = snapshot.clusters.get(&id).filter(|view| view.state != ClusterState::Disconnecting);
+            view.map(|view| view.serving)
+        };
+        let serve = saved.serve.or_else(role).unwrap_or(self.sharing());
+        let bootstrap = saved.bootstrap.clone();
+        if serve && (options.serve == Some(true) || role() != Some(true)) {
             if tier::find(id.as_str()).is_some() {
                 self.gauge.recent().await;
             }
             self.eligible(&id)?;
         }
         let before = self.memory.clone();
-        if options.auto_connect.unwrap_or(true) {
+        // One that is not to be joined again needs no memory, unless it has one.
+        if saved.auto_connect || !is_new {
+            if is_new && self.memory.clusters.len() >= state::MAX_SAVED {
+                return Err(ControlError::TooManyClusters(format!(
+                    "{} clusters are remembered, which is the limit; drop one with: ogctl disconnect --forget CLUSTER",
+                    state::MAX_SAVED
+                )));
+            }
             let mut memory = self.memory.clone();
-            memory.clusters.retain(|saved| saved.id != id);
-            memory.clusters.push(state::SavedCluster {
-                id: id.clone(),
-                serve: options.serve,
-                auto_connect: true,
-                bootstrap: options.bootstrap.clone(),
-            });
+            memory.clusters.retain(|other| other.id != id);
+            memory.clusters.push(saved);
             memory.clusters.sort_by(|a, b| a.id.cmp(&b.id));
             if memory != before {
                 self.remember(memory).await?;
             }
         }
-        match self.net.join(id, JoinOptions { bootstrap: options.bootstrap, serve }).await {
+        match self.net.join(id, JoinOptions { bootstrap, serve }).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 if self.memory != before {
@@ -189,7 +209,8 @@ impl Keeper {
         tokio::spawn(async move {
             let left = net.leave(id, drain).await.map_err(|error| match error {
                 LeaveError::NotJoined(id) => ControlError::NotConnected(id),
-                LeaveError::Busy | LeaveError::Stopped => ControlError::ShuttingDown,
+                LeaveError::Busy => ControlError::Busy(error.to_string()),
+                LeaveError::Stopped => ControlError::ShuttingDown,
             });
             let _ = reply.send(left);
         });

@@ -46,6 +46,9 @@ pub enum ControlError {
     /// File, line and reason.
     #[error("{0}")]
     InvalidConfiguration(String),
+    /// Too much waits to be done.
+    #[error("{0}")]
+    Busy(String),
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     ShuttingDown,

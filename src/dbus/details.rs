@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use zbus::Variant;
 
+use super::errors::without_nul;
 use crate::domain::node::{ClusterView, Liveness, Member};
 use crate::domain::resources::{Gpu, Lent, Resources};
 use crate::domain::tier::{Need, Verdict};
@@ -15,6 +16,15 @@ pub(super) type Details = HashMap<&'static str, Variant<'static>>;
 /// Microseconds since the epoch.
 pub(super) fn micros(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// Text of elsewhere as it may go over the bus.
+pub(super) fn text(text: &str) -> Variant<'static> {
+    without_nul(text.to_owned()).into()
+}
+
+fn texts<'a>(list: impl IntoIterator<Item = &'a str>) -> Variant<'static> {
+    list.into_iter().map(|text| without_nul(text.to_owned())).collect::<Vec<String>>().into()
 }
 
 fn put<T: Into<Variant<'static>>>(details: &mut Details, key: &'static str, value: Option<T>) {
@@ -29,7 +39,7 @@ pub(super) fn models(view: &ClusterView) -> Vec<String> {
         .members
         .iter()
         .filter(|member| member.serving && !member.draining)
-        .flat_map(|member| member.models.iter().map(|model| model.name.clone()))
+        .flat_map(|member| member.models.iter().map(|model| without_nul(model.name.clone())))
         .collect();
     names.sort();
     names.dedup();
@@ -42,13 +52,12 @@ pub(super) fn member(member: &Member) -> Details {
         Liveness::Suspect => "suspect",
         Liveness::Known => "known",
     };
-    let models: Vec<String> = member.models.iter().map(|model| model.name.clone()).collect();
     let mut details = Details::from([
-        ("Name", member.name.clone().into()),
-        ("Addresses", member.addresses.clone().into()),
+        ("Name", text(&member.name)),
+        ("Addresses", texts(member.addresses.iter().map(String::as_str))),
         ("Via", member.found_by.as_str().into()),
         ("Direct", member.direct.into()),
-        ("Version", member.version.clone().into()),
+        ("Version", text(&member.version)),
         ("ProtocolVersion", member.protocol.to_string().into()),
         ("Compatible", true.into()),
         ("ConnectedAt", micros(member.connected_at).into()),
@@ -57,8 +66,8 @@ pub(super) fn member(member: &Member) -> Details {
         ("FreeSlots", u32::from(member.free_slots).into()),
         ("Queued", u32::from(member.queued).into()),
         ("Draining", member.draining.into()),
-        ("Models", models.into()),
-        ("TierIds", member.tiers.clone().into()),
+        ("Models", texts(member.models.iter().map(|model| model.name.as_str()))),
+        ("TierIds", texts(member.tiers.iter().map(String::as_str))),
         ("Liveness", liveness.into()),
         ("Transport", if member.direct { member.transport } else { "relay" }.into()),
     ]);
@@ -70,9 +79,9 @@ pub(super) fn resources(resources: &Resources, lent: &Lent) -> Details {
     let mut cpu = Details::from([
         ("Logical", resources.cpu.logical.into()),
         ("Usable", resources.cpu.usable.into()),
-        ("Arch", resources.cpu.arch.clone().into()),
+        ("Arch", text(&resources.cpu.arch)),
     ]);
-    put(&mut cpu, "Model", resources.cpu.model.clone());
+    put(&mut cpu, "Model", resources.cpu.model.as_deref().map(text));
     put(&mut cpu, "Load1", resources.cpu.load1);
     let mut memory = Details::new();
     put(&mut memory, "Total", resources.memory.total);
@@ -93,18 +102,18 @@ pub(super) fn resources(resources: &Resources, lent: &Lent) -> Details {
         ("Gpus", resources.gpus.iter().map(gpu).collect::<Vec<Details>>().into()),
         ("Lent", limits.into()),
         ("MeasuredAt", resources.measured_at.into()),
-        ("Warnings", resources.warnings.clone().into()),
+        ("Warnings", texts(resources.warnings.iter().map(String::as_str))),
     ])
 }
 
 fn gpu(gpu: &Gpu) -> Details {
-    let mut details = Details::from([("Index", gpu.index.into()), ("Vendor", gpu.vendor.clone().into())]);
-    put(&mut details, "Name", gpu.name.clone());
-    put(&mut details, "Uuid", gpu.uuid.clone());
+    let mut details = Details::from([("Index", gpu.index.into()), ("Vendor", text(&gpu.vendor))]);
+    put(&mut details, "Name", gpu.name.as_deref().map(text));
+    put(&mut details, "Uuid", gpu.uuid.as_deref().map(text));
     put(&mut details, "VramTotal", gpu.vram_total);
     put(&mut details, "VramFree", gpu.vram_free);
-    put(&mut details, "Driver", gpu.driver.clone());
-    put(&mut details, "PciAddress", gpu.pci_address.clone());
+    put(&mut details, "Driver", gpu.driver.as_deref().map(text));
+    put(&mut details, "PciAddress", gpu.pci_address.as_deref().map(text));
     details
 }
 

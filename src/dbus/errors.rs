@@ -23,7 +23,7 @@ pub struct Error {
 impl Error {
     /// An error with this name.
     pub fn new(name: ErrorName, message: impl Into<String>) -> Self {
-        Self { name, message: message.into() }
+        Self { name, message: without_nul(message.into()) }
     }
 
     /// A bad argument or option.
@@ -52,6 +52,12 @@ impl DBusError for Error {
     fn description(&self) -> Option<&str> {
         Some(&self.message)
     }
+}
+
+/// A D-Bus string holds no NUL, zbus does not check what it sends, and the bus cuts off who sends one: no text that comes
+/// from elsewhere goes out without this.
+pub(super) fn without_nul(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 
 /// The bus name of a prompt's failure.
@@ -102,6 +108,7 @@ impl From<ControlError> for Error {
             ControlError::InvalidArgument(_) => ErrorName::InvalidArgs,
             ControlError::Storage(_) => ErrorName::StorageFull,
             ControlError::InvalidConfiguration(_) => ErrorName::InvalidConfiguration,
+            ControlError::Busy(_) => ErrorName::Busy,
             ControlError::ShuttingDown => ErrorName::ShuttingDown,
         };
         Self::new(name, message)

@@ -1,7 +1,7 @@
 //! `org.opengateway.Gateway1.Job`: one prompt in progress, from `StartPrompt` until 30 s after its end.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -13,6 +13,7 @@ use super::access::Access;
 use super::details::{Details, micros};
 use super::errors::Error;
 use crate::api::names::ErrorName;
+use crate::domain::prompt::{Failure, FailureKind};
 
 /// Prompts that one user may have in progress at once.
 pub(super) const MAX_PER_UID: usize = 16;
@@ -55,11 +56,22 @@ pub(super) struct Record {
     pub state: Mutex<State>,
     pub tokens: AtomicU32,
     pub cancel: CancellationToken,
+    /// It is cancelled because the daemon stops.
+    stopping: AtomicBool,
 }
 
 impl Record {
     pub(super) fn state(&self) -> State {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a job that was cancelled ends with.
+    pub(super) fn cancelled(&self) -> Failure {
+        if self.stopping.load(Ordering::Relaxed) {
+            Failure::new(FailureKind::ShuttingDown, "the daemon is stopping")
+        } else {
+            Failure::new(FailureKind::Cancelled, "the prompt was cancelled")
+        }
     }
 
     /// Moves on; a job that is over stays as it is.
@@ -101,6 +113,7 @@ impl Jobs {
                 state: Mutex::new(State::Queued),
                 tokens: AtomicU32::new(0),
                 cancel: CancellationToken::new(),
+                stopping: AtomicBool::new(false),
             });
             let ended: Vec<u64> = records.values().filter(|record| record.state().is_over()).map(|record| record.id).collect();
             let surplus: Vec<u64> = ended.iter().copied().take(ended.len().saturating_sub(MAX_ENDED)).collect();
@@ -126,7 +139,12 @@ impl Jobs {
 
     /// Cancels everything: the daemon stops.
     pub(super) fn cancel_all(&self) {
-        self.with(|records| records.values().for_each(|record| record.cancel.cancel()));
+        self.with(|records| {
+            for record in records.values() {
+                record.stopping.store(true, Ordering::Relaxed);
+                record.cancel.cancel();
+            }
+        });
     }
 }
 
@@ -176,7 +194,7 @@ impl Job {
         micros(self.record.created)
     }
 
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "false"))]
     fn state(&self) -> String {
         self.record.state().as_str().to_owned()
     }

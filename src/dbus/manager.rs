@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath};
@@ -13,7 +14,8 @@ use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath};
 use super::access::{Access, Action, Caller};
 use super::control::Control;
 use super::details::{self, Details, TierEntry, micros};
-use super::errors::Error;
+use super::errors::{Error, without_nul};
+use super::guard::Guarded;
 use super::job::{Job, Jobs, Record};
 use super::options::{self, Raw};
 use super::stream::{self, Progress};
@@ -49,6 +51,10 @@ pub(super) struct Shared {
     pub features: Vec<String>,
     pub started_at: SystemTime,
     pub stopping: AtomicBool,
+    /// Asks the publisher to tell at once what has changed.
+    pub announce: mpsc::Sender<oneshot::Sender<()>>,
+    /// Prompts that are being read from descriptors of callers.
+    pub reading: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -94,10 +100,18 @@ impl Shared {
         Err(Error::new(ErrorName::NoSuchCluster, format!("no cluster {id} is known")))
     }
 
+    /// Resolves when every change so far is announced: what is read right after the reply, from a cache too, is fresh.
+    async fn announced(&self) {
+        let (reply, told) = oneshot::channel();
+        if self.announce.send(reply).await.is_ok() {
+            let _ = told.await;
+        }
+    }
+
     fn problems(&self) -> Vec<String> {
         let mut problems = self.control.state().problems;
         problems.extend(self.net.snapshot().problems.iter().cloned());
-        problems.extend(self.serve.backends().1);
+        problems.extend(self.serve.backends().1.into_iter().map(without_nul));
         for view in self.net.snapshot().clusters.values() {
             if view.state == ClusterState::Degraded {
                 problems.push(format!("no member of cluster {} can serve; see: ogctl peers {}", view.id, view.id));
@@ -165,7 +179,7 @@ impl Manager {
             ("Clusters", clusters.into()),
             ("Jobs", self.active_jobs().into()),
             ("Peers", u32::try_from(snapshot.connected_peers).unwrap_or(u32::MAX).into()),
-            ("Backend", shared.serve.backends().0.into()),
+            ("Backend", without_nul(shared.serve.backends().0).into()),
             ("Problems", shared.problems().into()),
         ]))
     }
@@ -212,6 +226,7 @@ impl Manager {
         self.require(connection, &header, Action::Connect).await?;
         self.0.control.connect(id.clone(), options).await?;
         super::publish::ensure_cluster(connection, &self.0, &id).await;
+        self.0.announced().await;
         object_path(path::cluster_path(id.key()))
     }
 
@@ -224,7 +239,9 @@ impl Manager {
     ) -> Result<(), Error> {
         let (id, (forget, drain)) = (ClusterId::new(&cluster_id)?, options::disconnect(options)?);
         self.require(connection, &header, Action::Disconnect).await?;
-        Ok(self.0.control.disconnect(id, forget, drain).await?)
+        self.0.control.disconnect(id, forget, drain).await?;
+        self.0.announced().await;
+        Ok(())
     }
 
     #[zbus(out_args("resources"))]
@@ -242,7 +259,7 @@ impl Manager {
             None => Ok(tier::TIERS.iter().map(|tier| details::tier(&tier::assess(tier, &lent), &lent)).collect()),
             Some(name) => {
                 let tier = tier::find(&name).ok_or_else(|| {
-                    Error::invalid(format!("there is no tier {:?}", name.escape_debug().take(64).collect::<String>()))
+                    Error::invalid(format!("there is no tier {:?}", name.chars().take(options::MAX_SHOWN).collect::<String>()))
                 })?;
                 Ok(vec![details::tier(&tier::assess(tier, &lent), &lent)])
             }
@@ -299,7 +316,9 @@ impl Manager {
             if !prompt.is_empty() {
                 return Err(Error::invalid("with option PromptFd the prompt argument is empty"));
             }
-            options.ask.prompt = read_prompt(fd).await?;
+            let permit = Arc::clone(&self.0.reading).try_acquire_owned();
+            let permit = permit.map_err(|_| Error::new(ErrorName::Busy, "too many prompts are being read from descriptors; try again in a moment"))?;
+            options.ask.prompt = read_prompt(fd, permit).await?;
         }
         let (job, record, surplus) = self.start(&caller, &cluster_id, options)?;
         let (read, write) = stream::pipe()?;
@@ -307,11 +326,13 @@ impl Manager {
         let server = connection.object_server();
         for old in surplus {
             if let Ok(old) = object_path(path::job_path(old)) {
-                let _ = server.remove::<Job, _>(old).await;
+                let _ = server.remove::<Guarded<Job>, _>(old).await;
             }
         }
-        tokio::spawn(run(self.0.clone(), connection.clone(), caller, job, Arc::clone(&record), write));
-        let _ = server.at(&object, Job { record, access: Arc::clone(&self.0.access) }).await;
+        // The work begins now; what is told of its end waits until there is an object to tell it of. Dropped on return.
+        let (_registered, ready) = oneshot::channel();
+        tokio::spawn(run(self.0.clone(), connection.clone(), caller, job, Arc::clone(&record), write, ready));
+        let _ = server.at(&object, Guarded(Job { record, access: Arc::clone(&self.0.access) })).await;
         Ok((object, zbus::OwnedFd::from(read)))
     }
 
@@ -345,12 +366,16 @@ impl Manager {
     ) -> Result<(), Error> {
         let (lent, runtime) = options::sharing(options)?;
         self.require(connection, &header, Action::Configure).await?;
-        Ok(self.0.control.set_sharing(enabled, lent, runtime).await?)
+        self.0.control.set_sharing(enabled, lent, runtime).await?;
+        self.0.announced().await;
+        Ok(())
     }
 
     async fn reload(&self, #[zbus(header)] header: Header<'_>, #[zbus(connection)] connection: &Connection) -> Result<(), Error> {
         self.require(connection, &header, Action::Configure).await?;
-        Ok(self.0.control.reload().await?)
+        self.0.control.reload().await?;
+        self.0.announced().await;
+        Ok(())
     }
 
     #[zbus(signal)]
@@ -414,13 +439,31 @@ pub(super) fn object_path(path: String) -> Result<OwnedObjectPath, Error> {
     OwnedObjectPath::try_from(path).map_err(|error| Error::invalid(error.to_string()))
 }
 
-/// Reads a prompt from a descriptor of the caller's, bounded in size and time.
-async fn read_prompt(fd: OwnedFd) -> Result<crate::domain::prompt::Text, Error> {
+/// Reads a prompt from a file of the caller's, from its beginning, bounded in size and time.
+///
+/// Only files: reading a pipe or a terminal may never end, and a thread would wait in it for as long as its owner likes. A
+/// file system that hangs keeps `permit`, so it can hinder nothing but other prompts from descriptors.
+async fn read_prompt(fd: OwnedFd, permit: OwnedSemaphorePermit) -> Result<crate::domain::prompt::Text, Error> {
+    let kind = rustix::fs::fstat(&fd).map(|found| rustix::fs::FileType::from_raw_mode(found.st_mode));
+    if kind != Ok(rustix::fs::FileType::RegularFile) {
+        return Err(Error::invalid("PromptFd is neither a memfd nor a file"));
+    }
     let reading = tokio::task::spawn_blocking(move || {
-        use std::io::Read as _;
-        let mut bytes = Vec::new();
-        let limit = MAX_PROMPT_BYTES as u64 + 1;
-        std::fs::File::from(fd).take(limit).read_to_end(&mut bytes).map(|_| bytes)
+        let _permit = permit;
+        let file = std::fs::File::from(fd);
+        let mut bytes = vec![0; MAX_PROMPT_BYTES + 1];
+        let mut length = 0;
+        // By position: the descriptor's own is shared with the caller, and stands at the end after it was written.
+        while length < bytes.len() {
+            match std::os::unix::fs::FileExt::read_at(&file, &mut bytes[length..], length as u64) {
+                Ok(0) => break,
+                Ok(more) => length += more,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.truncate(length);
+        Ok(bytes)
     });
     let bytes = match tokio::time::timeout(READ_PROMPT, reading).await {
         Ok(Ok(Ok(bytes))) => bytes,
@@ -429,11 +472,11 @@ async fn read_prompt(fd: OwnedFd) -> Result<crate::domain::prompt::Text, Error> 
         Err(_) => return Err(Error::invalid(format!("PromptFd gave no end within {} s", READ_PROMPT.as_secs()))),
     };
     if bytes.len() > MAX_PROMPT_BYTES {
-        return Err(Error::invalid(format!("the prompt is longer than {MAX_PROMPT_BYTES} bytes")));
+        return Err(Error::invalid(format!("the prompt is longer than the {MAX_PROMPT_BYTES} bytes that are taken")));
     }
-    String::from_utf8(bytes)
-        .map(crate::domain::prompt::Text::new)
-        .map_err(|error| Error::invalid(format!("the prompt is not UTF-8 from byte {} on", error.utf8_error().valid_up_to())))
+    let text = String::from_utf8(bytes)
+        .map_err(|error| Error::invalid(format!("the prompt is not UTF-8 from byte {} on", error.utf8_error().valid_up_to())))?;
+    options::text_of("the prompt", &text)
 }
 
 /// Cancels the job when its caller leaves the bus. Asks only after a while: most prompts are over by then.
@@ -473,11 +516,20 @@ fn watch_caller(connection: Connection, caller: Caller, record: Arc<Record>) -> 
 }
 
 /// A streamed prompt from its start to 30 s after its end.
-async fn run(shared: Arc<Shared>, connection: Connection, caller: Caller, job: dispatch::Job, record: Arc<Record>, write: OwnedFd) {
+async fn run(
+    shared: Arc<Shared>,
+    connection: Connection,
+    caller: Caller,
+    job: dispatch::Job,
+    record: Arc<Record>,
+    write: OwnedFd,
+    ready: oneshot::Receiver<()>,
+) {
     let watcher = watch_caller(connection.clone(), caller.clone(), Arc::clone(&record));
     let mut progress = Progress::new();
-    let outcome = stream::write(job, &record, &mut progress, write).await;
+    let (outcome, unread) = stream::write(job, &record, &mut progress, write).await;
     watcher.abort();
+    let _ = ready.await;
     let Ok(object) = object_path(path::job_path(record.id)) else { return };
     if let Ok(emitter) = SignalEmitter::new(&connection, object.clone()) {
         let (result, details) = progress.finished(&record, &outcome);
@@ -490,8 +542,13 @@ async fn run(shared: Arc<Shared>, connection: Connection, caller: Caller, job: d
     // Kept for a look, unless its caller is gone.
     let gone = outcome.as_ref().is_err_and(|failure| failure.kind == crate::domain::prompt::FailureKind::Cancelled);
     if !gone {
-        tokio::time::sleep(KEEP).await;
+        let until = tokio::time::sleep(KEEP);
+        if let Some(mut lines) = unread {
+            // A reader that comes back learns why there is no more.
+            lines.last_words(KEEP).await;
+        }
+        until.await;
     }
     shared.jobs.forget(record.id);
-    let _ = connection.object_server().remove::<Job, _>(object).await;
+    let _ = connection.object_server().remove::<Guarded<Job>, _>(object).await;
 }

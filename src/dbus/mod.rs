@@ -5,6 +5,7 @@ mod cluster;
 pub mod control;
 mod details;
 mod errors;
+mod guard;
 mod job;
 mod manager;
 mod options;
@@ -13,8 +14,9 @@ mod stream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use tokio::sync::{Semaphore, mpsc};
 use zbus::Connection;
 use zbus::connection::Builder;
 use zbus::fdo::{ObjectManager, RequestNameFlags, RequestNameReply};
@@ -22,6 +24,7 @@ use zbus::object_server::SignalEmitter;
 
 pub use access::{Access, Action, Mode};
 pub use errors::Error;
+pub use guard::Guarded;
 
 use crate::api::names::{BUS_NAME, ROOT_PATH};
 use crate::{dispatch, gauge, net, serve};
@@ -70,6 +73,20 @@ pub enum ServeError {
     Register(#[source] zbus::Error),
 }
 
+/// Why the bus is served no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// The connection is gone.
+    BusLost,
+    /// The task that announces changes ended, which it never should.
+    Mute,
+}
+
+/// Prompts that are read from descriptors of callers at once.
+const MAX_READING: usize = 8;
+/// Callers get so long to be told that their prompts end with the daemon.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// The served bus.
 #[derive(Debug)]
 pub struct Service {
@@ -84,6 +101,7 @@ pub struct Service {
 /// [`ServeError`].
 pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
     let Node { net, serve, dispatch, gauge, control, version, node_name, features, started_at } = node;
+    let (announce, requests) = mpsc::channel(16);
     let shared = Arc::new(Shared {
         net,
         serve,
@@ -97,10 +115,12 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
         features,
         started_at,
         stopping: AtomicBool::new(false),
+        announce,
+        reading: Arc::new(Semaphore::new(MAX_READING)),
     });
     let connection = builder
         .serve_at(ROOT_PATH, ObjectManager)
-        .serve_at(ROOT_PATH, Manager(Arc::clone(&shared)))
+        .serve_at(ROOT_PATH, Guarded(Manager(Arc::clone(&shared))))
         .build()
         .await
         .map_err(ServeError::Connect)?;
@@ -113,14 +133,17 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
             Err(error) => return Err(ServeError::NameRefused(error)),
         }
     }
-    let publisher = tokio::spawn(publisher.run());
+    let publisher = tokio::spawn(publisher.run(requests));
     Ok(Service { connection, shared, publisher })
 }
 
 impl Service {
-    /// Resolves when the bus is lost. Cancel-safe.
-    pub async fn closed(&self) {
-        self.connection.closed().await;
+    /// Resolves when the bus is lost, or nobody announces changes on it any more. Cancel-safe.
+    pub async fn closed(&mut self) -> Closed {
+        tokio::select! {
+            () = self.connection.closed() => Closed::BusLost,
+            _ = &mut self.publisher => Closed::Mute,
+        }
     }
 
     /// Tells clients that a planned stop begins; new prompts are refused from now on.
@@ -139,6 +162,14 @@ impl Service {
     /// Ends what is still in progress, and gives the name back.
     pub async fn stop(self) {
         self.shared.jobs.cancel_all();
+        let told = async {
+            while self.shared.jobs.active() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // Over is not yet told: the last line is written right after.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        let _ = tokio::time::timeout(FAREWELL, told).await;
         self.publisher.abort();
         let _ = self.connection.release_name(BUS_NAME).await;
         let _ = self.connection.close().await;

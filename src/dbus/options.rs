@@ -8,9 +8,13 @@ use zbus::{OwnedVariant, Variant};
 use super::control::ConnectOptions;
 use super::errors::Error;
 use crate::api::keys::{connect_option, disconnect_option, peers_option, prompt_option, resources_option, sharing_option};
+use crate::config::{MAX_ADDRESS_BYTES, MAX_ADDRESSES};
 use crate::dispatch;
 use crate::domain::prompt::{Ask, DEFAULT_TIMEOUT, MAX_PROMPT_BYTES, MAX_TIMEOUT, Text};
 use crate::domain::resources::Lent;
+
+/// Of what a caller wrote, so many characters are repeated to it in an error.
+pub(super) const MAX_SHOWN: usize = 64;
 
 /// The options of a call, as they arrive.
 pub(super) type Raw = HashMap<String, OwnedVariant>;
@@ -23,7 +27,7 @@ impl Options {
         match raw.keys().find(|key| !known.contains(&key.as_str())) {
             Some(unknown) => Err(Error::invalid(format!(
                 "option {:?} is not known here; known are: {}",
-                unknown.escape_debug().to_string(),
+                unknown.chars().take(MAX_SHOWN).collect::<String>(),
                 known.join(", ")
             ))),
             None => Ok(Self(raw)),
@@ -99,7 +103,8 @@ pub(super) struct PromptOptions {
     pub prompt_fd: Option<std::os::fd::OwnedFd>,
 }
 
-fn text_of(what: &str, text: &str) -> Result<Text, Error> {
+/// Text that may be asked: not too long, and without NUL.
+pub(super) fn text_of(what: &str, text: &str) -> Result<Text, Error> {
     if text.len() > MAX_PROMPT_BYTES {
         return Err(Error::invalid(format!("{what} is {} bytes long; at most {MAX_PROMPT_BYTES} are taken", text.len())));
     }
@@ -151,8 +156,16 @@ pub(super) fn connect(raw: Raw) -> Result<ConnectOptions, Error> {
     }
     // Connect returns at once; how long a client waits for the first member is its own affair.
     options.u64(connect_option::TIMEOUT)?;
+    let bootstrap = options.texts(connect_option::BOOTSTRAP)?;
+    // They are saved: what is too much here would be too much at the next start.
+    if bootstrap.len() > MAX_ADDRESSES {
+        return Err(Error::invalid(format!("option Bootstrap has {} addresses; at most {MAX_ADDRESSES} are taken", bootstrap.len())));
+    }
+    if let Some(long) = bootstrap.iter().find(|address| address.len() > MAX_ADDRESS_BYTES) {
+        return Err(Error::invalid(format!("option Bootstrap: an address is {} bytes long; at most {MAX_ADDRESS_BYTES} are taken", long.len())));
+    }
     Ok(ConnectOptions {
-        bootstrap: options.texts(connect_option::BOOTSTRAP)?,
+        bootstrap,
         serve: options.boolean(connect_option::SERVE)?,
         auto_connect: options.boolean(connect_option::AUTO_CONNECT)?,
     })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
@@ -13,11 +13,12 @@ use zbus::{Connection, Variant, fdo};
 
 use super::cluster::{self, Cluster};
 use super::details;
+use super::guard::Guarded;
 use super::manager::{Manager, Shared, object_path};
 use crate::api::names::{CLUSTER_INTERFACE, MANAGER_INTERFACE, ROOT_PATH};
 use crate::api::path;
 use crate::domain::cluster::ClusterId;
-use crate::domain::resources::Resources;
+use crate::domain::resources::{self, Lent, Resources};
 use crate::net::{Event, Snapshot};
 
 /// Signals of coming and going peers per cluster and second; then one `PeersChanged` instead.
@@ -38,10 +39,27 @@ struct Told {
     auto_connect: bool,
 }
 
+/// What was told of one cluster's peers within the current second.
 struct Burst {
     second: Instant,
+    /// Signals about peers.
     sent: u32,
+    /// `PeerCount` was told.
+    counted: bool,
+    /// A peer came or went without a signal: `PeersChanged` is due when the second is over.
     owed: bool,
+    /// `PeerCount` moved without a signal: due then too.
+    stale: bool,
+}
+
+impl Burst {
+    fn new(second: Instant) -> Self {
+        Self { second, sent: 0, counted: false, owed: false, stale: false }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        (self.owed || self.stale) && now.duration_since(self.second) >= SECOND
+    }
 }
 
 pub(super) struct Publisher {
@@ -52,8 +70,12 @@ pub(super) struct Publisher {
     node_state: String,
     sharing: bool,
     addresses: Vec<String>,
+    /// As they were last told.
     resources: Arc<Resources>,
+    lent: Lent,
     resources_told: Option<Instant>,
+    /// They moved too soon after that: to be looked at again then.
+    resources_owed: bool,
 }
 
 /// Registers the object of a cluster, unless it is there.
@@ -61,13 +83,13 @@ pub(super) async fn ensure_cluster(connection: &Connection, shared: &Shared, id:
     if let Ok(object) = object_path(path::cluster_path(id.key())) {
         let cluster = Cluster { id: id.clone(), net: shared.net.clone(), control: shared.control.clone() };
         // An object that is there already stays; `at` says so and changes nothing.
-        let _ = connection.object_server().at(object, cluster).await;
+        let _ = connection.object_server().at(object, Guarded(cluster)).await;
     }
 }
 
 impl Publisher {
     pub(super) fn new(shared: Arc<Shared>, connection: Connection) -> Self {
-        let resources = shared.gauge.latest();
+        let (resources, lent) = (shared.gauge.latest(), shared.control.state().lent);
         Self {
             shared,
             connection,
@@ -77,7 +99,9 @@ impl Publisher {
             sharing: false,
             addresses: Vec::new(),
             resources,
+            lent,
             resources_told: None,
+            resources_owed: false,
         }
     }
 
@@ -93,7 +117,8 @@ impl Publisher {
         self.addresses = self.shared.net.snapshot().listen_addresses.clone();
     }
 
-    pub(super) async fn run(mut self) {
+    /// Never ends by itself: who ends the daemon has other ways to know when it is time.
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<oneshot::Sender<()>>) {
         let mut snapshots = self.shared.net.watch();
         let mut control = self.shared.control.watch();
         let mut gauge = self.shared.gauge.watch();
@@ -104,11 +129,18 @@ impl Publisher {
                 event = events.recv() => match event {
                     Ok(event) => self.on_event(event).await,
                     Err(broadcast::error::RecvError::Lagged(_)) => self.owe_all(),
-                    Err(broadcast::error::RecvError::Closed) => return,
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
                 },
-                changed = snapshots.changed() => if changed.is_err() { return } else { self.sync().await },
-                changed = control.changed() => if changed.is_err() { return } else { self.sync().await },
+                changed = snapshots.changed() => if changed.is_err() { std::future::pending().await } else { self.sync().await },
+                changed = control.changed() => if changed.is_err() { std::future::pending().await } else {
+                    self.sync().await;
+                    self.on_resources().await;
+                },
                 Ok(()) = gauge.changed() => self.on_resources().await,
+                Some(reply) = requests.recv() => {
+                    self.sync().await;
+                    let _ = reply.send(());
+                }
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.settle_debts().await,
             }
         }
@@ -141,11 +173,13 @@ impl Publisher {
         let known = self.known();
         let gone: Vec<ClusterId> = self.clusters.keys().filter(|id| !known.contains(id)).cloned().collect();
         for id in gone {
-            self.clusters.remove(&id);
+            let before = self.clusters.remove(&id).unwrap_or_default();
             self.bursts.remove(&id);
-            self.state_changed(&id, "disconnected", "").await;
+            if before.state != "disconnected" {
+                self.state_changed(&id, "disconnected", &before.state).await;
+            }
             if let Ok(object) = object_path(path::cluster_path(id.key())) {
-                let _ = self.connection.object_server().remove::<Cluster, _>(object).await;
+                let _ = self.connection.object_server().remove::<Guarded<Cluster>, _>(object).await;
             }
         }
         for id in known {
@@ -172,9 +206,10 @@ impl Publisher {
 
     fn burst(&mut self, id: &ClusterId) -> &mut Burst {
         let now = Instant::now();
-        let burst = self.bursts.entry(id.clone()).or_insert(Burst { second: now, sent: 0, owed: false });
-        if now.duration_since(burst.second) >= SECOND {
-            *burst = Burst { second: now, sent: 0, owed: burst.owed };
+        let burst = self.bursts.entry(id.clone()).or_insert_with(|| Burst::new(now));
+        // What is due is told first, in `settle_debts`: it counts in the second that it falls in.
+        if now.duration_since(burst.second) >= SECOND && !burst.is_due(now) {
+            *burst = Burst::new(now);
         }
         burst
     }
@@ -182,8 +217,9 @@ impl Publisher {
     /// Whether the count may be told now; else it is owed.
     fn may_count(&mut self, id: &ClusterId) -> bool {
         let burst = self.burst(id);
-        let may = burst.sent <= 1;
-        burst.owed |= !may;
+        let may = !burst.counted;
+        burst.counted = true;
+        burst.stale |= !may;
         may
     }
 
@@ -192,6 +228,10 @@ impl Publisher {
             Event::MemberUp { cluster, member } => (cluster.clone(), member.id.clone()),
             Event::MemberDown { cluster, id, .. } => (cluster.clone(), id.clone()),
         };
+        // Of a cluster that was left meanwhile: its object is gone, or about to go, and must not come back.
+        if !self.known().contains(&id) {
+            return;
+        }
         let burst = self.burst(&id);
         if burst.sent >= MAX_PEER_SIGNALS {
             burst.owed = true;
@@ -208,26 +248,28 @@ impl Publisher {
     }
 
     fn owe_all(&mut self) {
-        for burst in self.bursts.values_mut() {
-            burst.owed = true;
+        for id in self.known() {
+            self.burst(&id).owed = true;
         }
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        self.bursts.values().filter(|burst| burst.owed).map(|burst| burst.second + SECOND).min()
+        let debts = self.bursts.values().filter(|burst| burst.owed || burst.stale).map(|burst| burst.second + SECOND);
+        let resources = self.resources_told.filter(|_| self.resources_owed).map(|told| told + RESOURCES);
+        debts.chain(resources).min()
     }
 
     /// The second is over: one signal for all that could not be told one by one.
     async fn settle_debts(&mut self) {
         let now = Instant::now();
-        let due: Vec<ClusterId> = self
-            .bursts
-            .iter()
-            .filter(|(_, burst)| burst.owed && now.duration_since(burst.second) >= SECOND)
-            .map(|(id, _)| id.clone())
-            .collect();
+        let due: Vec<ClusterId> =
+            self.bursts.iter().filter(|(_, burst)| burst.is_due(now)).map(|(id, _)| id.clone()).collect();
         for id in due {
-            self.bursts.insert(id.clone(), Burst { second: now, sent: 1, owed: false });
+            let before = self.bursts.insert(id.clone(), Burst::new(now));
+            if !before.is_some_and(|before| before.owed) {
+                continue;
+            }
+            self.burst(&id).sent = 1;
             let count = self.told(&id, &self.shared.net.snapshot()).peer_count;
             if let Ok(object) = object_path(path::cluster_path(id.key()))
                 && let Ok(emitter) = SignalEmitter::new(&self.connection, object)
@@ -236,6 +278,7 @@ impl Publisher {
             }
         }
         self.sync().await;
+        self.on_resources().await;
     }
 
     async fn cluster_changed(&self, id: &ClusterId, before: &Told, now: &Told) {
@@ -316,26 +359,19 @@ impl Publisher {
 
     async fn on_resources(&mut self) {
         let now = Instant::now();
-        if self.resources_told.is_some_and(|told| now.duration_since(told) < RESOURCES) {
+        let (measured, lent) = (self.shared.gauge.latest(), self.shared.control.state().lent);
+        let mut changed = resources::moved(&self.resources, &measured);
+        if self.lent != lent {
+            changed.push("Lent");
+        }
+        // Not lost when it comes too soon: what differs then is told when the time is over.
+        let too_soon = self.resources_told.is_some_and(|told| now.duration_since(told) < RESOURCES);
+        self.resources_owed = too_soon && !changed.is_empty();
+        if changed.is_empty() || too_soon {
             return;
         }
-        let measured = self.shared.gauge.latest();
-        let before = std::mem::replace(&mut self.resources, Arc::clone(&measured));
-        let mut changed = Vec::new();
-        if before.cpu != measured.cpu {
-            changed.push("Cpu");
-        }
-        if before.memory != measured.memory {
-            changed.push("Memory");
-        }
-        if before.storage != measured.storage {
-            changed.push("Storage");
-        }
-        if before.gpus != measured.gpus {
-            changed.push("Gpus");
-        }
-        if !changed.is_empty()
-            && let Ok(emitter) = SignalEmitter::new(&self.connection, ROOT_PATH)
+        (self.resources, self.lent) = (measured, lent);
+        if let Ok(emitter) = SignalEmitter::new(&self.connection, ROOT_PATH)
         {
             self.resources_told = Some(now);
             let _ = Manager::resources_changed(&emitter, changed).await;

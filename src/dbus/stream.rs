@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
-use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::io::Interest;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
 use super::details::Details;
-use super::errors::{Error, failure_name};
+use super::errors::{Error, failure_name, without_nul};
 use super::job::{Record, State};
 use crate::api::names::ErrorName;
 use crate::api::stream::{Line, ServedBy, Timings, Usage};
@@ -20,6 +20,9 @@ use crate::domain::prompt::{Done, Failure, FailureKind};
 
 /// A caller that reads nothing for this long is given up.
 const SLOW: Duration = Duration::from_secs(30);
+
+/// A failed job waits so long for its reader to take the last line before others are told.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
@@ -41,8 +44,8 @@ impl Progress {
 
     fn started(&mut self, model: String, by: crate::dispatch::ServedBy) {
         self.first.get_or_insert_with(|| self.begun.elapsed());
-        self.model = model;
-        self.by = ServedBy { peer_id: by.id.to_string(), name: by.name };
+        self.model = without_nul(model);
+        self.by = ServedBy { peer_id: by.id.to_string(), name: without_nul(by.name) };
     }
 
     fn timings(&self) -> Timings {
@@ -83,7 +86,7 @@ impl Progress {
             }
             Err(failure) => {
                 details.insert("Error", failure_name(failure.kind).as_str().into());
-                details.insert("Message", failure.detail.clone().into());
+                details.insert("Message", super::details::text(&failure.detail));
                 (if failure.kind == FailureKind::Cancelled { "cancelled" } else { "failed" }, details)
             }
         }
@@ -98,17 +101,13 @@ fn settle(record: &Record, outcome: &Result<Done, Failure>) {
     });
 }
 
-fn cancelled() -> Failure {
-    Failure::new(FailureKind::Cancelled, "the prompt was cancelled")
-}
-
 /// Collects the whole answer. The record's token ends it.
 pub(super) async fn collect(mut job: Job, record: &Record, progress: &mut Progress) -> Result<(String, Done), Failure> {
     let mut text = String::new();
     let outcome = loop {
         let event = tokio::select! {
             biased;
-            () = record.cancel.cancelled() => break Err(cancelled()),
+            () = record.cancel.cancelled() => break Err(record.cancelled()),
             event = job.next() => event,
         };
         match event {
@@ -125,7 +124,7 @@ pub(super) async fn collect(mut job: Job, record: &Record, progress: &mut Progre
         }
     };
     settle(record, &outcome);
-    outcome.map(|done| (text, done))
+    outcome.map(|done| (without_nul(text), done))
 }
 
 /// A pipe: the end to write to, and the end that goes to the caller.
@@ -171,52 +170,141 @@ fn line_of(event: JobEvent, record: &Record, progress: &mut Progress) -> (Line, 
     }
 }
 
-/// Writes a job to the pipe, line by line, until its end, its cancellation, or the reader's.
-pub(super) async fn write(mut job: Job, record: &Arc<Record>, progress: &mut Progress, write: OwnedFd) -> Result<Done, Failure> {
-    let mut pipe = match pipe::Sender::from_owned_fd(write) {
-        Ok(pipe) => pipe,
+/// The pipe, and what of the lines is not written yet.
+#[derive(Debug)]
+pub(super) struct Lines {
+    pipe: pipe::Sender,
+    buffer: Vec<u8>,
+    sent: usize,
+}
+
+/// Why lines were not written.
+#[derive(Debug)]
+enum Unwritten {
+    /// The reader closed its end.
+    Closed,
+    /// It read nothing for [`SLOW`].
+    Slow,
+}
+
+impl From<Unwritten> for Failure {
+    fn from(why: Unwritten) -> Self {
+        match why {
+            Unwritten::Closed => Self::new(FailureKind::Cancelled, "the caller closed its stream"),
+            Unwritten::Slow => Self::new(FailureKind::SlowConsumer, format!("the caller did not read its stream for {} s", SLOW.as_secs())),
+        }
+    }
+}
+
+impl Lines {
+    fn push(&mut self, line: &Line) {
+        self.buffer.extend_from_slice(&line.to_bytes());
+    }
+
+    /// Writes what there is; each read of the caller gives it [`SLOW`] more. Cancel-safe.
+    async fn flush(&mut self) -> Result<(), Unwritten> {
+        while self.sent < self.buffer.len() {
+            let rest = &self.buffer[self.sent..];
+            let written = match self.pipe.try_write(rest) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    match timeout(SLOW, self.pipe.writable()).await {
+                        Ok(ready) => ready.map(|()| 0),
+                        Err(_) => return Err(Unwritten::Slow),
+                    }
+                }
+                written => written,
+            };
+            self.sent += written.map_err(|_| Unwritten::Closed)?;
+        }
+        self.buffer.clear();
+        self.sent = 0;
+        Ok(())
+    }
+
+    /// Drops the lines of which nothing was written yet: a reader gets whole lines alone.
+    fn keep_begun_line(&mut self) {
+        if self.sent == 0 {
+            self.buffer.clear();
+        } else if self.buffer[self.sent - 1] != b'\n' {
+            let end = self.buffer[self.sent..].iter().position(|&byte| byte == b'\n').map_or(self.buffer.len(), |end| self.sent + end + 1);
+            self.buffer.truncate(end);
+        } else {
+            self.buffer.truncate(self.sent);
+        }
+    }
+
+    /// Tells the failure as the last line, for as long as `time`: whoever reads on learns why there is no more.
+    pub(super) async fn last_words(&mut self, time: Duration) {
+        let _ = timeout(time, self.flush()).await;
+    }
+}
+
+/// Writes a job to the pipe, line by line, until its end, its cancellation, or the reader's. With a failure come the lines
+/// that the reader did not take in time, if it is still there.
+pub(super) async fn write(
+    mut job: Job,
+    record: &Arc<Record>,
+    progress: &mut Progress,
+    write: OwnedFd,
+) -> (Result<Done, Failure>, Option<Lines>) {
+    let mut lines = match pipe::Sender::from_owned_fd(write) {
+        Ok(pipe) => Lines { pipe, buffer: Vec::new(), sent: 0 },
         Err(error) => {
-            let failure = Failure::new(FailureKind::Busy, format!("the pipe cannot be used: {error}"));
-            settle(record, &Err(failure.clone()));
-            return Err(failure);
+            let failure = Err(Failure::new(FailureKind::Busy, format!("the pipe cannot be used: {error}")));
+            settle(record, &failure);
+            return (failure, None);
         }
     };
-    let mut buffer = Vec::new();
-    let outcome = loop {
+    let mut outcome = loop {
         let event = tokio::select! {
             biased;
-            () = record.cancel.cancelled() => JobEvent::End(Err(cancelled())),
+            () = record.cancel.cancelled() => JobEvent::End(Err(record.cancelled())),
             event = job.next() => event.unwrap_or_else(|| {
                 JobEvent::End(Err(Failure::new(FailureKind::ShuttingDown, "the daemon is stopping")))
             }),
             // Told at once when nobody can read the pipe any more, also while nothing is being written.
-            _ = pipe.ready(Interest::ERROR) => break Err(Failure::new(FailureKind::Cancelled, "the caller closed its stream")),
+            _ = lines.pipe.ready(Interest::ERROR) => {
+                let failure = Err(Unwritten::Closed.into());
+                settle(record, &failure);
+                return (failure, None);
+            }
         };
-        buffer.clear();
         let (line, mut ended) = line_of(event, record, progress);
-        buffer.extend_from_slice(&line.to_bytes());
+        lines.push(&line);
         // What is ready already goes out with it: one wake-up of the reader instead of three.
         while ended.is_none()
-            && buffer.len() < 32 * 1024
+            && lines.buffer.len() < 32 * 1024
             && let Some(Some(event)) = job.next().now_or_never()
         {
             let (line, end) = line_of(event, record, progress);
-            buffer.extend_from_slice(&line.to_bytes());
+            lines.push(&line);
             ended = end;
-        }
-        let written = tokio::select! {
-            written = timeout(SLOW, pipe.write_all(&buffer)) => written,
-            () = record.cancel.cancelled(), if ended.is_none() => continue,
-        };
-        match written {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => break Err(Failure::new(FailureKind::Cancelled, "the caller closed its stream")),
-            Err(_) => break Err(Failure::new(FailureKind::SlowConsumer, "the caller did not read its stream for 30 s")),
         }
         if let Some(outcome) = ended {
             break outcome;
         }
+        let failure: Failure = tokio::select! {
+            written = lines.flush() => match written {
+                Ok(()) => continue,
+                Err(why) => why.into(),
+            },
+            () = record.cancel.cancelled() => record.cancelled(),
+        };
+        lines.keep_begun_line();
+        lines.push(&line_of(JobEvent::End(Err(failure.clone())), record, progress).0);
+        break Err(failure);
     };
-    settle(record, &outcome);
-    outcome
+    // The serving node is let go, whatever the reader does.
+    drop(job);
+    if outcome.is_err() {
+        settle(record, &outcome);
+        lines.last_words(LAST_WORDS).await;
+    } else {
+        if let Err(why) = lines.flush().await {
+            outcome = Err(why.into());
+        }
+        settle(record, &outcome);
+    }
+    let left = (lines.sent < lines.buffer.len()).then_some(lines);
+    (outcome, left)
 }

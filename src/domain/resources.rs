@@ -95,6 +95,32 @@ pub struct Lent {
     pub vram: Option<u64>,
 }
 
+/// What moves less is not told.
+const CHANGE: f64 = 0.05;
+
+/// The parts of which a total or an availability moved by 5 % or more, by their keys on the bus.
+pub fn moved(before: &Resources, now: &Resources) -> Vec<&'static str> {
+    fn apart(before: Option<f64>, now: Option<f64>) -> bool {
+        match (before, now) {
+            (Some(before), Some(now)) => (before - now).abs() > CHANGE * before.abs().max(now.abs()),
+            (None, None) => false,
+            _ => true,
+        }
+    }
+    let bytes = |before: Option<u64>, now: Option<u64>| apart(before.map(|bytes| bytes as f64), now.map(|bytes| bytes as f64));
+    let gpus = before.gpus.len() != now.gpus.len()
+        || before.gpus.iter().zip(&now.gpus).any(|(before, now)| {
+            before.uuid != now.uuid || bytes(before.vram_total, now.vram_total) || bytes(before.vram_free, now.vram_free)
+        });
+    let parts = [
+        ("Cpu", apart(Some(before.cpu.usable), Some(now.cpu.usable)) || before.cpu.logical != now.cpu.logical),
+        ("Memory", bytes(before.memory.total, now.memory.total) || bytes(before.memory.available, now.memory.available)),
+        ("Storage", bytes(before.storage.total, now.storage.total) || bytes(before.storage.available, now.storage.available)),
+        ("Gpus", gpus),
+    ];
+    parts.into_iter().filter(|(_, moved)| *moved).map(|(part, _)| part).collect()
+}
+
 /// What others may use of a machine: what it has, cut down to what its owner lends.
 pub fn lendable(resources: &Resources, lent: &Lent) -> Resources {
     let least = |has: Option<u64>, most: Option<u64>| match (has, most) {
@@ -113,4 +139,34 @@ pub fn lendable(resources: &Resources, lent: &Lent) -> Resources {
         gpu.vram_free = least(gpu.vram_free, lent.vram);
     }
     cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain() -> Resources {
+        Resources {
+            schema: 1,
+            measured_at: 0,
+            cpu: Cpu { logical: 4, usable: 4.0, model: None, arch: "x86_64".to_owned(), load1: None },
+            memory: Memory { total: Some(2000), available: Some(1000), limit: None },
+            storage: Storage { path: "/".into(), total: None, available: None, models: None },
+            gpus: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn five_percent_is_told_with_the_part_that_moved_and_less_is_not() {
+        let before = plain();
+        let mut now = before.clone();
+        now.cpu.load1 = Some(9.5);
+        for (available, told) in [(Some(950), false), (Some(949), true), (Some(1052), false), (Some(1060), true), (None, true)] {
+            now.memory.available = available;
+            assert_eq!(moved(&before, &now), if told { vec!["Memory"] } else { vec![] }, "{available:?}");
+        }
+        now.storage.total = Some(7);
+        assert_eq!(moved(&before, &now), ["Memory", "Storage"]);
+    }
 }

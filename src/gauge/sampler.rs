@@ -13,15 +13,13 @@ use super::cgroup::Groups;
 use super::errand::Errand;
 use super::handle::{Command, Handle};
 use super::{cpu, disk, drm, memory, nvml};
-use crate::domain::resources::{Gpu, Resources, Storage};
+use crate::domain::resources::{Gpu, Resources, Storage, moved};
 use crate::state;
 
 /// Between two measurements that nobody asked for.
 const PERIOD: Duration = Duration::from_secs(60);
 /// A probe that takes longer is given up; its value is unknown until it comes back.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// What moves less is not told.
-const CHANGE: f64 = 0.05;
 
 /// What is measured, and where the result is kept.
 #[derive(Debug, Clone)]
@@ -139,7 +137,7 @@ impl Sampler {
     async fn measure(&mut self, keep: bool) -> Arc<Resources> {
         let mut now = quick(&self.config);
         self.slow(&mut now).await;
-        if keep || self.written.as_ref().is_none_or(|written| moved(written, &now)) {
+        if keep || self.written.as_ref().is_none_or(|written| !moved(written, &now).is_empty()) {
             self.unwritten = self.write(&now).await.err();
             match &self.unwritten {
                 None => self.written = Some(Arc::new(now.clone())),
@@ -149,7 +147,7 @@ impl Sampler {
         now.warnings.extend(self.unwritten.clone());
         let now = Arc::new(now);
         // Against what was told, not against the last measurement: many small steps are a large one.
-        let tell = moved(&self.told, &now);
+        let tell = !moved(&self.told, &now).is_empty();
         if tell {
             self.told = Arc::clone(&now);
         }
@@ -221,44 +219,9 @@ impl Sampler {
     }
 }
 
-/// Whether a total or an availability moved by more than 5 %.
-fn moved(before: &Resources, now: &Resources) -> bool {
-    fn apart(before: Option<f64>, now: Option<f64>) -> bool {
-        match (before, now) {
-            (Some(before), Some(now)) => (before - now).abs() > CHANGE * before.abs().max(now.abs()),
-            (None, None) => false,
-            _ => true,
-        }
-    }
-    let bytes = |before: Option<u64>, now: Option<u64>| apart(before.map(|bytes| bytes as f64), now.map(|bytes| bytes as f64));
-    apart(Some(before.cpu.usable), Some(now.cpu.usable))
-        || before.cpu.logical != now.cpu.logical
-        || bytes(before.memory.total, now.memory.total)
-        || bytes(before.memory.available, now.memory.available)
-        || bytes(before.storage.total, now.storage.total)
-        || bytes(before.storage.available, now.storage.available)
-        || before.gpus.len() != now.gpus.len()
-        || before.gpus.iter().zip(&now.gpus).any(|(before, now)| {
-            before.uuid != now.uuid || bytes(before.vram_total, now.vram_total) || bytes(before.vram_free, now.vram_free)
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn five_percent_is_told_and_less_is_not() {
-        let directory = tempfile::tempdir().unwrap();
-        let config = Config::of_machine(directory.path().to_owned(), directory.path().join("resources.json"));
-        let mut before = quick(&config);
-        before.memory.available = Some(1000);
-        let mut now = before.clone();
-        for (available, told) in [(Some(950), false), (Some(949), true), (Some(1052), false), (Some(1060), true), (None, true)] {
-            now.memory.available = available;
-            assert_eq!(moved(&before, &now), told, "{available:?}");
-        }
-    }
 
     #[tokio::test]
     async fn a_measurement_is_kept_in_the_file_and_models_that_are_not_there_take_nothing() {

@@ -15,7 +15,10 @@ use crate::domain::resources::Lent;
 const FILE: &str = "clusters.json";
 const PREVIOUS: &str = "clusters.json.prev";
 const SCHEMA: u32 = 1;
-const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Far above what [`MAX_SAVED`] clusters with all their addresses take (about 1 MiB).
+const MAX_FILE_BYTES: u64 = 4 << 20;
+/// Clusters that are remembered: those that were left, too. One that is not forgotten keeps its addresses for the next time.
+pub const MAX_SAVED: usize = 64;
 
 /// A cluster that was joined by hand.
 #[derive(Debug, Clone, PartialEq, Eq)]

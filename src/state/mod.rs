@@ -9,6 +9,6 @@ mod dir;
 mod identity;
 
 pub use atomic::{StorageError, write as write_file};
-pub use clusters::{ClustersError, Memory, SavedCluster};
+pub use clusters::{ClustersError, MAX_SAVED, Memory, SavedCluster};
 pub use dir::{DirError, StateDir};
 pub use identity::{IdentityFileError, load_or_create};

@@ -38,7 +38,7 @@ pub fn bus_or_skip() -> Option<Bus> {
         r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>session</type><listen>unix:path={}</listen><servicedir>{}</servicedir>
-<policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>"#,
+<policy context="default"><allow user="*"/><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>"#,
         dir.path().join("socket").display(),
         services.display()
     );
@@ -94,6 +94,14 @@ impl Bus {
         .await
         .unwrap();
     }
+    /// Lets other users connect, as far as the bus does.
+    pub fn open_to_all(&self) {
+        use std::os::unix::fs::PermissionsExt as _;
+        for path in [self.dir().to_owned(), self.dir().join("socket")] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        }
+    }
+
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.daemon.id()).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();

@@ -1,6 +1,7 @@
 //! The real `opengatewayd` on a private bus, asked by the real `ogctl`.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,11 +21,23 @@ pub struct Plan {
     /// Its network; `None` is that of the test.
     namespace: Option<String>,
     args: Vec<String>,
+    /// Set in its environment.
+    environment: Vec<(String, OsString)>,
+}
+
+/// What an environment may say to a daemon: not that of whoever runs the tests.
+const HEARD: [&str; 7] =
+    ["JOURNAL_STREAM", "NOTIFY_SOCKET", "NODE_NAME", "POC_CLUSTER_ID", "POC_SERVE", "OPENGATEWAY_BOOTSTRAP", "OPENGATEWAY_POC_ROOT"];
+
+/// Says aloud why a test cannot run here; fails where that is not allowed.
+pub fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI must not skip: {why}");
 }
 
 impl Plan {
     fn new(name: &str, namespace: Option<String>, args: &[&str]) -> Self {
-        Self { name: name.to_owned(), namespace, args: args.iter().map(|&arg| arg.to_owned()).collect() }
+        Self { name: name.to_owned(), namespace, args: args.iter().map(|&arg| arg.to_owned()).collect(), environment: Vec::new() }
     }
 
     /// On loopback alone, hearing of nobody but by bootstrap.
@@ -38,7 +51,14 @@ impl Plan {
         Self::new(name, Some(namespace.to_owned()), args)
     }
 
-    fn command(&self, bus: &Bus) -> Command {
+    /// With this variable in its environment.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<OsString>) -> Self {
+        self.environment.push((key.to_owned(), value.into()));
+        self
+    }
+
+    pub fn command(&self, bus: &Bus) -> Command {
         let program = env!("CARGO_BIN_EXE_opengatewayd");
         // `ip netns exec` becomes the daemon: the pid is its own.
         let mut command = match &self.namespace {
@@ -53,9 +73,12 @@ impl Plan {
         command
             .args(["--bus", bus.address(), "--node-name", &self.name, "--state-dir"])
             .arg(bus.dir().join("state"))
-            .args(&self.args)
-            .env_remove("JOURNAL_STREAM")
-            .env_remove("NOTIFY_SOCKET")
+            .args(&self.args);
+        for variable in HEARD {
+            command.env_remove(variable);
+        }
+        command
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -74,15 +97,41 @@ pub struct Node {
 impl Node {
     /// Starts a daemon on loopback and waits for its name on the bus. `None` where there is no `dbus-daemon`.
     pub async fn start(name: &str, args: &[&str]) -> Option<Self> {
-        let mut node = Self::on(bus_or_skip()?, Plan::loopback(name, args));
+        Some(Self::start_on(bus_or_skip()?, name, args).await)
+    }
+
+    /// The same on this bus.
+    pub async fn start_on(bus: Bus, name: &str, args: &[&str]) -> Self {
+        let mut node = Self::on(bus, Plan::loopback(name, args));
         node.ready().await;
-        Some(node)
+        node
     }
 
     /// Starts a daemon and waits for nothing.
     pub fn on(bus: Bus, plan: Plan) -> Self {
         let child = plan.command(&bus).spawn().unwrap();
         Self { bus, child, plan }
+    }
+
+    /// A daemon that was started otherwise.
+    pub fn of(bus: Bus, child: Child, plan: Plan) -> Self {
+        Self { bus, child, plan }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A number of `/proc/PID/status`, in KiB.
+    pub fn kib(&self, key: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
     /// Waits for the daemon's name on the bus.

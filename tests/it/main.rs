@@ -7,6 +7,8 @@ mod config;
 #[path = "../common/mod.rs"]
 mod common;
 #[cfg(feature = "daemon")]
+mod bus;
+#[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
 mod gauge;

@@ -14,10 +14,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(20);
-const MODELS: &str = r#"{"object":"list","data":[{"id":"slow","max_model_len":2048}]}"#;
+pub const MODELS: &str = r#"{"object":"list","data":[{"id":"slow","max_model_len":2048}]}"#;
 
 /// Reads one request: its first line and its body.
-async fn request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+pub async fn request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     let mut bytes = Vec::new();
     let head = loop {
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -43,7 +43,7 @@ async fn request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     Some((line, bytes[head..].to_vec()))
 }
 
-async fn models(stream: &mut TcpStream, body: &str) {
+pub async fn models(stream: &mut TcpStream, body: &str) {
     let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
     let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
 }
@@ -60,11 +60,11 @@ pub async fn never_answers(mut stream: TcpStream, gone: mpsc::UnboundedSender<()
     let _ = gone.send(());
 }
 
-fn event(text: &str) -> String {
+pub fn event(text: &str) -> String {
     format!("data: {{\"choices\":[{{\"delta\":{{\"content\":{}}}}}]}}\n\n", serde_json::to_string(text).unwrap())
 }
 
-const STOP: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+pub const STOP: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
 const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}\n\n";
 
 async fn misbehave(mut stream: TcpStream) {

@@ -202,6 +202,7 @@ pub async fn within<T>(limit: Duration, call: impl Future<Output = zbus::Result<
 }
 
 async fn connect(target: Target<'_>, limit: Duration) -> Result<Connection, Failure> {
+    let target_address = if let Target::Address(address) = target { Some(address) } else { None };
     let (name, builder) = match target {
         Target::System => ("system", Builder::system()),
         Target::Session => ("session", Builder::session()),
@@ -210,7 +211,10 @@ async fn connect(target: Target<'_>, limit: Duration) -> Result<Connection, Fail
     match tokio::time::timeout(limit, builder.build()).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(zbus::Error::Connection(why, address))) => Err(Failure::no_bus(name, format!("{why} ({address})"))),
-        Ok(Err(zbus::Error::Address(why))) => Err(Failure::usage(format!("not a D-Bus address: {why}"))),
+        Ok(Err(zbus::Error::Address(_))) => Err(Failure::usage(match target_address {
+            Some(address) => format!("{address:?} is neither \"system\" nor \"session\" nor a D-Bus address such as unix:path=/run/bus"),
+            None => format!("the address of the {name} bus in the environment is no D-Bus address"),
+        })),
         Ok(Err(why)) => Err(Failure::no_bus(name, why)),
         Err(_) => Err(Failure::timeout(format!(
             "the {name} bus did not answer within {} s",

@@ -100,7 +100,9 @@ impl Failure {
         let said = term::line(message);
         let Ok(known) = name.parse::<ErrorName>() else {
             if name.starts_with("org.freedesktop.DBus.Error.Spawn.") || name.starts_with("org.freedesktop.systemd1.") {
-                return Self::named(ErrorName::ServiceUnknown.as_str(), message);
+                let what = format!("opengatewayd could not be started by the bus: {said}");
+                let known = ErrorName::ServiceUnknown;
+                return Self::new(known.short(), what, ErrorName::TimedOut.hint(), known.exit_code());
             }
             let short = name.rsplit('.').next().unwrap_or(name);
             let hint = "the daemon may be newer than ogctl; compare with: ogctl version";
@@ -108,7 +110,8 @@ impl Failure {
         };
         let message = match known {
             ErrorName::NameHasNoOwner => "opengatewayd is not running".to_owned(),
-            ErrorName::ServiceUnknown | ErrorName::TimedOut => format!("opengatewayd could not be started by the bus: {said}"),
+            ErrorName::ServiceUnknown => "opengatewayd is not running, and the bus knows no way to start it".to_owned(),
+            ErrorName::TimedOut => format!("opengatewayd could not be started by the bus: {said}"),
             ErrorName::NoReply => format!("opengatewayd went away without an answer: {said}"),
             _ if said.is_empty() => known.short().to_owned(),
             _ => said,

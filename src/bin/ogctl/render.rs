@@ -153,9 +153,29 @@ impl Table {
         widths
     }
 
-    /// The table as lines. Without a terminal nothing is cut.
+    /// One line for each cell: for a terminal on which the columns would be of no use side by side.
+    fn cards(&self, style: &Style) -> String {
+        let label_width = self.headers.iter().map(|header| width(header) + 1).max().unwrap_or(0);
+        let mut text = String::new();
+        for (at, row) in self.rows.iter().enumerate() {
+            if at > 0 {
+                text.push('\n');
+            }
+            for (header, (content, tone)) in self.headers.iter().zip(row) {
+                let label = format!("{header}:{}", " ".repeat(label_width - width(header)));
+                writeln!(text, "{}{}", style.paint(Tone::Bold, &label), style.paint(*tone, content)).expect("writing to a String does not fail");
+            }
+        }
+        text
+    }
+
+    /// The table as lines. Without a terminal nothing is cut; on one that is too narrow for it each row becomes lines.
     pub fn render(&self, style: &Style) -> String {
         let widths = self.widths(style.width);
+        let needed = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
+        if style.width.is_some_and(|limit| needed > limit) && !self.rows.is_empty() {
+            return self.cards(style);
+        }
         let mut text = String::new();
         let mut write_row = |cells: &mut dyn Iterator<Item = (&str, Tone)>| {
             let mut line = String::new();
@@ -285,6 +305,18 @@ mod tests {
         assert_eq!(
             piped,
             "NAME   MODELS\nNodeA  a-very-long-model-name-that-does-not-fit\n日本   echo\n"
+        );
+    }
+
+    #[test]
+    fn on_a_terminal_too_narrow_for_its_columns_each_row_becomes_lines_and_nothing_is_cut() {
+        let narrow = table().render(&Style {
+            color: false,
+            width: Some(12),
+        });
+        assert_eq!(
+            narrow,
+            "NAME:   NodeA\nMODELS: a-very-long-model-name-that-does-not-fit\n\nNAME:   日本\nMODELS: echo\n"
         );
     }
 

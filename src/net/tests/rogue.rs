@@ -29,6 +29,7 @@ struct Manners {
 
 /// What the swarm told.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // a test keeps few of them
 pub(super) enum Heard {
     Connected(ConnectionId),
     Closed(ConnectionId),

@@ -7,7 +7,7 @@ use crate::errors::Stop;
 use crate::output::Output;
 use crate::render::{Table, cell, span, tone_of_state};
 use crate::term;
-use opengateway::api::names::JOB_INTERFACE;
+use opengateway::api::names::{ErrorName, JOB_INTERFACE};
 use opengateway::api::path::job_path;
 use serde::Serialize;
 use std::time::Duration;
@@ -73,7 +73,13 @@ struct Cancelled {
 pub async fn cancel(bus: &mut Bus, out: &Output, id: u64) -> Result<(), Stop> {
     // A reading call first: it finds the bus that has the daemon, and does not start one.
     bus.ask(async |manager| manager.list_jobs().await).await?;
-    bus.change_at::<_, ()>(&job_path(id), JOB_INTERFACE, "Cancel", &()).await?;
+    let cancelled = bus.change_at::<_, ()>(&job_path(id), JOB_INTERFACE, "Cancel", &()).await;
+    cancelled.map_err(|mut failure| {
+        if failure.name == ErrorName::UnknownObject.short() {
+            failure.message = format!("there is no job {id}");
+        }
+        failure
+    })?;
     out.view(Cancelled { cancelled: id }, |view, _| {
         format!("Cancelled job {}.\n", view.cancelled)
     })

@@ -19,7 +19,8 @@ use crate::bus::Bus;
 use crate::details::Read as _;
 use crate::errors::{Failure, Stop};
 use crate::output::Output;
-use opengateway::api::names::{DEFAULT_CLUSTER, exit};
+use crate::term;
+use opengateway::api::names::{DEFAULT_CLUSTER, ErrorName, exit};
 
 /// Runs the command of `args`.
 pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
@@ -74,16 +75,29 @@ pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
     })
 }
 
-/// The cluster meant when none is named: the only joined one, else [`DEFAULT_CLUSTER`]. The daemon has the same
-/// rule for an empty cluster id; commands that show the name ask for it.
+/// The cluster meant when none is named: the only joined one, or [`DEFAULT_CLUSTER`] among several. The daemon has the
+/// same rule for an empty cluster id; commands that show the name ask for it.
 async fn default_cluster(bus: &mut Bus) -> Result<String, Failure> {
     let clusters = bus.ask(async |manager| manager.list_clusters().await).await?;
-    let mut joined = clusters
+    let joined = clusters
         .into_iter()
         .filter(|(_, _, details)| is_joined(&details.text_or_empty("State")));
-    match (joined.next(), joined.next()) {
-        (Some((id, ..)), None) => Ok(id),
-        _ => Ok(DEFAULT_CLUSTER.to_owned()),
+    let joined: Vec<String> = joined.map(|(id, ..)| id).collect();
+    let not_connected = |what: &str, hint: String| {
+        let failure = Failure::named(ErrorName::NotConnected.as_str(), what);
+        Err(Failure { hint, ..failure })
+    };
+    match joined.as_slice() {
+        [] => not_connected(
+            "this node is in no cluster",
+            format!("join one with: ogctl connect {DEFAULT_CLUSTER}"),
+        ),
+        [only] => Ok(only.clone()),
+        several if several.iter().any(|id| id.eq_ignore_ascii_case(DEFAULT_CLUSTER)) => Ok(DEFAULT_CLUSTER.to_owned()),
+        several => {
+            let names = several.iter().map(|id| term::line(id)).collect::<Vec<_>>().join(", ");
+            not_connected("this node is in several clusters", format!("name one of them: {names}"))
+        }
     }
 }
 

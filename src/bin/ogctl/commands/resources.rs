@@ -4,11 +4,12 @@
 
 use crate::bus::Bus;
 use crate::details::Read as _;
-use crate::errors::Stop;
+use crate::errors::{Failure, Stop};
 use crate::output::Output;
 use crate::render::{Style, Table, Tone, cell, fields, gib};
 use crate::term;
 use opengateway::api::keys::resources_option;
+use opengateway::api::names::{ErrorName, exit};
 use opengateway::api::proxy::{Details, Options, TierEntry};
 use serde::Serialize;
 use zbus::Variant;
@@ -230,7 +231,15 @@ struct Unmet {
 /// Prints every tier: yes or no, and why.
 pub async fn eligible(bus: &mut Bus, out: &Output, fresh: bool, tier: Option<&str>) -> Result<(), Stop> {
     let options = options(fresh, tier);
-    let tiers = bus.ask(async |manager| manager.list_eligible(&options).await).await?;
+    let tiers = bus.ask(async |manager| manager.list_eligible(&options).await).await;
+    let tiers = tiers.map_err(|failure| {
+        // The one argument that can be wrong is the tier's name.
+        if failure.name == ErrorName::InvalidArgs.short() && tier.is_some() {
+            Failure::new("NoSuchTier", failure.message, "see all of them with: ogctl eligible", exit::NOT_FOUND)
+        } else {
+            failure
+        }
+    })?;
     out.view(
         Eligible {
             tiers: tiers.into_iter().map(tier_view).collect(),

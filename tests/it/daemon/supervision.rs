@@ -1,0 +1,177 @@
+//! What a service manager sees: readiness, reload, stop, exit codes; and what the environment says.
+
+use std::os::unix::net::UnixDatagram;
+
+use rustix::process::Signal;
+
+use super::*;
+
+/// A notify socket, as systemd has one.
+struct Notified(UnixDatagram);
+
+impl Notified {
+    fn bind(bus: &Bus) -> (Self, PathBuf) {
+        let path = bus.dir().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        (Self(socket), path)
+    }
+
+    /// The next message, as lines.
+    async fn next(&self) -> Vec<String> {
+        let socket = self.0.try_clone().unwrap();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = [0; 4096];
+            let length = socket.recv(&mut bytes).expect("a message in time");
+            String::from_utf8(bytes[..length].to_vec()).unwrap()
+        });
+        read.await.unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+fn says(message: &[String], line: &str) -> bool {
+    message.iter().any(|found| found == line)
+}
+
+async fn has_owner(connection: &Connection) -> bool {
+    let bus = "org.freedesktop.DBus";
+    let reply = connection.call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "NameHasOwner", &NAME).await.unwrap();
+    reply.body().deserialize().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_manager_is_told_ready_reloading_and_stopping_in_this_order() {
+    let Some(bus) = bus_or_skip() else { return };
+    let (notified, path) = Notified::bind(&bus);
+    let mut node = Node::on(bus, Plan::loopback("a", &["--connect", "gatewayai-poc"]).with("NOTIFY_SOCKET", &path));
+    let first = notified.next().await;
+    assert!(says(&first, "READY=1") && first.iter().any(|line| line.starts_with("STATUS=")), "{first:?}");
+    let connection = node.bus.connect().await;
+    assert!(has_owner(&connection).await, "the name comes before READY");
+    for how in ["signal", "method"] {
+        match how {
+            "signal" => node.signal(Signal::HUP),
+            _ => drop(call(&connection, "Reload", &()).await.unwrap()),
+        }
+        let reloading = notified.next().await;
+        assert!(says(&reloading, "RELOADING=1") && reloading.iter().any(|line| line.starts_with("MONOTONIC_USEC=")), "{how}: {reloading:?}");
+        assert!(says(&notified.next().await, "READY=1"), "{how}");
+    }
+    let mut signals = MessageStream::for_match_rule(
+        zbus::MatchRule::builder().msg_type(zbus::message::Type::Signal).sender(NAME).member("PrepareForShutdown").build().unwrap(),
+        &connection,
+        None,
+    )
+    .await
+    .unwrap();
+    node.signal(Signal::TERM);
+    let stopping = notified.next().await;
+    assert!(says(&stopping, "STOPPING=1") && stopping.iter().any(|line| line.starts_with("STATUS=")), "{stopping:?}");
+    let told = tokio::time::timeout(DEADLINE, futures::StreamExt::next(&mut signals)).await.unwrap();
+    assert!(told.unwrap().unwrap().body().deserialize::<bool>().unwrap());
+    assert_eq!(node.ended().await, Some(0));
+    assert!(!has_owner(&connection).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_the_name_finds_everything_behind_it() {
+    use futures::StreamExt as _;
+    let Some(bus) = bus_or_skip() else { return };
+    let connection = bus.connect().await;
+    let rule = zbus::MatchRule::builder().sender("org.freedesktop.DBus").member("NameOwnerChanged").add_arg(NAME).build().unwrap();
+    let mut owners = MessageStream::for_match_rule(rule, &connection, None).await.unwrap();
+    for _ in 0..5 {
+        let mut child = Plan::loopback("a", &["--serve", "--connect", "gatewayai-poc"]).command(&bus).spawn().unwrap();
+        let came = async {
+            while owners.next().await.unwrap().unwrap().body().deserialize::<(String, String, String)>().unwrap().2.is_empty() {}
+        };
+        tokio::time::timeout(DEADLINE, came).await.unwrap();
+        // At once, all together: a reply or a refusal of the service's own, never "no such object".
+        let none = Options::new;
+        let ask = async |method: &'static str, reply: Result<Message, (String, String)>| {
+            if let Err((name, message)) = reply {
+                panic!("{method}: {name}: {message}");
+            }
+        };
+        let on = &connection;
+        tokio::join!(
+            async { ask("GetStatus", call(on, "GetStatus", &()).await).await },
+            async { ask("ListClusters", call(on, "ListClusters", &()).await).await },
+            async { ask("ListPeers", call(on, "ListPeers", &("", none())).await).await },
+            async { ask("GetResources", call(on, "GetResources", &(none(),)).await).await },
+            async { ask("ListEligible", call(on, "ListEligible", &(none(),)).await).await },
+            async { ask("ListJobs", call(on, "ListJobs", &()).await).await },
+            async { ask("Prompt", call(on, "Prompt", &("gatewayai-poc", "x", none())).await).await },
+            async { ask("StartPrompt", call(on, "StartPrompt", &("gatewayai-poc", "x", none())).await).await },
+            async { ask("Connect", call(on, "Connect", &("other", none())).await).await },
+            async { ask("SetSharing", call(on, "SetSharing", &(true, none())).await).await },
+            async { ask("Reload", call(on, "Reload", &()).await).await },
+            async {
+                let cluster = "/org/opengateway/Gateway1/cluster/gatewayai_2dpoc";
+                for (path, interface, member) in [(ROOT, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"), (cluster, "org.freedesktop.DBus.Peer", "Ping")] {
+                    on.call_method(Some(NAME), path, Some(interface), member, &()).await.unwrap();
+                }
+                let all = ("org.opengateway.Gateway1.Cluster",);
+                on.call_method(Some(NAME), cluster, Some("org.freedesktop.DBus.Properties"), "GetAll", &all).await.unwrap();
+            },
+        );
+        call(on, "Disconnect", &("other", none())).await.unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_environment_says_what_the_document_says_and_the_prompt_is_not_for_the_daemon() {
+    let Some(bus) = bus_or_skip() else { return };
+    let root = bus.dir().join("root");
+    std::fs::create_dir_all(root.join("config")).unwrap();
+    std::fs::write(root.join("config/opengatewayd.toml"), "[serve]\nenabled = true\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_opengatewayd"));
+    let log = std::fs::File::create(bus.dir().join("daemon.log")).unwrap();
+    command.args(["--bus", bus.address(), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"]).stderr(log);
+    command.env("NODE_NAME", "Named").env("POC_CLUSTER_ID", "room").env("POC_SERVE", "0").env("OPENGATEWAY_POC_ROOT", &root);
+    command.env("OPENGATEWAY_BOOTSTRAP", "/ip4/127.0.0.1/udp/9/quic-v1,/ip4/127.0.0.1/udp/10/quic-v1").env("POC_PROMPT", "canary-3b7");
+    command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
+    let child = command.spawn().unwrap();
+    let mut node = Node::of(bus, child, Plan::loopback("", &[]));
+    node.ready().await;
+    let status = node.json(&["status"]).await;
+    assert_eq!((&status["node_name"], &status["sharing"]), (&Value::from("Named"), &Value::from(false)));
+    assert_eq!(status["clusters"][0]["id"], "room");
+    assert!(root.join("state/identity.key").exists());
+    assert_eq!(status["jobs"], 0);
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().await, Some(0));
+    assert!(!node.log().contains("canary-3b7"));
+    // A mistake in it is a mistake in the configuration.
+    let output = command.env("POC_SERVE", "perhaps").stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(78) && said.contains("POC_SERVE") && said.contains("neither 1 nor 0"), "{said}");
+}
+
+#[tokio::test]
+async fn exit_codes_tell_a_mistake_of_the_command_line_from_one_of_the_machine() {
+    let Some(bus) = bus_or_skip() else { return };
+    let run = |change: &dyn Fn(&mut Command)| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_opengatewayd"));
+        command.args(["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"]);
+        command.env("OPENGATEWAY_POC_ROOT", bus.dir().join("codes"));
+        command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
+        change(&mut command);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = run(&|command| _ = command.arg("--nonsense"));
+    assert!(code == Some(2) && said.contains("--nonsense"), "{said}");
+    let (code, said) = run(&|command| _ = command.args(["--bus", "nonsense"]));
+    assert!(code == Some(2) && said.contains("nonsense"), "{said}");
+    let (code, said) = run(&|command| _ = command.args(["--bus", "unix:path=/nonexistent/bus"]));
+    assert!(code == Some(1) && said.contains("cannot connect to the bus"), "{said}");
+    let (code, said) = run(&|command| _ = command.args(["--bus", bus.address(), "--connect", "../x"]));
+    assert!(code == Some(78) && said.contains("../x"), "{said}");
+    let (code, said) = run(&|command| _ = command.args(["--bus", bus.address(), "--config", "/nonexistent/c.toml"]));
+    assert!(code == Some(78) && said.contains("/nonexistent/c.toml"), "{said}");
+    let (code, said) = run(&|command| _ = command.args(["--bus", bus.address(), "--state-dir", "/proc/nonexistent"]));
+    assert!(code == Some(1) && said.contains("/proc/nonexistent"), "{said}");
+}
