@@ -22,9 +22,19 @@ pub struct Guarded<I>(pub I);
 
 /// The reply to a call that panicked. What the panic said is in the log alone: it may quote what must not be told.
 fn panicked(member: &str, payload: &(dyn Any + Send)) -> Error {
-    let said = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(member, said = said.unwrap_or_default(), "a mistake in this program: a panic while a D-Bus call was served");
-    Error::new(ErrorName::Failed, format!("a mistake in opengatewayd itself: serving {member} failed"))
+    let said = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(
+        member,
+        said = said.unwrap_or_default(),
+        "a mistake in this program: a panic while a D-Bus call was served"
+    );
+    Error::new(
+        ErrorName::Failed,
+        format!("a mistake in opengatewayd itself: serving {member} failed"),
+    )
 }
 
 // The state behind the interfaces is behind locks that outlive a panic, so the next call finds it whole.
@@ -46,7 +56,10 @@ impl<I: Interface> Interface for Guarded<I> {
         header: Option<&Header<'_>>,
         emitter: &SignalEmitter<'_>,
     ) -> Option<Result<OwnedVariant, BoxedError>> {
-        match AssertUnwindSafe(self.0.get(property_name, server, connection, header, emitter)).catch_unwind().await {
+        match AssertUnwindSafe(self.0.get(property_name, server, connection, header, emitter))
+            .catch_unwind()
+            .await
+        {
             Ok(found) => found,
             Err(payload) => Some(Err(Box::new(panicked(property_name, &*payload)))),
         }
@@ -59,7 +72,10 @@ impl<I: Interface> Interface for Guarded<I> {
         header: Option<&Header<'_>>,
         emitter: &SignalEmitter<'_>,
     ) -> fdo::Result<HashMap<String, OwnedVariant>> {
-        match AssertUnwindSafe(self.0.get_all(server, connection, header, emitter)).catch_unwind().await {
+        match AssertUnwindSafe(self.0.get_all(server, connection, header, emitter))
+            .catch_unwind()
+            .await
+        {
             Ok(found) => found,
             Err(payload) => Err(fdo::Error::Failed(panicked("GetAll", &*payload).message)),
         }
@@ -86,7 +102,9 @@ impl<I: Interface> Interface for Guarded<I> {
         header: Option<&Header<'_>>,
         emitter: &SignalEmitter<'_>,
     ) -> Option<Result<(), BoxedError>> {
-        self.0.set_mut(property_name, value, server, connection, header, emitter).await
+        self.0
+            .set_mut(property_name, value, server, connection, header, emitter)
+            .await
     }
 
     fn call<'call>(
@@ -127,7 +145,8 @@ mod tests {
     #[test]
     fn every_object_of_the_service_is_registered_inside_a_guard() {
         let sources = [include_str!("mod.rs"), include_str!("manager.rs"), include_str!("publish.rs")];
-        let registered = |line: &&str| line.contains(".serve_at(") || line.contains("object_server().at(") || line.contains("server.at(");
+        let registered =
+            |line: &&str| line.contains(".serve_at(") || line.contains("object_server().at(") || line.contains("server.at(");
         let lines: Vec<&str> = sources.iter().flat_map(|source| source.lines()).filter(registered).collect();
         assert_eq!(lines.len(), 4, "{lines:?}");
         for line in lines {

@@ -147,7 +147,7 @@ async fn after_the_first_token_nobody_else_goes_on_and_the_loss_is_an_interrupti
     for (kind, told) in [
         (Some(FailureKind::PeerLost), FailureKind::Interrupted),
         (Some(FailureKind::ShuttingDown), FailureKind::Interrupted),
-        (Some(FailureKind::Stalled), FailureKind::Stalled),
+        (Some(FailureKind::Stalled), FailureKind::Interrupted),
         (None, FailureKind::Interrupted),
     ] {
         let mut stage = Stage::with(&["a", "b"]);
