@@ -2,6 +2,7 @@
 
 mod control;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -172,7 +173,7 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
     let (net, mut network) = net::start(net_config(&settings), &identity, Arc::new(serve.clone())).await?;
     let dispatch = dispatch::Handle::new(dispatch::Router::new(net.clone(), serve.clone(), settings.node_name.clone()));
 
-    let mut shown = ControlState { saved: control::shown(&memory), sharing, lent, stopping: false, problems: Vec::new() };
+    let mut shown = ControlState { saved: control::shown(&memory, &settings), sharing, lent, stopping: false, problems: Vec::new() };
     shown.problems.extend(warning);
     let (control, requests, publish) = Control::new(shown);
     let node = dbus::Node {
@@ -189,7 +190,10 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
     let environment = Environment::of_process();
     let roots = roots(&options, &environment);
     let mut keeper = control::Keeper {
+        started_with: settings.clone(),
         settings,
+        wishes: BTreeMap::new(),
+        restart_note: None,
         roots,
         environment,
         overrides: options.overrides.clone(),
@@ -200,7 +204,7 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
         publish,
         lent: lent_sender,
     };
-    keeper.join_all().await;
+    keeper.join_at_start().await;
     let (builder, mode) = bus(&options.bus);
     let mut service = match dbus::serve(builder, node, mode).await {
         Ok(service) => service,

@@ -397,7 +397,7 @@ mod tests {
             ("OPENGATEWAY_BOOTSTRAP", "/ip4/192.0.2.1/tcp/4001, /ip4/192.0.2.2/tcp/4001"),
         ]);
         let settings = load(&roots(directory.path()), &environment, &Overrides::default()).unwrap();
-        assert!(!settings.serve && !settings.clusters[0].serve);
+        assert!(!settings.serve && settings.clusters[0].serve != Some(true));
         assert_eq!((settings.clusters[0].id.as_str(), settings.bootstrap.len()), ("home", 2));
         let bad = Environment::new([("POC_SERVE", "maybe")]);
         assert!(load(&roots(directory.path()), &bad, &Overrides::default()).is_err());
@@ -418,7 +418,7 @@ mod tests {
         let overrides = Overrides { serve: Some(false), connect: vec!["b".to_owned(), "A".to_owned()], ..Overrides::default() };
         let settings = load(&roots, &Environment::default(), &overrides).unwrap();
         assert_eq!(settings.clusters.len(), 2);
-        assert!(settings.clusters.iter().all(|cluster| !cluster.serve));
+        assert!(settings.clusters.iter().all(|cluster| cluster.serve == Some(false)));
     }
 
     proptest! {

@@ -22,8 +22,8 @@ const GB: f64 = 1e9;
 pub struct ClusterSettings {
     /// Its id.
     pub id: ClusterId,
-    /// Take prompts of it.
-    pub serve: bool,
+    /// Take prompts of it; `None` is what [`Settings::serve`] says.
+    pub serve: Option<bool>,
     /// Multiaddrs to dial for it.
     pub bootstrap: Vec<String>,
 }
@@ -187,7 +187,7 @@ impl Settings {
                 return Err(format!("cluster {id} is named twice"));
             }
             let bootstrap = addresses(&format!("bootstrap of cluster {id}"), cluster.bootstrap)?;
-            clusters.push(ClusterSettings { id, serve: cluster.serve.unwrap_or(enabled), bootstrap });
+            clusters.push(ClusterSettings { id, serve: cluster.serve, bootstrap });
         }
         if clusters.len() > MAX_CLUSTERS {
             return Err(format!("{} clusters are named; a node is in at most {MAX_CLUSTERS}", clusters.len()));
@@ -245,7 +245,8 @@ pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     if (&old.node_name, &old.state_dir) != (&new.node_name, &new.state_dir) {
         sections.push("[node]");
     }
-    let network = |settings: &Settings| (settings.listen.clone(), settings.mdns, settings.max_connections);
+    let network =
+        |settings: &Settings| (settings.listen.clone(), settings.bootstrap.clone(), settings.mdns, settings.max_connections);
     if network(old) != network(new) {
         sections.push("[network]");
     }

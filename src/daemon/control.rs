@@ -1,5 +1,6 @@
 //! What the bus asks of the daemon: joins and leaves that are remembered, sharing, reload.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,10 +16,21 @@ use crate::net::{self, JoinError, JoinOptions, LeaveError};
 use crate::state::{self, Memory, StorageError};
 use crate::gauge;
 
+/// Prompts of a cluster that is no longer in the configuration may end within this: the default of `Disconnect`.
+const DRAIN_REMOVED: Duration = Duration::from_secs(10);
+
 /// Keeps what is configured, what is remembered, and what is joined in step.
 #[derive(Debug)]
 pub(super) struct Keeper {
+    /// In force as far as a reload can apply it.
     pub settings: Settings,
+    /// What needs a restart is compared with these.
+    pub started_with: Settings,
+    /// Who said what about serving a joined cluster: the configuration, or the caller of `Connect`. `None` is nothing:
+    /// such a cluster follows the machine's setting. Nothing but its owner's word makes a consumer serve.
+    pub wishes: BTreeMap<ClusterId, Option<bool>>,
+    /// What was last said about changes that need a restart.
+    pub restart_note: Option<String>,
     pub roots: Roots,
     pub environment: Environment,
     pub overrides: Overrides,
@@ -30,9 +42,19 @@ pub(super) struct Keeper {
     pub lent: watch::Sender<Lent>,
 }
 
-/// Saved clusters as the bus shows them.
-pub(super) fn shown(memory: &Memory) -> Vec<SavedCluster> {
-    memory.clusters.iter().map(|saved| SavedCluster { id: saved.id.clone(), auto_connect: saved.auto_connect }).collect()
+/// Remembered and configured clusters as the bus shows them.
+pub(super) fn shown(memory: &Memory, settings: &Settings) -> Vec<SavedCluster> {
+    let configured = |id: &ClusterId| settings.clusters.iter().any(|cluster| cluster.id == *id);
+    let remembered = memory
+        .clusters
+        .iter()
+        .map(|saved| SavedCluster { id: saved.id.clone(), auto_connect: saved.auto_connect || configured(&saved.id) });
+    let remembers = |id: &ClusterId| memory.clusters.iter().any(|saved| saved.id == *id);
+    let others = settings.clusters.iter().filter(|cluster| !remembers(&cluster.id));
+    let mut shown: Vec<SavedCluster> =
+        remembered.chain(others.map(|cluster| SavedCluster { id: cluster.id.clone(), auto_connect: true })).collect();
+    shown.sort_by(|a, b| a.id.cmp(&b.id));
+    shown
 }
 
 fn storage(error: &StorageError) -> ControlError {
@@ -62,29 +84,39 @@ impl Keeper {
         self.change(|state| state.stopping = true);
     }
 
+    /// Whether this machine is to serve a joined cluster, and may.
+    fn serves(&self, id: &ClusterId) -> bool {
+        self.wishes.get(id).copied().flatten().unwrap_or(self.sharing()) && self.eligible(id).is_ok()
+    }
+
     /// Joins what is configured and what is remembered. A cluster that cannot be joined is a problem to show, not to stop for.
-    pub(super) async fn join_all(&mut self) {
-        let mut wanted: Vec<(ClusterId, bool, Vec<String>)> = self
-            .settings
-            .clusters
-            .iter()
-            .map(|cluster| (cluster.id.clone(), cluster.serve, cluster.bootstrap.clone()))
-            .collect();
+    pub(super) async fn join_at_start(&mut self) {
+        // Who said that this machine shares nothing meant all of it, until somebody says otherwise of one cluster.
+        let shares_nothing = self.memory.sharing.as_ref().is_some_and(|(enabled, _)| !enabled);
+        let configured =
+            self.settings.clusters.iter().map(|cluster| (cluster.id.clone(), cluster.serve.filter(|serve| !(*serve && shares_nothing)), cluster.bootstrap.clone()));
+        let mut wanted: Vec<(ClusterId, Option<bool>, Vec<String>)> = configured.collect();
         for saved in self.memory.clusters.iter().filter(|saved| saved.auto_connect) {
             if !wanted.iter().any(|(id, _, _)| *id == saved.id) {
-                wanted.push((saved.id.clone(), saved.serve.unwrap_or(self.sharing()), saved.bootstrap.clone()));
+                wanted.push((saved.id.clone(), saved.serve, saved.bootstrap.clone()));
             }
         }
-        if wanted.iter().any(|(id, serve, _)| *serve && tier::find(id.as_str()).is_some()) {
+        for (id, wish, bootstrap) in wanted {
+            self.join(id, wish, bootstrap).await;
+        }
+    }
+
+    /// Joins a cluster of the configuration or of the memory, or joins it again with another role or more addresses.
+    async fn join(&mut self, id: ClusterId, wish: Option<bool>, bootstrap: Vec<String>) {
+        self.wishes.insert(id.clone(), wish);
+        if wish.unwrap_or(self.sharing()) && tier::find(id.as_str()).is_some() {
             // Eligibility needs a whole measurement; at this point there may be none yet.
             self.gauge.recent().await;
         }
-        for (id, serve, bootstrap) in wanted {
-            let serve = serve && self.eligible(&id).is_ok();
-            if let Err(error) = self.net.join(id.clone(), JoinOptions { bootstrap, serve }).await {
-                tracing::error!(cluster = %id, %error, "cluster not joined");
-                self.change(|state| state.problems.push(format!("cluster {id} is not joined: {error}")));
-            }
+        let serve = self.serves(&id);
+        if let Err(error) = self.net.join(id.clone(), JoinOptions { bootstrap, serve }).await {
+            tracing::error!(cluster = %id, %error, "cluster not joined");
+            self.change(|state| state.problems.push(format!("cluster {id} is not joined: {error}")));
         }
     }
 
@@ -115,7 +147,7 @@ impl Keeper {
         match saved {
             Ok(Ok(())) => {
                 self.memory = memory;
-                let saved = shown(&self.memory);
+                let saved = shown(&self.memory, &self.settings);
                 self.change(|state| state.saved = saved);
                 Ok(())
             }
@@ -134,15 +166,11 @@ impl Keeper {
         if !options.bootstrap.is_empty() {
             saved.bootstrap = options.bootstrap;
         }
-        let role = || {
-            let snapshot = self.net.snapshot();
-            // One that is being left serves nobody already; that says nothing about before.
-            let view = snapshot.clusters.get(&id).filter(|view| view.state != ClusterState::Disconnecting);
-            view.map(|view| view.serving)
-        };
-        let serve = saved.serve.or_else(role).unwrap_or(self.sharing());
+        let wish = saved.serve.or(self.wishes.get(&id).copied().flatten());
+        let serve = wish.unwrap_or(self.sharing());
         let bootstrap = saved.bootstrap.clone();
-        if serve && (options.serve == Some(true) || role() != Some(true)) {
+        let serves_now = self.net.snapshot().clusters.get(&id).is_some_and(|view| view.serving);
+        if serve && (options.serve == Some(true) || !serves_now) {
             if tier::find(id.as_str()).is_some() {
                 self.gauge.recent().await;
             }
@@ -165,8 +193,11 @@ impl Keeper {
                 self.remember(memory).await?;
             }
         }
-        match self.net.join(id, JoinOptions { bootstrap, serve }).await {
-            Ok(()) => Ok(()),
+        match self.net.join(id.clone(), JoinOptions { bootstrap, serve }).await {
+            Ok(()) => {
+                self.wishes.insert(id, wish);
+                Ok(())
+            }
             Err(error) => {
                 if self.memory != before {
                     self.remember(before).await?;
@@ -178,7 +209,7 @@ impl Keeper {
 
     async fn disconnect(&mut self, id: ClusterId, forget: bool, drain: Duration, reply: oneshot::Sender<Result<(), ControlError>>) {
         let is_joined = self.net.snapshot().clusters.contains_key(&id);
-        let is_saved = self.memory.clusters.iter().any(|saved| saved.id == id);
+        let is_saved = self.publish.borrow().saved.iter().any(|saved| saved.id == id);
         let refused = match (is_joined, is_saved) {
             (false, false) => Some(ControlError::NoSuchCluster(id.clone())),
             (false, true) if !forget => Some(ControlError::NotConnected(id.clone())),
@@ -204,7 +235,12 @@ impl Keeper {
             let _ = reply.send(Ok(()));
             return;
         }
-        // Draining may take its time; other requests go on meanwhile.
+        self.leave(id, drain, Some(reply));
+    }
+
+    /// Leaves beside everything else: draining may take its time.
+    fn leave(&mut self, id: ClusterId, drain: Duration, reply: Option<oneshot::Sender<Result<(), ControlError>>>) {
+        self.wishes.remove(&id);
         let net = self.net.clone();
         tokio::spawn(async move {
             let left = net.leave(id, drain).await.map_err(|error| match error {
@@ -212,30 +248,44 @@ impl Keeper {
                 LeaveError::Busy => ControlError::Busy(error.to_string()),
                 LeaveError::Stopped => ControlError::ShuttingDown,
             });
-            let _ = reply.send(left);
+            if let Some(reply) = reply {
+                let _ = reply.send(left);
+            }
         });
     }
 
     async fn set_sharing(&mut self, enabled: bool, lent: Lent, runtime: bool) -> Result<(), ControlError> {
+        // To share nothing takes back what was said of single clusters; to share again makes no consumer serve.
+        let withdrawn = |serve: Option<bool>| serve.filter(|&serve| enabled || !serve);
         if !runtime {
-            let memory = Memory { sharing: Some((enabled, lent.clone())), ..self.memory.clone() };
+            let mut memory = Memory { sharing: Some((enabled, lent.clone())), ..self.memory.clone() };
+            for saved in &mut memory.clusters {
+                saved.serve = withdrawn(saved.serve);
+            }
             self.remember(memory).await?;
+        }
+        for wish in self.wishes.values_mut() {
+            *wish = withdrawn(*wish);
         }
         self.lent.send_replace(lent.clone());
         self.change(|state| {
             state.sharing = enabled;
             state.lent = lent;
         });
-        self.share_everywhere(enabled).await;
+        self.apply_roles().await;
         Ok(())
     }
 
-    /// Serves, or stops serving, in every joined cluster that this machine may serve.
-    async fn share_everywhere(&self, enabled: bool) {
-        let joined: Vec<ClusterId> = self.net.snapshot().clusters.keys().cloned().collect();
-        for id in joined {
-            let serve = enabled && self.eligible(&id).is_ok();
-            if let Err(error) = self.net.join(id.clone(), JoinOptions { bootstrap: Vec::new(), serve }).await {
+    /// Tells the network where this machine serves now.
+    async fn apply_roles(&self) {
+        let snapshot = self.net.snapshot();
+        for (id, view) in &snapshot.clusters {
+            // Joining one that is being left would bring it back.
+            if view.state == ClusterState::Disconnecting || view.serving == self.serves(id) {
+                continue;
+            }
+            let options = JoinOptions { bootstrap: Vec::new(), serve: self.serves(id) };
+            if let Err(error) = self.net.join(id.clone(), options).await {
                 tracing::warn!(cluster = %id, %error, "sharing not changed here");
             }
         }
@@ -250,27 +300,44 @@ impl Keeper {
             Ok(Err(error)) => return Err(ControlError::InvalidConfiguration(error.to_string())),
             Err(error) => return Err(ControlError::InvalidConfiguration(error.to_string())),
         };
-        let restart = needs_restart(&self.settings, &new);
+        let restart = needs_restart(&self.started_with, &new);
         let note = (!restart.is_empty())
             .then(|| format!("changes in {} take effect after: systemctl restart opengatewayd", restart.join(", ")));
+        let old_note = std::mem::replace(&mut self.restart_note, note.clone());
+        self.change(|state| {
+            state.problems.retain(|problem| Some(problem) != old_note.as_ref());
+            state.problems.extend(note);
+        });
         if self.memory.sharing.is_none() && (new.serve, &new.lent) != (self.settings.serve, &self.settings.lent) {
             self.lent.send_replace(new.lent.clone());
             self.change(|state| {
                 state.sharing = new.serve;
                 state.lent = new.lent.clone();
             });
-            self.share_everywhere(new.serve).await;
         }
-        self.change(|state| {
-            state.problems.retain(|problem| !problem.contains("take effect after"));
-            state.problems.extend(note);
-        });
-        let joined: Vec<ClusterId> = self.net.snapshot().clusters.keys().cloned().collect();
-        self.settings = new;
-        let added = self.settings.clusters.iter().any(|cluster| !joined.contains(&cluster.id));
-        if added {
-            self.join_all().await;
-        }
+        let old = std::mem::replace(&mut self.settings, new);
+        let saved = shown(&self.memory, &self.settings);
+        self.change(|state| state.saved = saved);
+        self.apply_clusters(&old).await;
+        self.apply_roles().await;
         Ok(())
+    }
+
+    /// Joins what is new in the configuration, changes what changed, leaves what is gone. What did not change there is left
+    /// as it is, a cluster that was left by hand too.
+    async fn apply_clusters(&mut self, old: &Settings) {
+        for cluster in self.settings.clusters.clone() {
+            let before = old.clusters.iter().find(|known| known.id == cluster.id);
+            if before != Some(&cluster) && (before.is_none() || self.wishes.contains_key(&cluster.id)) {
+                self.join(cluster.id, cluster.serve, cluster.bootstrap).await;
+            }
+        }
+        for gone in &old.clusters {
+            let configured = self.settings.clusters.iter().any(|cluster| cluster.id == gone.id);
+            let remembered = self.memory.clusters.iter().any(|saved| saved.id == gone.id && saved.auto_connect);
+            if !configured && !remembered && self.wishes.contains_key(&gone.id) {
+                self.leave(gone.id.clone(), DRAIN_REMOVED, None);
+            }
+        }
     }
 }

@@ -68,15 +68,8 @@ async fn connect(node: &Node, cluster: &str) -> Result<(), (String, String)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_or_read_only_state_directory_refuses_changes_keeps_the_old_and_needs_no_restart() {
     let Some(bus) = bus_or_skip() else { return };
-<<<<<<< HEAD
     let Some(small) = Small::mount(bus.dir().join("state")) else { return };
     let mut node = Node::start_on(bus, "a", &["--serve"]).await;
-=======
-    let Some(small) = Small::mount(bus.dir().join("state")) else {
-        return;
-    };
-    let mut node = Node::start_on(bus, "a", vec!["--serve".to_owned()]).await;
->>>>>>> dbusaudit
     connect(&node, "before").await.unwrap();
     let memory = || std::fs::read(node.state_dir().join("clusters.json")).unwrap();
     let kept = memory();
