@@ -105,3 +105,47 @@ async fn a_lost_bus_ends_the_daemon_for_systemd_to_start_it_again() {
     assert_eq!(node.ended().await, Some(1));
     assert!(node.log().contains("the connection to the bus is lost"), "{}", node.log());
 }
+
+#[tokio::test]
+async fn a_reload_makes_no_consumer_serve_and_brings_back_nothing_that_was_left() {
+    let Some(bus) = bus_or_skip() else { return };
+    let config = bus.dir().join("opengatewayd.toml");
+    let quiet = "[[cluster]]\nid = \"quiet\"\nserve = false\n[[cluster]]\nid = \"left\"\n";
+    std::fs::write(&config, quiet).unwrap();
+    let node = Node::start_on(bus, "a", &["--config", config.to_str().unwrap()]).await;
+    assert_eq!(node.ogctl(&["connect", "mine", "--consume", "--wait", "0"]).await.code, 0);
+    assert_eq!(node.ogctl(&["connect", "open", "--wait", "0"]).await.code, 0);
+    assert_eq!(node.ogctl(&["disconnect", "left"]).await.code, 0);
+    let roles = |clusters: &Value| {
+        let list = clusters["clusters"].as_array().unwrap().iter();
+        list.map(|cluster| format!("{}:{}:{}", cluster["id"].as_str().unwrap(), cluster["state"].as_str().unwrap(), cluster["role"]))
+            .collect::<BTreeSet<_>>()
+    };
+    let are = async |expected: &[&str]| {
+        let expected: BTreeSet<String> = expected.iter().map(|&line| line.to_owned()).collect();
+        node.until(&["clusters"], |clusters| roles(clusters) == expected).await;
+    };
+    let mine = ["left:disconnected:null", "mine:discovering:\"consume\"", "quiet:discovering:\"consume\""];
+    are(&[&mine[..], &["open:discovering:\"serve\""]].concat()).await;
+    let connection = node.bus.connect().await;
+    let reload = async |text: String| {
+        std::fs::write(&config, text).unwrap();
+        call(&connection, "Reload", &()).await.unwrap();
+    };
+    // Another limit on what is lent is no consent, and a new cluster no reason to come back to one that was left.
+    reload(format!("[serve]\nmemory_gb = 4.0\n{quiet}[[cluster]]\nid = \"new\"\n")).await;
+    are(&[&mine[..], &["open:discovering:\"serve\"", "new:discovering:\"serve\""]].concat()).await;
+    // Off for this machine: who was told nothing else follows.
+    reload(format!("[serve]\nenabled = false\n{quiet}[[cluster]]\nid = \"new\"\n")).await;
+    are(&[&mine[..], &["open:discovering:\"consume\"", "new:discovering:\"consume\""]].concat()).await;
+    // A word about one cluster, and one that is gone from the file.
+    reload(format!("[node]\nname = \"b\"\n{}", quiet.replace("serve = false", "serve = true"))).await;
+    are(&["left:disconnected:null", "mine:discovering:\"consume\"", "quiet:discovering:\"serve\"", "open:discovering:\"serve\""]).await;
+    let says_restart = async || {
+        let status = node.json(&["status"]).await;
+        status["problems"].as_array().unwrap().iter().any(|problem| problem.as_str().unwrap().contains("[node]"))
+    };
+    assert!(says_restart().await);
+    call(&connection, "Reload", &()).await.unwrap();
+    assert!(says_restart().await, "reading the same again does not make it true");
+}
