@@ -20,7 +20,8 @@ fn main() {
     if git(&["rev-parse", "--show-toplevel"]).is_none_or(|top| std::path::Path::new(&top) != std::path::Path::new(&manifest)) {
         return;
     }
-    if let (Some(commit), Some(log)) = (git(&["rev-parse", "--short=12", "HEAD"]), git(&["rev-parse", "--git-path", "logs/HEAD"])) {
+    if let (Some(commit), Some(log)) = (git(&["rev-parse", "--short=12", "HEAD"]), git(&["rev-parse", "--git-path", "logs/HEAD"]))
+    {
         println!("cargo::rustc-env=OPENGATEWAY_COMMIT={commit}");
         println!("cargo::rerun-if-changed={log}");
     }

@@ -46,7 +46,9 @@ impl std::str::FromStr for Bus {
             "system" => Ok(Self::System),
             "session" => Ok(Self::Session),
             address if address.contains(':') => Ok(Self::Address(address.to_owned())),
-            other => Err(format!("{other:?} is neither \"system\" nor \"session\" nor a D-Bus address such as unix:path=/run/bus")),
+            other => {
+                Err(format!("{other:?} is neither \"system\" nor \"session\" nor a D-Bus address such as unix:path=/run/bus"))
+            }
         }
     }
 }
@@ -173,7 +175,8 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
     let (net, mut network) = net::start(net_config(&settings), &identity, Arc::new(serve.clone())).await?;
     let dispatch = dispatch::Handle::new(dispatch::Router::new(net.clone(), serve.clone(), settings.node_name.clone()));
 
-    let mut shown = ControlState { saved: control::shown(&memory, &settings), sharing, lent, stopping: false, problems: Vec::new() };
+    let mut shown =
+        ControlState { saved: control::shown(&memory, &settings), sharing, lent, stopping: false, problems: Vec::new() };
     shown.problems.extend(warning);
     let (control, requests, publish) = Control::new(shown);
     let node = dbus::Node {
@@ -283,7 +286,8 @@ async fn drain(
 fn identity(state: &StateDir) -> Result<Identity, IdentityFileError> {
     let decode = |bytes: &[u8]| Identity::decode(bytes).map(|identity| identity.peer_id()).map_err(|error| error.to_string());
     let bytes = crate::state::load_or_create(state.path(), || Identity::generate().encode().unwrap_or_default(), decode)?;
-    Identity::decode(&bytes).map_err(|error| IdentityFileError::Damaged { path: state.path().to_owned(), reason: error.to_string() })
+    Identity::decode(&bytes)
+        .map_err(|error| IdentityFileError::Damaged { path: state.path().to_owned(), reason: error.to_string() })
 }
 
 fn bus(bus: &Bus) -> (Builder<'_>, Mode) {

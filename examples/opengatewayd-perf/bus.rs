@@ -74,7 +74,13 @@ impl<'a> Client<'a> {
         loop {
             let reply = self
                 .connection
-                .call_method(Some("org.freedesktop.DBus"), "/org/freedesktop/DBus", Some("org.freedesktop.DBus"), "NameHasOwner", &(BUS_NAME,))
+                .call_method(
+                    Some("org.freedesktop.DBus"),
+                    "/org/freedesktop/DBus",
+                    Some("org.freedesktop.DBus"),
+                    "NameHasOwner",
+                    &(BUS_NAME,),
+                )
                 .await?;
             if reply.body().deserialize::<bool>()? {
                 return Ok(());

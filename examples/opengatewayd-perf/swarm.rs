@@ -14,7 +14,8 @@ use opengateway::{dispatch, state};
 use super::{Arguments, Failed, Role, say};
 
 /// The addresses of the daemon's own default configuration.
-const LISTEN: [&str; 4] = ["/ip4/0.0.0.0/udp/4001/quic-v1", "/ip4/0.0.0.0/tcp/4001", "/ip6/::/udp/4001/quic-v1", "/ip6/::/tcp/4001"];
+const LISTEN: [&str; 4] =
+    ["/ip4/0.0.0.0/udp/4001/quic-v1", "/ip4/0.0.0.0/tcp/4001", "/ip6/::/udp/4001/quic-v1", "/ip6/::/tcp/4001"];
 
 struct Node {
     net: net::Handle,

@@ -31,34 +31,10 @@ pub mod prompt_option {
     pub const PROMPT_FD: &str = "PromptFd";
 
     /// What `Prompt` accepts.
-    pub const PROMPT: &[&str] = &[
-        MODEL,
-        TIER,
-        MAX_TOKENS,
-        TEMPERATURE,
-        SEED,
-        SYSTEM,
-        TIMEOUT,
-        PEER,
-        NODE,
-        LOCAL_FIRST,
-        NO_LOCAL,
-    ];
+    pub const PROMPT: &[&str] = &[MODEL, TIER, MAX_TOKENS, TEMPERATURE, SEED, SYSTEM, TIMEOUT, PEER, NODE, LOCAL_FIRST, NO_LOCAL];
     /// What `StartPrompt` accepts.
-    pub const START_PROMPT: &[&str] = &[
-        MODEL,
-        TIER,
-        MAX_TOKENS,
-        TEMPERATURE,
-        SEED,
-        SYSTEM,
-        TIMEOUT,
-        PEER,
-        NODE,
-        LOCAL_FIRST,
-        NO_LOCAL,
-        PROMPT_FD,
-    ];
+    pub const START_PROMPT: &[&str] =
+        &[MODEL, TIER, MAX_TOKENS, TEMPERATURE, SEED, SYSTEM, TIMEOUT, PEER, NODE, LOCAL_FIRST, NO_LOCAL, PROMPT_FD];
 }
 
 /// Options of `Connect`.
@@ -130,18 +106,9 @@ mod tests {
     #[test]
     fn every_option_key_is_in_the_interface_file() {
         let manager = include_str!("../../dbus/org.opengateway.Gateway1.Manager.xml");
-        let all = [
-            prompt_option::START_PROMPT,
-            connect_option::ALL,
-            disconnect_option::ALL,
-            peers_option::ALL,
-            sharing_option::ALL,
-        ];
-        for key in all
-            .into_iter()
-            .flatten()
-            .chain(&[resources_option::FRESH, resources_option::TIER])
-        {
+        let all =
+            [prompt_option::START_PROMPT, connect_option::ALL, disconnect_option::ALL, peers_option::ALL, sharing_option::ALL];
+        for key in all.into_iter().flatten().chain(&[resources_option::FRESH, resources_option::TIER]) {
             assert!(manager.contains(&format!("{key} (")), "{key} is not documented");
         }
     }

@@ -258,11 +258,7 @@ impl FromStr for ErrorName {
 
     /// Reads the full name, as in a D-Bus error reply or the `error` line of a stream.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|known| known.as_str() == name)
-            .ok_or_else(|| UnknownErrorName(name.to_owned()))
+        Self::ALL.iter().copied().find(|known| known.as_str() == name).ok_or_else(|| UnknownErrorName(name.to_owned()))
     }
 }
 
@@ -278,21 +274,13 @@ mod tests {
         let table = MANAGER.split("Error names, all with the prefix").nth(1).unwrap();
         let table = table.split("NotAuthorized is a name of our own").next().unwrap();
         let name = |line: &str| line.strip_prefix("    ")?.split_once("  ").map(|(name, _)| name.to_owned());
-        table
-            .lines()
-            .filter_map(name)
-            .filter(|name| name.starts_with(|c: char| c.is_ascii_uppercase()))
-            .collect()
+        table.lines().filter_map(name).filter(|name| name.starts_with(|c: char| c.is_ascii_uppercase())).collect()
     }
 
     #[test]
     fn every_documented_error_has_a_hint_and_an_exit_code_and_the_other_way_round() {
         let own = |name: &&ErrorName| name.origin() == Origin::Service;
-        let known: BTreeSet<String> = ErrorName::ALL
-            .iter()
-            .filter(own)
-            .map(|name| name.short().to_owned())
-            .collect();
+        let known: BTreeSet<String> = ErrorName::ALL.iter().filter(own).map(|name| name.short().to_owned()).collect();
         assert_eq!(documented(), known);
         assert!(known.len() > 20);
         for name in ErrorName::ALL {
@@ -303,19 +291,13 @@ mod tests {
 
     #[test]
     fn every_error_that_a_method_lists_is_in_the_table() {
-        let listed = MANAGER
-            .split("Errors:")
-            .skip(1)
-            .chain(MANAGER.split("polkit and errors:").skip(1));
+        let listed = MANAGER.split("Errors:").skip(1).chain(MANAGER.split("polkit and errors:").skip(1));
         for list in listed {
             let list = list.split("-->").next().unwrap().split(". ").next().unwrap();
             for word in list.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| word.len() > 3) {
                 let upper = word.starts_with(|c: char| c.is_ascii_uppercase());
                 if upper && word.chars().any(|c| c.is_ascii_lowercase()) && !["Prompt"].contains(&word) {
-                    assert!(
-                        ErrorName::ALL.iter().any(|name| name.short() == word),
-                        "{word} is not in the table"
-                    );
+                    assert!(ErrorName::ALL.iter().any(|name| name.short() == word), "{word} is not in the table");
                 }
             }
         }

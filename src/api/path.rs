@@ -36,9 +36,7 @@ pub fn unescape(label: &str) -> Option<String> {
     while let Some((&first, after)) = rest.split_first() {
         if first == b'_' {
             let (digits, after) = after.split_at_checked(2)?;
-            let digits = std::str::from_utf8(digits)
-                .ok()
-                .filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()))?;
+            let digits = std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()))?;
             bytes.push(u8::from_str_radix(digits, 16).ok()?);
             rest = after;
         } else {
@@ -47,9 +45,7 @@ pub fn unescape(label: &str) -> Option<String> {
         }
     }
     // Comparing refuses every other spelling (`_61` for `a`, upper-case hex), so ids and paths are one to one.
-    String::from_utf8(bytes)
-        .ok()
-        .filter(|text| !text.is_empty() && escape(text) == label)
+    String::from_utf8(bytes).ok().filter(|text| !text.is_empty() && escape(text) == label)
 }
 
 /// The object path of the cluster `id`.
@@ -84,10 +80,7 @@ mod tests {
         assert_eq!(escape(""), "_");
         assert_eq!(escape("3b"), "_33b");
         assert_eq!(escape("a_b"), "a_5fb");
-        assert_eq!(
-            cluster_path("Llama-3.2-3B"),
-            "/org/opengateway/Gateway1/cluster/Llama_2d3_2e2_2d3B"
-        );
+        assert_eq!(cluster_path("Llama-3.2-3B"), "/org/opengateway/Gateway1/cluster/Llama_2d3_2e2_2d3B");
     }
 
     #[test]

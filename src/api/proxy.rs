@@ -186,11 +186,7 @@ pub trait Cluster {
 }
 
 /// One prompt in progress.
-#[zbus::proxy(
-    interface = "org.opengateway.Gateway1.Job",
-    default_service = "org.opengateway.Gateway1",
-    assume_defaults = false
-)]
+#[zbus::proxy(interface = "org.opengateway.Gateway1.Job", default_service = "org.opengateway.Gateway1", assume_defaults = false)]
 pub trait Job {
     /// Cancels it.
     fn cancel(&self) -> zbus::Result<()>;
@@ -255,11 +251,7 @@ mod tests {
             let interface = &node.interfaces()[0];
             let method = |name: &str| proxy.matches(&format!("fn {}(", snake(name))).count();
             let mut members = 0;
-            for name in interface
-                .methods()
-                .map(|m| m.name())
-                .chain(interface.signals().map(|s| s.name()))
-            {
+            for name in interface.methods().map(|m| m.name()).chain(interface.signals().map(|s| s.name())) {
                 assert_eq!(method(name.as_str()), 1, "{short}.{name}");
                 members += 1;
             }
@@ -267,26 +259,15 @@ mod tests {
                 let name = property.name();
                 assert_eq!(method(name.as_str()), 1, "{short}.{name}");
                 assert_eq!(property.access(), PropertyAccess::Read, "{short}.{name}");
-                let emits = property
-                    .annotations()
-                    .iter()
-                    .find(|a| a.name().ends_with("EmitsChangedSignal"))
-                    .map(|a| a.value());
+                let emits = property.annotations().iter().find(|a| a.name().ends_with("EmitsChangedSignal")).map(|a| a.value());
                 let attribute = match emits {
                     Some(value) => format!("#[zbus(property(emits_changed_signal = \"{value}\"))]"),
                     None => "#[zbus(property)]".to_owned(),
                 };
-                assert!(
-                    proxy.contains(&format!("{attribute}\n    fn {}(", snake(name.as_str()))),
-                    "{short}.{name} {attribute}"
-                );
+                assert!(proxy.contains(&format!("{attribute}\n    fn {}(", snake(name.as_str()))), "{short}.{name} {attribute}");
                 members += 1;
             }
-            assert_eq!(
-                proxy.matches("    fn ").count(),
-                members,
-                "{short} has members that the file lacks"
-            );
+            assert_eq!(proxy.matches("    fn ").count(), members, "{short} has members that the file lacks");
         }
     }
 }

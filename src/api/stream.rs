@@ -149,12 +149,7 @@ const READ_BYTES: usize = 64 << 10;
 impl<R: AsyncRead + Unpin> LineReader<R> {
     /// Reads lines from `source`.
     pub fn new(source: R) -> Self {
-        Self {
-            source,
-            buffer: Vec::new(),
-            taken: 0,
-            searched: 0,
-        }
+        Self { source, buffer: Vec::new(), taken: 0, searched: 0 }
     }
 
     /// The next line; `None` at the end of the pipe. Empty lines are skipped.
@@ -186,11 +181,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
             self.buffer.reserve(READ_BYTES);
             // `read_buf` grows the buffer only by what arrived, and is cancel-safe.
             if self.source.read_buf(&mut self.buffer).await? == 0 {
-                return if self.buffer.is_empty() {
-                    Ok(None)
-                } else {
-                    Err(StreamError::CutOff)
-                };
+                return if self.buffer.is_empty() { Ok(None) } else { Err(StreamError::CutOff) };
             }
         }
     }
@@ -217,27 +208,15 @@ mod tests {
 
     #[test]
     fn lines_are_written_as_documented() {
-        let start = Line::Start {
-            model: "echo".into(),
-            served_by: ServedBy {
-                peer_id: "12D3".into(),
-                name: "NodeA".into(),
-            },
-        };
+        let start = Line::Start { model: "echo".into(), served_by: ServedBy { peer_id: "12D3".into(), name: "NodeA".into() } };
         assert_eq!(
             start.to_bytes(),
             b"{\"type\":\"start\",\"model\":\"echo\",\"served_by\":{\"peer_id\":\"12D3\",\"name\":\"NodeA\"}}\n"
         );
         let end = Line::End {
             reason: "stop".into(),
-            usage: Usage {
-                prompt_tokens: 1,
-                completion_tokens: 2,
-            },
-            timings: Timings {
-                first_token_us: 3,
-                duration_us: 4,
-            },
+            usage: Usage { prompt_tokens: 1, completion_tokens: 2 },
+            timings: Timings { first_token_us: 3, duration_us: 4 },
         };
         assert_eq!(
             end.to_bytes(),
@@ -265,10 +244,7 @@ mod tests {
         assert_eq!(read_all(&fits.to_bytes()).await.unwrap(), vec![fits]);
         let over = text(&"a".repeat(MAX_LINE_BYTES - frame + 1));
         assert!(matches!(read_all(&over.to_bytes()).await, Err(StreamError::LineTooLong)));
-        assert!(matches!(
-            read_all(&vec![b'a'; MAX_LINE_BYTES * 2]).await,
-            Err(StreamError::LineTooLong)
-        ));
+        assert!(matches!(read_all(&vec![b'a'; MAX_LINE_BYTES * 2]).await, Err(StreamError::LineTooLong)));
     }
 
     #[tokio::test]

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use opengateway::config::Overrides;
 use opengateway::api::names::BUS_NAME;
+use opengateway::config::Overrides;
 use opengateway::daemon::{self, Bus, Options};
 use opengateway::domain::version;
 use tracing_subscriber::EnvFilter;

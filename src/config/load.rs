@@ -62,10 +62,12 @@ pub struct Environment(HashMap<String, String>);
 impl Environment {
     /// Of this process.
     pub fn of_process() -> Self {
-        Self(["NODE_NAME", "POC_CLUSTER_ID", "POC_SERVE", "OPENGATEWAY_BOOTSTRAP", "OPENGATEWAY_POC_ROOT"]
-            .into_iter()
-            .filter_map(|key| std::env::var(key).ok().filter(|value| !value.is_empty()).map(|value| (key.to_owned(), value)))
-            .collect())
+        Self(
+            ["NODE_NAME", "POC_CLUSTER_ID", "POC_SERVE", "OPENGATEWAY_BOOTSTRAP", "OPENGATEWAY_POC_ROOT"]
+                .into_iter()
+                .filter_map(|key| std::env::var(key).ok().filter(|value| !value.is_empty()).map(|value| (key.to_owned(), value)))
+                .collect(),
+        )
     }
 
     /// Of these pairs.

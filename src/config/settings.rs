@@ -114,7 +114,10 @@ fn addresses(key: &str, list: Option<Vec<String>>) -> Result<Vec<String>, String
         return Err(format!("{key} has {} addresses; at most {MAX_ADDRESSES} are taken", list.len()));
     }
     match list.iter().find(|address| !address.starts_with('/') || address.len() > MAX_ADDRESS_BYTES) {
-        Some(bad) => Err(format!("{key}: {:?} is no multiaddr such as \"/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3…\"", bad.chars().take(80).collect::<String>())),
+        Some(bad) => Err(format!(
+            "{key}: {:?} is no multiaddr such as \"/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3…\"",
+            bad.chars().take(80).collect::<String>()
+        )),
         None => Ok(list),
     }
 }
@@ -182,7 +185,8 @@ impl Settings {
         }
         let mut clusters = Vec::new();
         for cluster in raw.cluster.unwrap_or_default() {
-            let id = ClusterId::new(&cluster.id).map_err(|error| format!("cluster.id {:?}: {error}", cluster.id.chars().take(80).collect::<String>()))?;
+            let id = ClusterId::new(&cluster.id)
+                .map_err(|error| format!("cluster.id {:?}: {error}", cluster.id.chars().take(80).collect::<String>()))?;
             if clusters.iter().any(|known: &ClusterSettings| known.id == id) {
                 return Err(format!("cluster {id} is named twice"));
             }

@@ -12,9 +12,9 @@ use crate::domain::cluster::ClusterId;
 use crate::domain::node::ClusterState;
 use crate::domain::resources::{Lent, lendable};
 use crate::domain::tier;
+use crate::gauge;
 use crate::net::{self, JoinError, JoinOptions, LeaveError};
 use crate::state::{self, Memory, StorageError};
-use crate::gauge;
 
 /// Prompts of a cluster that is no longer in the configuration may end within this: the default of `Disconnect`.
 const DRAIN_REMOVED: Duration = Duration::from_secs(10);
@@ -93,8 +93,9 @@ impl Keeper {
     pub(super) async fn join_at_start(&mut self) {
         // Who said that this machine shares nothing meant all of it, until somebody says otherwise of one cluster.
         let shares_nothing = self.memory.sharing.as_ref().is_some_and(|(enabled, _)| !enabled);
-        let configured =
-            self.settings.clusters.iter().map(|cluster| (cluster.id.clone(), cluster.serve.filter(|serve| !(*serve && shares_nothing)), cluster.bootstrap.clone()));
+        let configured = self.settings.clusters.iter().map(|cluster| {
+            (cluster.id.clone(), cluster.serve.filter(|serve| !(*serve && shares_nothing)), cluster.bootstrap.clone())
+        });
         let mut wanted: Vec<(ClusterId, Option<bool>, Vec<String>)> = configured.collect();
         for saved in self.memory.clusters.iter().filter(|saved| saved.auto_connect) {
             if !wanted.iter().any(|(id, _, _)| *id == saved.id) {
@@ -135,7 +136,9 @@ impl Keeper {
         match request {
             Request::Connect(id, options, reply) => drop(reply.send(self.connect(id, options).await)),
             Request::Disconnect(id, forget, drain, reply) => self.disconnect(id, forget, drain, reply).await,
-            Request::SetSharing(enabled, lent, runtime, reply) => drop(reply.send(self.set_sharing(enabled, lent, runtime).await)),
+            Request::SetSharing(enabled, lent, runtime, reply) => {
+                drop(reply.send(self.set_sharing(enabled, lent, runtime).await))
+            }
             Request::Reload(reply) => drop(reply.send(self.reload().await)),
         }
     }
@@ -160,7 +163,8 @@ impl Keeper {
         let known = self.memory.clusters.iter().find(|saved| saved.id == id).cloned();
         let is_new = known.is_none();
         // What is not said stays as it is: joining again is no way to lose the addresses or the role of before.
-        let mut saved = known.unwrap_or(state::SavedCluster { id: id.clone(), serve: None, auto_connect: true, bootstrap: Vec::new() });
+        let mut saved =
+            known.unwrap_or(state::SavedCluster { id: id.clone(), serve: None, auto_connect: true, bootstrap: Vec::new() });
         saved.serve = options.serve.or(saved.serve);
         saved.auto_connect = options.auto_connect.unwrap_or(true);
         if !options.bootstrap.is_empty() {
@@ -207,7 +211,13 @@ impl Keeper {
         }
     }
 
-    async fn disconnect(&mut self, id: ClusterId, forget: bool, drain: Duration, reply: oneshot::Sender<Result<(), ControlError>>) {
+    async fn disconnect(
+        &mut self,
+        id: ClusterId,
+        forget: bool,
+        drain: Duration,
+        reply: oneshot::Sender<Result<(), ControlError>>,
+    ) {
         let is_joined = self.net.snapshot().clusters.contains_key(&id);
         let is_saved = self.publish.borrow().saved.iter().any(|saved| saved.id == id);
         let refused = match (is_joined, is_saved) {

@@ -106,10 +106,7 @@ impl Control {
         (Self { requests, state }, receiver, publish)
     }
 
-    async fn ask(
-        &self,
-        request: impl FnOnce(oneshot::Sender<Result<(), ControlError>>) -> Request,
-    ) -> Result<(), ControlError> {
+    async fn ask(&self, request: impl FnOnce(oneshot::Sender<Result<(), ControlError>>) -> Request) -> Result<(), ControlError> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| ControlError::ShuttingDown)?;
         answer.await.map_err(|_| ControlError::ShuttingDown)?

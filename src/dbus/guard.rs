@@ -22,19 +22,9 @@ pub struct Guarded<I>(pub I);
 
 /// The reply to a call that panicked. What the panic said is in the log alone: it may quote what must not be told.
 fn panicked(member: &str, payload: &(dyn Any + Send)) -> Error {
-    let said = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(
-        member,
-        said = said.unwrap_or_default(),
-        "a mistake in this program: a panic while a D-Bus call was served"
-    );
-    Error::new(
-        ErrorName::Failed,
-        format!("a mistake in opengatewayd itself: serving {member} failed"),
-    )
+    let said = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(member, said = said.unwrap_or_default(), "a mistake in this program: a panic while a D-Bus call was served");
+    Error::new(ErrorName::Failed, format!("a mistake in opengatewayd itself: serving {member} failed"))
 }
 
 // The state behind the interfaces is behind locks that outlive a panic, so the next call finds it whole.
@@ -56,10 +46,7 @@ impl<I: Interface> Interface for Guarded<I> {
         header: Option<&Header<'_>>,
         emitter: &SignalEmitter<'_>,
     ) -> Option<Result<OwnedVariant, BoxedError>> {
-        match AssertUnwindSafe(self.0.get(property_name, server, connection, header, emitter))
-            .catch_unwind()
-            .await
-        {
+        match AssertUnwindSafe(self.0.get(property_name, server, connection, header, emitter)).catch_unwind().await {
             Ok(found) => found,
             Err(payload) => Some(Err(Box::new(panicked(property_name, &*payload)))),
         }
@@ -72,10 +59,7 @@ impl<I: Interface> Interface for Guarded<I> {
         header: Option<&Header<'_>>,
         emitter: &SignalEmitter<'_>,
     ) -> fdo::Result<HashMap<String, OwnedVariant>> {
-        match AssertUnwindSafe(self.0.get_all(server, connection, header, emitter))
-            .catch_unwind()
-            .await
-        {
+        match AssertUnwindSafe(self.0.get_all(server, connection, header, emitter)).catch_unwind().await {
             Ok(found) => found,
             Err(payload) => Err(fdo::Error::Failed(panicked("GetAll", &*payload).message)),
         }
@@ -102,9 +86,7 @@ impl<I: Interface> Interface for Guarded<I> {
         header: Option<&Header<'_>>,
         emitter: &SignalEmitter<'_>,
     ) -> Option<Result<(), BoxedError>> {
-        self.0
-            .set_mut(property_name, value, server, connection, header, emitter)
-            .await
+        self.0.set_mut(property_name, value, server, connection, header, emitter).await
     }
 
     fn call<'call>(

@@ -103,7 +103,10 @@ impl Jobs {
         self.with(|records| {
             let own = records.values().filter(|record| record.uid == uid && !record.state().is_over()).count();
             if own >= MAX_PER_UID {
-                return Err(Error::new(ErrorName::Busy, format!("user {uid} has {MAX_PER_UID} prompts in progress, which is the limit")));
+                return Err(Error::new(
+                    ErrorName::Busy,
+                    format!("user {uid} has {MAX_PER_UID} prompts in progress, which is the limit"),
+                ));
             }
             let record = Arc::new(Record {
                 id: self.next.fetch_add(1, Ordering::Relaxed) + 1,

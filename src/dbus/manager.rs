@@ -86,7 +86,11 @@ impl Shared {
         let snapshot = self.net.snapshot();
         if text.is_empty() {
             return dispatch::default_cluster(snapshot.clusters.keys()).cloned().ok_or_else(|| {
-                let what = if snapshot.clusters.is_empty() { "this node is in no cluster" } else { "this node is in several clusters: name one" };
+                let what = if snapshot.clusters.is_empty() {
+                    "this node is in no cluster"
+                } else {
+                    "this node is in several clusters: name one"
+                };
                 Error::new(ErrorName::NotConnected, what)
             });
         }
@@ -130,7 +134,12 @@ impl Manager {
         self.0.access.require(connection, header, action).await
     }
 
-    fn start(&self, caller: &Caller, cluster: &str, options: options::PromptOptions) -> Result<(dispatch::Job, Arc<Record>, Vec<u64>), Error> {
+    fn start(
+        &self,
+        caller: &Caller,
+        cluster: &str,
+        options: options::PromptOptions,
+    ) -> Result<(dispatch::Job, Arc<Record>, Vec<u64>), Error> {
         if self.0.stopping.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorName::ShuttingDown, "the daemon is stopping"));
         }
@@ -317,7 +326,9 @@ impl Manager {
                 return Err(Error::invalid("with option PromptFd the prompt argument is empty"));
             }
             let permit = Arc::clone(&self.0.reading).try_acquire_owned();
-            let permit = permit.map_err(|_| Error::new(ErrorName::Busy, "too many prompts are being read from descriptors; try again in a moment"))?;
+            let permit = permit.map_err(|_| {
+                Error::new(ErrorName::Busy, "too many prompts are being read from descriptors; try again in a moment")
+            })?;
             options.ask.prompt = read_prompt(fd, permit).await?;
         }
         let (job, record, surplus) = self.start(&caller, &cluster_id, options)?;

@@ -129,7 +129,9 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
     if !matches!(mode, Mode::PeerToPeer(_)) {
         match connection.request_name_with_flags(BUS_NAME, RequestNameFlags::DO_NOT_QUEUE).await {
             Ok(RequestNameReply::PrimaryOwner | RequestNameReply::AlreadyOwner) => {}
-            Ok(RequestNameReply::Exists | RequestNameReply::InQueue) | Err(zbus::Error::NameTaken) => return Err(ServeError::NameTaken),
+            Ok(RequestNameReply::Exists | RequestNameReply::InQueue) | Err(zbus::Error::NameTaken) => {
+                return Err(ServeError::NameTaken);
+            }
             Err(error) => return Err(ServeError::NameRefused(error)),
         }
     }

@@ -159,10 +159,16 @@ pub(super) fn connect(raw: Raw) -> Result<ConnectOptions, Error> {
     let bootstrap = options.texts(connect_option::BOOTSTRAP)?;
     // They are saved: what is too much here would be too much at the next start.
     if bootstrap.len() > MAX_ADDRESSES {
-        return Err(Error::invalid(format!("option Bootstrap has {} addresses; at most {MAX_ADDRESSES} are taken", bootstrap.len())));
+        return Err(Error::invalid(format!(
+            "option Bootstrap has {} addresses; at most {MAX_ADDRESSES} are taken",
+            bootstrap.len()
+        )));
     }
     if let Some(long) = bootstrap.iter().find(|address| address.len() > MAX_ADDRESS_BYTES) {
-        return Err(Error::invalid(format!("option Bootstrap: an address is {} bytes long; at most {MAX_ADDRESS_BYTES} are taken", long.len())));
+        return Err(Error::invalid(format!(
+            "option Bootstrap: an address is {} bytes long; at most {MAX_ADDRESS_BYTES} are taken",
+            long.len()
+        )));
     }
     Ok(ConnectOptions {
         bootstrap,

@@ -262,8 +262,7 @@ impl Publisher {
     /// The second is over: one signal for all that could not be told one by one.
     async fn settle_debts(&mut self) {
         let now = Instant::now();
-        let due: Vec<ClusterId> =
-            self.bursts.iter().filter(|(_, burst)| burst.is_due(now)).map(|(id, _)| id.clone()).collect();
+        let due: Vec<ClusterId> = self.bursts.iter().filter(|(_, burst)| burst.is_due(now)).map(|(id, _)| id.clone()).collect();
         for id in due {
             let before = self.bursts.insert(id.clone(), Burst::new(now));
             if !before.is_some_and(|before| before.owed) {
@@ -315,10 +314,13 @@ impl Publisher {
     }
 
     async fn state_changed(&self, id: &ClusterId, state: &str, previous: &str) {
-        let (Ok(object), Ok(emitter)) = (object_path(path::cluster_path(id.key())), SignalEmitter::new(&self.connection, ROOT_PATH)) else {
+        let (Ok(object), Ok(emitter)) =
+            (object_path(path::cluster_path(id.key())), SignalEmitter::new(&self.connection, ROOT_PATH))
+        else {
             return;
         };
-        let details = details::Details::from([("Previous", previous.to_owned().into()), ("Reason", "".into()), ("Error", "".into())]);
+        let details =
+            details::Details::from([("Previous", previous.to_owned().into()), ("Reason", "".into()), ("Error", "".into())]);
         let _ = Manager::cluster_state_changed(&emitter, id.as_str(), object, state, details).await;
     }
 
@@ -371,8 +373,7 @@ impl Publisher {
             return;
         }
         (self.resources, self.lent) = (measured, lent);
-        if let Ok(emitter) = SignalEmitter::new(&self.connection, ROOT_PATH)
-        {
+        if let Ok(emitter) = SignalEmitter::new(&self.connection, ROOT_PATH) {
             self.resources_told = Some(now);
             let _ = Manager::resources_changed(&emitter, changed).await;
         }

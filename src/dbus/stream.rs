@@ -155,10 +155,7 @@ fn line_of(event: JobEvent, record: &Record, progress: &mut Progress) -> (Line, 
             let line = match &outcome {
                 Ok(done) => Line::End {
                     reason: done.finish.as_str().to_owned(),
-                    usage: Usage {
-                        prompt_tokens: done.usage.prompt_tokens,
-                        completion_tokens: done.usage.completion_tokens,
-                    },
+                    usage: Usage { prompt_tokens: done.usage.prompt_tokens, completion_tokens: done.usage.completion_tokens },
                     timings: progress.timings(),
                 },
                 Err(failure) => {
@@ -191,7 +188,9 @@ impl From<Unwritten> for Failure {
     fn from(why: Unwritten) -> Self {
         match why {
             Unwritten::Closed => Self::new(FailureKind::Cancelled, "the caller closed its stream"),
-            Unwritten::Slow => Self::new(FailureKind::SlowConsumer, format!("the caller did not read its stream for {} s", SLOW.as_secs())),
+            Unwritten::Slow => {
+                Self::new(FailureKind::SlowConsumer, format!("the caller did not read its stream for {} s", SLOW.as_secs()))
+            }
         }
     }
 }
@@ -206,12 +205,10 @@ impl Lines {
         while self.sent < self.buffer.len() {
             let rest = &self.buffer[self.sent..];
             let written = match self.pipe.try_write(rest) {
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    match timeout(SLOW, self.pipe.writable()).await {
-                        Ok(ready) => ready.map(|()| 0),
-                        Err(_) => return Err(Unwritten::Slow),
-                    }
-                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => match timeout(SLOW, self.pipe.writable()).await {
+                    Ok(ready) => ready.map(|()| 0),
+                    Err(_) => return Err(Unwritten::Slow),
+                },
                 written => written,
             };
             self.sent += written.map_err(|_| Unwritten::Closed)?;
@@ -226,7 +223,10 @@ impl Lines {
         if self.sent == 0 {
             self.buffer.clear();
         } else if self.buffer[self.sent - 1] != b'\n' {
-            let end = self.buffer[self.sent..].iter().position(|&byte| byte == b'\n').map_or(self.buffer.len(), |end| self.sent + end + 1);
+            let end = self.buffer[self.sent..]
+                .iter()
+                .position(|&byte| byte == b'\n')
+                .map_or(self.buffer.len(), |end| self.sent + end + 1);
             self.buffer.truncate(end);
         } else {
             self.buffer.truncate(self.sent);

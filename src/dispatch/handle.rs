@@ -135,7 +135,9 @@ impl Handle {
             Inner::Scripted { starts, .. } => {
                 let (events, receiver) = mpsc::channel(64);
                 starts.try_send(Start { uid, cluster, ask, options, events }).map_err(|error| match error {
-                    mpsc::error::TrySendError::Full(_) => Failure::busy("too many prompts start at once", Duration::from_millis(100)),
+                    mpsc::error::TrySendError::Full(_) => {
+                        Failure::busy("too many prompts start at once", Duration::from_millis(100))
+                    }
                     mpsc::error::TrySendError::Closed(_) => Failure::new(FailureKind::ShuttingDown, "the daemon is stopping"),
                 })?;
                 Ok(Job(Source::Scripted(receiver)))

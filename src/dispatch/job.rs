@@ -98,7 +98,10 @@ impl Drop for Errand {
 #[derive(Debug)]
 enum Answer {
     /// The errand is counted for as long as the stream lives.
-    Remote { stream: AnswerStream, _errand: Errand },
+    Remote {
+        stream: AnswerStream,
+        _errand: Errand,
+    },
     Local(mpsc::Receiver<AnswerEvent>),
 }
 
@@ -257,7 +260,9 @@ impl Running {
             name: self.router.name.clone(),
             local: true,
         };
-        if self.options.local_first && !self.options.no_local && !self.tried.contains(&me.id)
+        if self.options.local_first
+            && !self.options.no_local
+            && !self.tried.contains(&me.id)
             && let Some(local) = self.ask_here(&me, left)
         {
             return local;
@@ -270,7 +275,8 @@ impl Running {
                 Err(nobody) => {
                     // This node itself, when it serves the cluster: the last choice unless it was wished for.
                     let may = view.serving && !self.options.no_local && self.wishes_allow(&me) && !self.tried.contains(&me.id);
-                    if may && nobody.kind != FailureKind::InvalidRequest
+                    if may
+                        && nobody.kind != FailureKind::InvalidRequest
                         && let Some(local) = self.ask_here(&me, left)
                     {
                         return local;

@@ -28,7 +28,9 @@ pub enum ClusterIdError {
     #[error("a cluster id has at most 64 characters, this one has {0}")]
     TooLong(usize),
     /// A character outside `[A-Za-z0-9._-]`, or a first character that is no letter or digit.
-    #[error("a cluster id consists of letters, digits, '.', '_' and '-' and starts with a letter or digit; {0:?} is not allowed there")]
+    #[error(
+        "a cluster id consists of letters, digits, '.', '_' and '-' and starts with a letter or digit; {0:?} is not allowed there"
+    )]
     BadCharacter(char),
 }
 
@@ -41,9 +43,7 @@ impl ClusterId {
         if text.is_empty() {
             return Err(ClusterIdError::Empty);
         }
-        let allowed = |(at, c): (usize, char)| {
-            c.is_ascii_alphanumeric() || (at > 0 && matches!(c, '.' | '_' | '-'))
-        };
+        let allowed = |(at, c): (usize, char)| c.is_ascii_alphanumeric() || (at > 0 && matches!(c, '.' | '_' | '-'));
         if let Some((_, bad)) = text.char_indices().find(|&found| !allowed(found)) {
             return Err(ClusterIdError::BadCharacter(bad));
         }

@@ -128,7 +128,13 @@ pub fn assess(tier: &'static Tier, resources: &Resources) -> Verdict {
     compare(Need::Storage, "storage", tier.storage, storage);
     let cores = f64::from(tier.cores) - resources.cpu.usable;
     if cores > 1e-9 {
-        let sentence = format!("needs {} core{}, {} usable: {} missing", tier.cores, if tier.cores == 1 { "" } else { "s" }, plain(resources.cpu.usable, 2), plain(cores, 2));
+        let sentence = format!(
+            "needs {} core{}, {} usable: {} missing",
+            tier.cores,
+            if tier.cores == 1 { "" } else { "s" },
+            plain(resources.cpu.usable, 2),
+            plain(cores, 2)
+        );
         unmet.insert(0, Unmet { need: Need::Cores, missing: cores, sentence });
     }
     let fits_now = resources.memory.available.map(|free| free >= tier.memory);
@@ -201,12 +207,14 @@ mod tests {
             Llama-3.1-8B   |  4 | 12 |  8 |  30
             Llama-3.1-70B  |  8 | 32 | 24 | 150
             Llama-3.1-405B | 16 | 64 | 48 | 500";
-        let rows: Vec<[&str; 5]> = table.trim().lines().map(|row| row.split('|').map(str::trim).collect::<Vec<_>>().try_into().unwrap()).collect();
+        let rows: Vec<[&str; 5]> =
+            table.trim().lines().map(|row| row.split('|').map(str::trim).collect::<Vec<_>>().try_into().unwrap()).collect();
         assert_eq!(rows.len(), TIERS.len());
         for ([name, cores, memory, vram, storage], tier) in rows.into_iter().zip(&TIERS) {
             let bytes = |gb: &str| gb.parse::<u64>().unwrap() * 1_000_000_000;
             let vram = (vram != "-").then(|| bytes(vram));
-            let expected = Tier { name: tier.name, cores: cores.parse().unwrap(), memory: bytes(memory), vram, storage: bytes(storage) };
+            let expected =
+                Tier { name: tier.name, cores: cores.parse().unwrap(), memory: bytes(memory), vram, storage: bytes(storage) };
             assert_eq!((name, expected), (tier.name, *tier));
         }
     }

@@ -212,7 +212,11 @@ impl BootstrapAddress {
         };
         match sample {
             Some(sample) if is_transport(&sample) => {
-                if ip_of(&sample).is_some_and(|ip| ip.is_unspecified()) { Err(BootstrapError::Unspecified) } else { Ok(parsed) }
+                if ip_of(&sample).is_some_and(|ip| ip.is_unspecified()) {
+                    Err(BootstrapError::Unspecified)
+                } else {
+                    Ok(parsed)
+                }
             }
             _ => Err(BootstrapError::Shape),
         }
@@ -293,7 +297,8 @@ mod tests {
 
     #[test]
     fn who_is_seen_at_its_own_ip_is_reachable_at_all_its_listeners_there() {
-        let listening = ["/ip4/10.0.0.1/udp/4001/quic-v1", "/ip4/10.0.0.1/tcp/4001", "/ip4/10.1.0.1/tcp/4001", "/ip6/fd00::1/tcp/4001"];
+        let listening =
+            ["/ip4/10.0.0.1/udp/4001/quic-v1", "/ip4/10.0.0.1/tcp/4001", "/ip4/10.1.0.1/tcp/4001", "/ip6/fd00::1/tcp/4001"];
         let listening: Vec<Multiaddr> = listening.iter().map(|text| addr(text)).collect();
         let seen = |at: &str| same_host(&addr(at), listening.iter());
         assert_eq!(seen("/ip4/10.0.0.1/tcp/54321"), listening[..2]);

@@ -38,10 +38,8 @@ impl Alarm {
         }
         // Zero would switch it off: what is due now is due in a nanosecond.
         let left = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
-        let it_value = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        let it_value =
+            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
         let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
         match timerfd_settime(self.timer.get_ref(), TimerfdTimerFlags::empty(), &Itimerspec { it_interval, it_value }) {
             Ok(_) => self.at = Some(at),

@@ -285,10 +285,9 @@ enum Next {
 async fn next(events: &mut mpsc::Receiver<AnswerEvent>) -> Next {
     match timeout(KEEP_ALIVE, events.recv()).await {
         Ok(Some(event)) => Next::Event(event),
-        Ok(None) => Next::Event(AnswerEvent::End(Err(Failure::new(
-            FailureKind::BackendFailed,
-            "the backend gave no end to its answer",
-        )))),
+        Ok(None) => {
+            Next::Event(AnswerEvent::End(Err(Failure::new(FailureKind::BackendFailed, "the backend gave no end to its answer"))))
+        }
         Err(_) => Next::Quiet,
     }
 }

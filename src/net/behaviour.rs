@@ -6,10 +6,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use libp2p::connection_limits::{self, ConnectionLimits};
-use libp2p::identity::Keypair;
-use libp2p::kad::{self, StoreInserts};
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
+use libp2p::identity::Keypair;
+use libp2p::kad::{self, StoreInserts};
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
@@ -195,7 +195,12 @@ impl NetworkBehaviour for Dht {
     type ConnectionHandler = <kad::Behaviour<Providers> as NetworkBehaviour>::ConnectionHandler;
     type ToSwarm = kad::Event;
 
-    fn handle_pending_inbound_connection(&mut self, id: ConnectionId, local: &Multiaddr, remote: &Multiaddr) -> Result<(), ConnectionDenied> {
+    fn handle_pending_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
         self.inner.handle_pending_inbound_connection(id, local, remote)
     }
 

@@ -166,9 +166,8 @@ mod tests {
     #[test]
     fn mdns_and_each_teller_have_their_own_bounds() {
         let (mut book, now, teller) = (Book::new(), Instant::now(), PeerId::random());
-        let mut add = |source, count: usize| {
-            (0..count).filter(|_| book.learn(PeerId::random(), source, vec![address(1)], now)).count()
-        };
+        let mut add =
+            |source, count: usize| (0..count).filter(|_| book.learn(PeerId::random(), source, vec![address(1)], now)).count();
         assert_eq!(add(Source::Mdns, 300), MAX_MDNS);
         assert_eq!(add(Source::View(teller), 100), MAX_PER_TELLER);
         assert_eq!(add(Source::View(PeerId::random()), 100), MAX_PER_TELLER);

@@ -55,7 +55,16 @@ pub(crate) struct Policy {
 
 impl Policy {
     pub(crate) fn new(local: PeerId, patience: Duration, now: Instant) -> Self {
-        Self { local, patience, dialing: HashSet::new(), pauses: HashMap::new(), proven: HashSet::new(), tokens: BURST, filled: now, wake: None }
+        Self {
+            local,
+            patience,
+            dialing: HashSet::new(),
+            pauses: HashMap::new(),
+            proven: HashSet::new(),
+            tokens: BURST,
+            filled: now,
+            wake: None,
+        }
     }
 
     /// The dials to make at `now`. `connected` tells who needs none.

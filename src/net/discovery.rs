@@ -258,7 +258,13 @@ impl Task<'_> {
         // Who tells us over loopback is on this machine, and so may be whom it tells of.
         let mut networks = self.networks.clone();
         if let Source::View(teller) = source
-            && self.swarm.behaviour().streams.connections(&teller).iter().any(|connection| address::is_loopback(&connection.remote))
+            && self
+                .swarm
+                .behaviour()
+                .streams
+                .connections(&teller)
+                .iter()
+                .any(|connection| address::is_loopback(&connection.remote))
         {
             networks.push(address::Network::Loopback);
         }
@@ -348,7 +354,8 @@ impl Task<'_> {
     /// Publishes the provider record of this node, and plans the next time.
     pub(super) fn announce(&mut self, id: &ClusterId, now: Instant) {
         let Some(cluster) = self.clusters.get_mut(id) else { return };
-        let planned = ANNOUNCE_AGAIN.get(cluster.announcements as usize).map_or(now + ANNOUNCE_EVERY, |&after| cluster.joined + after);
+        let planned =
+            ANNOUNCE_AGAIN.get(cluster.announcements as usize).map_or(now + ANNOUNCE_EVERY, |&after| cluster.joined + after);
         cluster.announcements += 1;
         self.agenda.set(Due::Announce(id.clone()), planned.max(now + BOOTSTRAP_FIRST));
         self.publish_record(id);
@@ -430,7 +437,8 @@ impl Task<'_> {
 
     /// Up to 32 random members of `cluster` for `to`, with addresses that it can use; `None` when there are none.
     pub(super) fn view_for(&self, cluster: &ClusterId, to: &PeerId, now: Instant) -> Option<View> {
-        let to_loopback = self.swarm.behaviour().streams.connections(to).iter().any(|connection| address::is_loopback(&connection.remote));
+        let to_loopback =
+            self.swarm.behaviour().streams.connections(to).iter().any(|connection| address::is_loopback(&connection.remote));
         let mut known: Vec<(PeerId, Instant)> = self.members.heard_of(cluster).filter(|(peer, _)| peer != to).collect();
         // A random choice: any 32 of a shuffled list.
         for at in (1..known.len()).rev() {
@@ -570,7 +578,9 @@ impl Task<'_> {
     }
 
     fn move_sessions(&mut self, peer: PeerId, from: libp2p::swarm::ConnectionId) {
-        let Some(best) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else { return };
+        let Some(best) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
+            return;
+        };
         let moving: Vec<(ClusterId, keys::Root)> = self
             .sessions
             .values()

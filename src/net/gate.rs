@@ -65,7 +65,12 @@ impl NetworkBehaviour for Gate {
     type ConnectionHandler = dummy::ConnectionHandler;
     type ToSwarm = Infallible;
 
-    fn handle_pending_inbound_connection(&mut self, _: ConnectionId, _: &Multiaddr, remote: &Multiaddr) -> Result<(), ConnectionDenied> {
+    fn handle_pending_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        _: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
         // A relayed connection has no address of its own; its relay is limited at its own connection.
         match ip_of(remote) {
             Some(ip) if !ip.is_loopback() && !self.knocks.allow(ip, Instant::now()) => Err(ConnectionDenied::new(TooFast)),

@@ -1,6 +1,6 @@
 //! The node's key: ed25519, in libp2p's protobuf encoding. The bytes are kept by `state`.
 
-use libp2p::identity::{Keypair, KeyType};
+use libp2p::identity::{KeyType, Keypair};
 
 /// A node's key pair. Its `Debug` shows the public half.
 #[derive(Debug, Clone)]

@@ -160,7 +160,14 @@ impl Members {
     }
 
     /// Takes a state in; true when it is the first one, with which the member becomes visible.
-    pub(crate) fn on_state(&mut self, cluster: &ClusterId, peer: &PeerId, generation: Generation, state: State, now: Instant) -> bool {
+    pub(crate) fn on_state(
+        &mut self,
+        cluster: &ClusterId,
+        peer: &PeerId,
+        generation: Generation,
+        state: State,
+        now: Instant,
+    ) -> bool {
         self.heard(cluster, peer, generation, now);
         let Some(entry) = self.held(cluster, peer, generation) else { return false };
         entry.state.replace(state).is_none()
@@ -288,7 +295,13 @@ mod tests {
         (Members::new(10 * SECOND, 15 * SECOND), ClusterId::new("home").unwrap(), PeerId::random(), Instant::now())
     }
 
-    fn enter(members: &mut Members, cluster: &ClusterId, peer: PeerId, generation: Generation, now: Instant) -> Option<Generation> {
+    fn enter(
+        members: &mut Members,
+        cluster: &ClusterId,
+        peer: PeerId,
+        generation: Generation,
+        now: Instant,
+    ) -> Option<Generation> {
         let link = Link { addresses: Vec::new(), direct: true, transport: "quic" };
         members.insert(cluster, peer, generation, 1, FoundBy::Mdns, link, now)
     }

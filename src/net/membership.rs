@@ -124,13 +124,7 @@ impl Task<'_> {
 
     fn context(&mut self, peer: PeerId, connection: ConnectionId) -> Context {
         self.lasting.next_generation += 1;
-        Context {
-            generation: self.lasting.next_generation,
-            local: self.local,
-            peer,
-            connection,
-            reports: self.reports.clone(),
-        }
+        Context { generation: self.lasting.next_generation, local: self.local, peer, connection, reports: self.reports.clone() }
     }
 
     /// Hellos under way with a peer: those that we began, or those that it began.
@@ -179,7 +173,9 @@ impl Task<'_> {
         match report {
             Report::Up(up, entered) => self.on_up(up, entered),
             Report::Frame(generation, control) => self.on_control(generation, control),
-            Report::Down { generation, peer, connection, cluster, end } => self.on_down(generation, peer, connection, cluster, end),
+            Report::Down { generation, peer, connection, cluster, end } => {
+                self.on_down(generation, peer, connection, cluster, end)
+            }
         }
     }
 
@@ -187,7 +183,8 @@ impl Task<'_> {
         let now = Instant::now();
         let Up { generation, cluster, peer, connection, opened_here, protocol, outbox } = up;
         self.hellos.remove(&generation);
-        if self.clusters.get(&cluster).is_none_or(|joined| joined.leaving.is_some()) || self.bans.is_banned(&peer, now.into_std()) {
+        if self.clusters.get(&cluster).is_none_or(|joined| joined.leaving.is_some()) || self.bans.is_banned(&peer, now.into_std())
+        {
             return; // dropping `entered` ends the session
         }
         // Of two streams for one cluster the one that the lower peer id opened stays; a newer one of the same opener
@@ -327,8 +324,12 @@ impl Task<'_> {
 
     pub(super) fn beat(&mut self, now: Instant, whose: impl Fn(Generation, &Session) -> bool) {
         self.last_beat = now;
-        let generations: Vec<Generation> =
-            self.sessions.iter().filter(|&(&generation, session)| whose(generation, session)).map(|(&generation, _)| generation).collect();
+        let generations: Vec<Generation> = self
+            .sessions
+            .iter()
+            .filter(|&(&generation, session)| whose(generation, session))
+            .map(|(&generation, _)| generation)
+            .collect();
         for generation in generations {
             let heartbeat = self.heartbeat_for(generation, now);
             if let Some(session) = self.sessions.get_mut(&generation) {
@@ -541,5 +542,4 @@ impl Task<'_> {
         self.serving.remove(&connection);
         self.lasting.pool.connection_closed(peer, connection);
     }
-
 }

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
-use libp2p::swarm::{ConnectionId, Stream};
 use libp2p::PeerId;
+use libp2p::swarm::{ConnectionId, Stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 

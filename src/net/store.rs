@@ -83,7 +83,9 @@ impl Providers {
             return Err(Error::ValueTooLarge);
         }
         let key = record.key.clone();
-        if let Some(known) = self.others.get_mut(&key).and_then(|list| list.iter_mut().find(|known| known.provider == record.provider)) {
+        if let Some(known) =
+            self.others.get_mut(&key).and_then(|list| list.iter_mut().find(|known| known.provider == record.provider))
+        {
             *known = record;
             return Ok(());
         }
@@ -247,7 +249,8 @@ mod tests {
         }
         assert_eq!(store.total, MAX_PER_SUBNET);
         let provider = PeerId::random();
-        let accepted = (100..200).filter(|&number| store.add_provider(ProviderRecord { provider, ..record(number, number, later()) }).is_ok());
+        let accepted = (100..200)
+            .filter(|&number| store.add_provider(ProviderRecord { provider, ..record(number, number, later()) }).is_ok());
         assert_eq!(accepted.count(), MAX_KEYS_PER_PROVIDER);
     }
 

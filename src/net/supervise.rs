@@ -111,6 +111,8 @@ pub async fn start(
     match is_started.await {
         Ok(Ok(())) => Ok((handle.with_direct(Direct { pool, directory }), running)),
         Ok(Err(error)) => Err(error),
-        Err(_) => Err(StartError::Listen { address: String::new(), reason: "the network task ended before it started".to_owned() }),
+        Err(_) => {
+            Err(StartError::Listen { address: String::new(), reason: "the network task ended before it started".to_owned() })
+        }
     }
 }

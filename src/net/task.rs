@@ -314,7 +314,12 @@ impl Task<'_> {
         Ok(())
     }
 
-    async fn serve(&mut self, commands: &mut mpsc::Receiver<Command>, wanted: &mut mpsc::Receiver<PeerId>, mut ends: Ends) -> Ended {
+    async fn serve(
+        &mut self,
+        commands: &mut mpsc::Receiver<Command>,
+        wanted: &mut mpsc::Receiver<PeerId>,
+        mut ends: Ends,
+    ) -> Ended {
         loop {
             if self.dirty {
                 self.publish();
@@ -421,7 +426,8 @@ impl Task<'_> {
             return Err(JoinError::TooMany(MAX_CLUSTERS));
         }
         self.add_bootstrap(&options.bootstrap)?;
-        let (entry, joined_at) = self.lasting.joined.entry(cluster.clone()).or_insert_with(|| (options.clone(), SystemTime::now()));
+        let (entry, joined_at) =
+            self.lasting.joined.entry(cluster.clone()).or_insert_with(|| (options.clone(), SystemTime::now()));
         entry.serve = options.serve;
         for address in &options.bootstrap {
             if !entry.bootstrap.contains(address) {

@@ -68,7 +68,11 @@ fn transport(keypair: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise
 ///
 /// # Errors
 /// The Noise keys could not be made.
-pub(crate) fn swarm<B: NetworkBehaviour>(keypair: &Keypair, behaviour: B, panicked: Arc<Notify>) -> Result<Swarm<B>, noise::Error> {
+pub(crate) fn swarm<B: NetworkBehaviour>(
+    keypair: &Keypair,
+    behaviour: B,
+    panicked: Arc<Notify>,
+) -> Result<Swarm<B>, noise::Error> {
     let spawn = move |task: Pin<Box<dyn Future<Output = ()> + Send>>| {
         let panicked = Arc::clone(&panicked);
         tokio::spawn(async move {

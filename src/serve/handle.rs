@@ -77,7 +77,9 @@ impl Shared {
         }
         let names: Vec<String> = order
             .iter()
-            .flat_map(|&at| self.backends[at].availability().borrow().models.iter().map(|model| model.name.clone()).collect::<Vec<_>>())
+            .flat_map(|&at| {
+                self.backends[at].availability().borrow().models.iter().map(|model| model.name.clone()).collect::<Vec<_>>()
+            })
             .take(16)
             .collect();
         let there = if names.is_empty() { "it has none now".to_owned() } else { format!("it has: {}", names.join(", ")) };

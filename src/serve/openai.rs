@@ -253,7 +253,9 @@ impl Backend for OpenAi {
                     }
                     return Err(refused(error, &model));
                 }
-                Err(_) => return Err(Failure::new(FailureKind::BackendFailed, "the backend did not begin an answer within 60 s")),
+                Err(_) => {
+                    return Err(Failure::new(FailureKind::BackendFailed, "the backend did not begin an answer within 60 s"));
+                }
             };
             read_answer(response, &ask, &out).await
         })
@@ -294,7 +296,9 @@ async fn read_answer(mut response: http::Body, ask: &Ask, out: &mpsc::Sender<Tex
             }
         }
     }
-    if let Some(Chunk::Data { text, finish_reason, usage: counted }) = events.finish().map_err(|error| broken(pieces > 0, &error.to_string()))? {
+    if let Some(Chunk::Data { text, finish_reason, usage: counted }) =
+        events.finish().map_err(|error| broken(pieces > 0, &error.to_string()))?
+    {
         if let Some(text) = text.filter(|text| !text.is_empty()) {
             pieces += 1;
             out.send(Text::new(text)).await.map_err(|_| Failure::new(FailureKind::Cancelled, "the asker is gone"))?;

@@ -131,8 +131,7 @@ impl Queue {
     /// share of running prompts; when all are above, a slot is not left empty.
     fn choose(&self) -> usize {
         let is_local = |requester: &Requester| matches!(requester, Requester::Local(_));
-        let local_running: usize =
-            self.running.iter().filter(|(requester, _)| is_local(requester)).map(|(_, count)| count).sum();
+        let local_running: usize = self.running.iter().filter(|(requester, _)| is_local(requester)).map(|(_, count)| count).sum();
         if local_running < self.limits.slots.div_ceil(4)
             && let Some(local) = self.turns.iter().position(is_local)
         {
@@ -166,7 +165,8 @@ mod tests {
     fn full_queue_refuses_newest() {
         let mut queue = Queue::new(LIMITS);
         let names = ["a", "b", "c"].map(peer);
-        let admitted: Vec<Admission> = (0..11_u64).zip(names.iter().cycle()).map(|(ticket, name)| queue.admit(name, ticket)).collect();
+        let admitted: Vec<Admission> =
+            (0..11_u64).zip(names.iter().cycle()).map(|(ticket, name)| queue.admit(name, ticket)).collect();
         assert_eq!(admitted[..2], [Admission::Run, Admission::Run]);
         assert_eq!(admitted[2], Admission::Wait(0));
         assert_eq!(admitted[9], Admission::Wait(7));

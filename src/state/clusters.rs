@@ -180,7 +180,8 @@ impl Memory {
             bootstrap: saved.bootstrap.clone(),
         };
         let content = Content { clusters: self.clusters.iter().map(raw).collect(), sharing: self.sharing.clone() };
-        let failed = |error: serde_json::Error| StorageError { path: path.clone(), what: "cannot be encoded", source: error.into() };
+        let failed =
+            |error: serde_json::Error| StorageError { path: path.clone(), what: "cannot be encoded", source: error.into() };
         let content = serde_json::to_value(content).map_err(failed)?;
         let envelope = Envelope { schema: SCHEMA, sha256: checksum(&content), content };
         let bytes = serde_json::to_vec_pretty(&envelope).map_err(failed)?;
@@ -227,7 +228,11 @@ mod tests {
         memory(&["a", "b"]).save(directory.path()).unwrap();
         let path = directory.path().join(FILE);
         let whole = fs::read(&path).unwrap();
-        for damage in [whole[..whole.len() / 2].to_vec(), Vec::new(), String::from_utf8(whole.clone()).unwrap().replace("\"b\"", "\"c\"").into_bytes()] {
+        for damage in [
+            whole[..whole.len() / 2].to_vec(),
+            Vec::new(),
+            String::from_utf8(whole.clone()).unwrap().replace("\"b\"", "\"c\"").into_bytes(),
+        ] {
             fs::write(&path, &damage).unwrap();
             let (found, warning) = Memory::load(directory.path()).unwrap();
             assert_eq!(found, memory(&["a"]));

@@ -21,7 +21,9 @@ pub enum DirError {
         source: io::Error,
     },
     /// Another daemon holds it.
-    #[error("the state directory {path} is in use by another opengatewayd{holder}: two daemons with one identity would disturb each other")]
+    #[error(
+        "the state directory {path} is in use by another opengatewayd{holder}: two daemons with one identity would disturb each other"
+    )]
     Locked {
         /// Which.
         path: PathBuf,

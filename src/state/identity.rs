@@ -18,7 +18,9 @@ const MAX_KEY_BYTES: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityFileError {
     /// The marker says that there was a key, and there is none.
-    #[error("{0} is gone, but identity.pub beside it says that this node had a key: put it back from a backup, or remove identity.pub to become a new node")]
+    #[error(
+        "{0} is gone, but identity.pub beside it says that this node had a key: put it back from a backup, or remove identity.pub to become a new node"
+    )]
     Missing(PathBuf),
     /// It cannot be read.
     #[error("{path} cannot be read: {source}; see its owner and mode")]
@@ -45,7 +47,9 @@ pub enum IdentityFileError {
         reason: String,
     },
     /// Key and marker belong to different nodes.
-    #[error("{path} belongs to peer {found}, but identity.pub says {expected}: put the right one back, or remove identity.pub to keep the key")]
+    #[error(
+        "{path} belongs to peer {found}, but identity.pub says {expected}: put the right one back, or remove identity.pub to keep the key"
+    )]
     Mismatch {
         /// Which file.
         path: PathBuf,

@@ -1,8 +1,8 @@
 //! Control frames of a membership stream, after the hello: heartbeat, state, view, goodbye. Binary, big-endian, strict.
 
 use super::limits::{
-    MAX_ADDRESS_BYTES, MAX_BYE_BYTES, MAX_HEARTBEAT_BYTES, MAX_MODEL_NAME_BYTES, MAX_MODELS, MAX_NODE_NAME_BYTES, MAX_PEER_ID_BYTES,
-    MAX_SOFTWARE_BYTES, MAX_STATE_BYTES, MAX_TIER_NAME_BYTES, MAX_TIERS, MAX_VIEW_ADDRESSES, MAX_VIEW_ENTRIES,
+    MAX_ADDRESS_BYTES, MAX_BYE_BYTES, MAX_HEARTBEAT_BYTES, MAX_MODEL_NAME_BYTES, MAX_MODELS, MAX_NODE_NAME_BYTES,
+    MAX_PEER_ID_BYTES, MAX_SOFTWARE_BYTES, MAX_STATE_BYTES, MAX_TIER_NAME_BYTES, MAX_TIERS, MAX_VIEW_ADDRESSES, MAX_VIEW_ENTRIES,
 };
 use crate::domain::node::ModelOffer;
 
@@ -179,7 +179,11 @@ impl Control {
     pub fn decode(body: &[u8]) -> Result<Self, ControlError> {
         let (&kind, rest) = body.split_first().ok_or(ControlError::Malformed { kind: "frame", field: "kind" })?;
         let bounded = |kind: &'static str, limit: usize| {
-            if body.len() > limit { Err(ControlError::TooLong { kind, bytes: body.len(), limit }) } else { Ok(Fields { kind, rest }) }
+            if body.len() > limit {
+                Err(ControlError::TooLong { kind, bytes: body.len(), limit })
+            } else {
+                Ok(Fields { kind, rest })
+            }
         };
         match kind {
             HEARTBEAT => {

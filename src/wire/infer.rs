@@ -348,9 +348,7 @@ impl<'a> Response<'a> {
         match self {
             Self::Token { text, model } => Response::Token { text: own(text), model: model.map(own) },
             Self::KeepAlive => Response::KeepAlive,
-            Self::End { done, model, text_bytes, hash } => {
-                Response::End { done, model: own(model), text_bytes, hash: own(hash) }
-            }
+            Self::End { done, model, text_bytes, hash } => Response::End { done, model: own(model), text_bytes, hash: own(hash) },
             Self::Error(failure) => Response::Error(failure),
         }
     }
@@ -524,7 +522,8 @@ mod tests {
         assert_eq!(read(&"m".repeat(MAX_MESSAGE_BYTES + 1)).len(), MAX_MESSAGE_BYTES);
         assert_eq!(read(&format!("m{}", "\u{1f600}".repeat(MAX_MESSAGE_BYTES))).len(), MAX_MESSAGE_BYTES - 3);
         let long = "\u{1f600}".repeat(MAX_MESSAGE_BYTES);
-        let frame = format!(r#"{{"type":"inference_response","request_id":"{ID}","event":"error","error":"Busy","message":"{long}"}}"#);
+        let frame =
+            format!(r#"{{"type":"inference_response","request_id":"{ID}","event":"error","error":"Busy","message":"{long}"}}"#);
         let Ok(Response::Error(failure)) = Response::decode(frame.as_bytes(), &ID) else { panic!("not read") };
         assert_eq!(failure.detail.len(), MAX_MESSAGE_BYTES);
     }

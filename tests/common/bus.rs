@@ -44,11 +44,7 @@ pub fn bus_or_skip() -> Option<Bus> {
     );
     std::fs::write(&config, text).unwrap();
     let mut command = std::process::Command::new("dbus-daemon");
-    command
-        .arg("--nofork")
-        .arg("--print-address=1")
-        .arg("--config-file")
-        .arg(&config);
+    command.arg("--nofork").arg("--print-address=1").arg("--config-file").arg(&config);
     let mut daemon = match command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn() {
         Ok(daemon) => daemon,
         Err(error) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => panic!("CI needs dbus-daemon: {error}"),
@@ -59,11 +55,7 @@ pub fn bus_or_skip() -> Option<Bus> {
     };
     let mut address = String::new();
     BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut address).unwrap();
-    Some(Bus {
-        daemon,
-        address: address.trim().to_owned(),
-        dir,
-    })
+    Some(Bus { daemon, address: address.trim().to_owned(), dir })
 }
 
 impl Bus {
@@ -74,25 +66,16 @@ impl Bus {
         self.dir.path()
     }
     pub async fn connect(&self) -> Connection {
-        zbus::connection::Builder::address(self.address.as_str())
-            .build()
-            .await
-            .unwrap()
+        zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap()
     }
     /// Makes the daemon's name startable by `exec`.
     pub async fn add_service(&self, exec: &str) {
         let file = self.dir().join("services").join(format!("{BUS_NAME}.service"));
         std::fs::write(file, format!("[D-BUS Service]\nName={BUS_NAME}\nExec={exec}\n")).unwrap();
         let bus = self.connect().await;
-        bus.call_method(
-            Some("org.freedesktop.DBus"),
-            "/org/freedesktop/DBus",
-            Some("org.freedesktop.DBus"),
-            "ReloadConfig",
-            &(),
-        )
-        .await
-        .unwrap();
+        bus.call_method(Some("org.freedesktop.DBus"), "/org/freedesktop/DBus", Some("org.freedesktop.DBus"), "ReloadConfig", &())
+            .await
+            .unwrap();
     }
     /// Lets other users connect, as far as the bus does.
     pub fn open_to_all(&self) {
@@ -118,37 +101,16 @@ impl Drop for Bus {
 /// `ogctl` with `args`, meant for `bus`, with pipes at its ends.
 pub fn ogctl_on(bus: &Bus, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ogctl"));
-    command
-        .args(args)
-        .env("DBUS_SYSTEM_BUS_ADDRESS", bus.address())
-        .env_remove("DBUS_SESSION_BUS_ADDRESS");
-    command
-        .env_remove("NO_COLOR")
-        .env_remove("CLICOLOR_FORCE")
-        .env_remove("COLUMNS");
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+    command.args(args).env("DBUS_SYSTEM_BUS_ADDRESS", bus.address()).env_remove("DBUS_SESSION_BUS_ADDRESS");
+    command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").env_remove("COLUMNS");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
 }
 
 /// Runs `ogctl` to its end.
 pub async fn ogctl(bus: &Bus, args: &[&str]) -> Said {
-    let out = tokio::time::timeout(LIMIT, ogctl_on(bus, args).output())
-        .await
-        .expect("ogctl ends")
-        .unwrap();
+    let out = tokio::time::timeout(LIMIT, ogctl_on(bus, args).output()).await.expect("ogctl ends").unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    let code = out
-        .status
-        .code()
-        .and_then(|code| u8::try_from(code).ok())
-        .expect("ogctl exits by itself");
-    Said {
-        code,
-        stdout: text(out.stdout),
-        stderr: text(out.stderr),
-    }
+    let code = out.status.code().and_then(|code| u8::try_from(code).ok()).expect("ogctl exits by itself");
+    Said { code, stdout: text(out.stdout), stderr: text(out.stderr) }
 }

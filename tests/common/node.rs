@@ -26,8 +26,15 @@ pub struct Plan {
 }
 
 /// What an environment may say to a daemon: not that of whoever runs the tests.
-const HEARD: [&str; 7] =
-    ["JOURNAL_STREAM", "NOTIFY_SOCKET", "NODE_NAME", "POC_CLUSTER_ID", "POC_SERVE", "OPENGATEWAY_BOOTSTRAP", "OPENGATEWAY_POC_ROOT"];
+const HEARD: [&str; 7] = [
+    "JOURNAL_STREAM",
+    "NOTIFY_SOCKET",
+    "NODE_NAME",
+    "POC_CLUSTER_ID",
+    "POC_SERVE",
+    "OPENGATEWAY_BOOTSTRAP",
+    "OPENGATEWAY_POC_ROOT",
+];
 
 /// Says aloud why a test cannot run here; fails where that is not allowed.
 pub fn skipped(why: &str) {

@@ -24,9 +24,9 @@ use opengateway::serve::{self, Echo};
 use tokio::sync::{mpsc, watch};
 use zbus::{Connection, Message, OwnedObjectPath, OwnedVariant, Variant};
 
+use crate::common::bus::{Bus, bus_or_skip};
 use crate::common::node::{DEADLINE, NAME};
 use crate::daemon::{MANAGER, Options, ROOT, call};
-use crate::common::bus::{Bus, bus_or_skip};
 
 /// The service and the other ends of all that it stands on.
 struct Played {
@@ -45,24 +45,9 @@ fn resources() -> Resources {
     Resources {
         schema: 1,
         measured_at: u64::try_from(measured_at).unwrap(),
-        cpu: Cpu {
-            logical: 4,
-            usable: 4.0,
-            model: None,
-            arch: "x86_64".to_owned(),
-            load1: None,
-        },
-        memory: Memory {
-            total: Some(8_000_000_000),
-            available: Some(4_000_000_000),
-            limit: None,
-        },
-        storage: Storage {
-            path: "/".into(),
-            total: Some(1 << 40),
-            available: Some(1 << 39),
-            models: None,
-        },
+        cpu: Cpu { logical: 4, usable: 4.0, model: None, arch: "x86_64".to_owned(), load1: None },
+        memory: Memory { total: Some(8_000_000_000), available: Some(4_000_000_000), limit: None },
+        storage: Storage { path: "/".into(), total: Some(1 << 40), available: Some(1 << 39), models: None },
         gpus: Vec::new(),
         warnings: Vec::new(),
     }
@@ -89,10 +74,7 @@ fn member(number: usize, name: &str) -> Arc<Member> {
         draining: false,
         free_slots: 1,
         queued: 0,
-        models: vec![ModelOffer {
-            name: "echo".to_owned(),
-            context_tokens: 0,
-        }],
+        models: vec![ModelOffer { name: "echo".to_owned(), context_tokens: 0 }],
         tiers: Vec::new(),
         liveness: Liveness::Alive,
     })
@@ -101,26 +83,16 @@ fn member(number: usize, name: &str) -> Arc<Member> {
 fn snapshot(clusters: &[(&str, &[Arc<Member>])]) -> Arc<Snapshot> {
     let view = |name: &str, members: &[Arc<Member>]| ClusterView {
         id: id(name),
-        state: if members.is_empty() {
-            ClusterState::Discovering
-        } else {
-            ClusterState::Connected
-        },
+        state: if members.is_empty() { ClusterState::Discovering } else { ClusterState::Connected },
         serving: true,
         joined_at: SystemTime::UNIX_EPOCH,
         announced: true,
         discovery: vec!["mdns"],
         members: members.to_vec(),
     };
-    let clusters: BTreeMap<ClusterId, Arc<ClusterView>> = clusters
-        .iter()
-        .map(|(name, members)| (id(name), Arc::new(view(name, members))))
-        .collect();
-    Arc::new(Snapshot {
-        peer_id: Some(NodeId::new("12D3KooWself")),
-        clusters,
-        ..Snapshot::default()
-    })
+    let clusters: BTreeMap<ClusterId, Arc<ClusterView>> =
+        clusters.iter().map(|(name, members)| (id(name), Arc::new(view(name, members)))).collect();
+    Arc::new(Snapshot { peer_id: Some(NodeId::new("12D3KooWself")), clusters, ..Snapshot::default() })
 }
 
 impl Played {
@@ -131,20 +103,10 @@ impl Played {
         scripted.state.send_replace(snapshot(&[("gatewayai-poc", &[])]));
         let (dispatch, starts, _) = dispatch::Handle::scripted();
         let (gauge, measures, measured) = gauge::Handle::scripted(resources());
-        let saved = vec![SavedCluster {
-            id: id("gatewayai-poc"),
-            auto_connect: true,
-        }];
-        let (control, requests, state) = Control::new(ControlState {
-            saved,
-            sharing: true,
-            ..ControlState::default()
-        });
+        let saved = vec![SavedCluster { id: id("gatewayai-poc"), auto_connect: true }];
+        let (control, requests, state) = Control::new(ControlState { saved, sharing: true, ..ControlState::default() });
         let (_, tiers) = watch::channel(Vec::new());
-        let (serve, _) = serve::spawn(serve::Config {
-            backends: vec![Arc::new(Echo::default())],
-            tiers,
-        });
+        let (serve, _) = serve::spawn(serve::Config { backends: vec![Arc::new(Echo::default())], tiers });
         let node = dbus::Node {
             net,
             serve,
@@ -157,19 +119,8 @@ impl Played {
             started_at: SystemTime::now(),
         };
         let builder = zbus::connection::Builder::address(bus.address());
-        let service = dbus::serve(builder, node, Mode::PerUser(rustix::process::geteuid().as_raw()))
-            .await
-            .unwrap();
-        Some(Self {
-            service,
-            net: scripted,
-            starts,
-            measures,
-            measured,
-            requests,
-            control: state,
-            bus,
-        })
+        let service = dbus::serve(builder, node, Mode::PerUser(rustix::process::geteuid().as_raw())).await.unwrap();
+        Some(Self { service, net: scripted, starts, measures, measured, requests, control: state, bus })
     }
 
     async fn started(&mut self) -> Start {
@@ -183,15 +134,8 @@ async fn within<T>(what: impl Future<Output = T>) -> T {
 }
 
 fn taken() -> JobEvent {
-    let by = ServedBy {
-        id: NodeId::new("12D3KooWa"),
-        name: "NodeA".to_owned(),
-        local: false,
-    };
-    JobEvent::Started {
-        model: "echo".to_owned(),
-        by,
-    }
+    let by = ServedBy { id: NodeId::new("12D3KooWa"), name: "NodeA".to_owned(), local: false };
+    JobEvent::Started { model: "echo".to_owned(), by }
 }
 
 /// Starts a prompt: its object, and the stream.
@@ -215,23 +159,12 @@ async fn lines(stream: OwnedFd) -> Vec<Line> {
         "the last line is cut: {:?}",
         String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(80)..])
     );
-    bytes
-        .split(|&byte| byte == b'\n')
-        .filter(|line| !line.is_empty())
-        .map(|line| Line::parse(line).unwrap())
-        .collect()
+    bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(|line| Line::parse(line).unwrap()).collect()
 }
 
 async fn property(connection: &Connection, path: &str, interface: &str, name: &str) -> zbus::Result<OwnedVariant> {
-    let reply = connection
-        .call_method(
-            Some(NAME),
-            path,
-            Some("org.freedesktop.DBus.Properties"),
-            "Get",
-            &(interface, name),
-        )
-        .await?;
+    let reply =
+        connection.call_method(Some(NAME), path, Some("org.freedesktop.DBus.Properties"), "Get", &(interface, name)).await?;
     reply.body().deserialize()
 }
 

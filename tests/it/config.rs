@@ -11,8 +11,7 @@ const RAW: &str = include_str!("../../src/config/raw.rs");
 /// Takes the `# ` from every `# key = value` and `# [[table]]`; what is left of the comments is prose.
 fn uncommented() -> String {
     let is_key = |text: &str| {
-        text.split_once(" = ")
-            .is_some_and(|(key, _)| !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+        text.split_once(" = ").is_some_and(|(key, _)| !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
     };
     SHIPPED
         .lines()
@@ -28,12 +27,7 @@ fn load(text: &str) -> Settings {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("opengatewayd.toml");
     std::fs::write(&file, text).unwrap();
-    config::load(
-        &Roots::system().with_main(file),
-        &Environment::default(),
-        &Overrides::default(),
-    )
-    .unwrap()
+    config::load(&Roots::system().with_main(file), &Environment::default(), &Overrides::default()).unwrap()
 }
 
 #[test]
@@ -77,10 +71,7 @@ fn uncommented_it_shows_the_defaults_where_it_says_so() {
             ..shown.clone()
         },
         // In another order, which means nothing.
-        Settings {
-            listen: shown.listen.clone(),
-            ..default.clone()
-        }
+        Settings { listen: shown.listen.clone(), ..default.clone() }
     );
     let sorted = |settings: &Settings| {
         let mut listen = settings.listen.clone();
@@ -93,12 +84,7 @@ fn uncommented_it_shows_the_defaults_where_it_says_so() {
     let limits = |settings: &Settings| {
         let backend = &settings.backends[0];
         assert!(matches!(backend.kind, BackendKind::OpenAi { .. }));
-        (
-            backend.slots,
-            backend.queue,
-            backend.running_per_peer,
-            backend.queued_per_peer,
-        )
+        (backend.slots, backend.queue, backend.running_per_peer, backend.queued_per_peer)
     };
     assert_eq!(limits(&shown), limits(&bare));
     assert_eq!(shown.clusters[0].serve, load("[[cluster]]\nid = \"x\"").clusters[0].serve);
@@ -118,34 +104,19 @@ fn check(file: &Path) -> (Option<i32>, serde_json::Value) {
 fn ogctl_config_check_says_what_the_daemon_would() {
     let shipped = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/opengatewayd.toml"));
     let (code, said) = check(&shipped);
-    assert_eq!(
-        (code, &said["valid"], said["files"].as_array().map(Vec::len)),
-        (Some(0), &true.into(), Some(1)),
-        "{said}"
-    );
+    assert_eq!((code, &said["valid"], said["files"].as_array().map(Vec::len)), (Some(0), &true.into(), Some(1)), "{said}");
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("opengatewayd.toml");
     std::fs::write(&file, uncommented()).unwrap();
     std::fs::create_dir(directory.path().join("opengatewayd.toml.d")).unwrap();
-    std::fs::write(
-        directory.path().join("opengatewayd.toml.d/50-x.toml"),
-        "[node]\nname = \"x\"\n",
-    )
-    .unwrap();
+    std::fs::write(directory.path().join("opengatewayd.toml.d/50-x.toml"), "[node]\nname = \"x\"\n").unwrap();
     let (code, said) = check(&file);
     assert_eq!((code, said["files"].as_array().map(Vec::len)), (Some(0), Some(2)), "{said}");
-    std::fs::write(
-        directory.path().join("opengatewayd.toml.d/60-y.toml"),
-        "[network]\nmnds = true\n",
-    )
-    .unwrap();
+    std::fs::write(directory.path().join("opengatewayd.toml.d/60-y.toml"), "[network]\nmnds = true\n").unwrap();
     let (code, said) = check(&file);
     let message = said["error"]["message"].as_str().unwrap();
     assert!(code == Some(1) && said["error"]["name"] == "InvalidConfiguration", "{said}");
-    assert!(
-        message.contains("60-y.toml:2:1") && message.contains("did you mean \"mdns\""),
-        "{message}"
-    );
+    assert!(message.contains("60-y.toml:2:1") && message.contains("did you mean \"mdns\""), "{message}");
     let (code, said) = check(&directory.path().join("none.toml"));
     assert!(code == Some(1) && said["error"]["name"] == "InvalidConfiguration", "{said}");
 }

@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // a test says what it expects by panicking
 
-mod config;
+#[cfg(feature = "daemon")]
+mod bus;
 #[cfg(feature = "daemon")]
 #[path = "../common/mod.rs"]
 mod common;
-#[cfg(feature = "daemon")]
-mod bus;
+mod config;
 #[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]

@@ -86,7 +86,8 @@ impl Node {
     /// An address that others can dial, once the listener has one.
     async fn address(&self) -> String {
         let mut state = self.handle.watch();
-        let snapshot = timeout(DEADLINE, state.wait_for(|snapshot| !snapshot.listen_addresses.is_empty())).await.unwrap().unwrap();
+        let snapshot =
+            timeout(DEADLINE, state.wait_for(|snapshot| !snapshot.listen_addresses.is_empty())).await.unwrap().unwrap();
         format!("{}/p2p/{}", snapshot.listen_addresses[0], snapshot.peer_id.as_ref().unwrap())
     }
 
@@ -103,7 +104,8 @@ impl Node {
             seen.sort_unstable();
             seen == names
         };
-        let snapshot = timeout(DEADLINE, state.wait_for(seen)).await.unwrap_or_else(|_| panic!("{names:?} not seen in {cluster}")).unwrap();
+        let snapshot =
+            timeout(DEADLINE, state.wait_for(seen)).await.unwrap_or_else(|_| panic!("{names:?} not seen in {cluster}")).unwrap();
         snapshot.clusters[&id(cluster)].members.clone()
     }
 

@@ -24,24 +24,15 @@ async fn status_tells_problems_first_and_the_same_in_json() {
     let text = ogctl(&bus, &["status"]).await;
     assert_eq!(text.code, 0, "{text:?}");
     assert!(text.stdout.starts_with("! no peer can serve; start one\n"), "{text:?}");
-    assert!(
-        text.stdout.contains("/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooWself"),
-        "{text:?}"
-    );
+    assert!(text.stdout.contains("/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooWself"), "{text:?}");
     assert!(!text.stdout.contains('\u{1b}'));
 
     let status = parse(&ogctl(&bus, &["status", "--json"]).await.stdout);
     assert_eq!(status["running"], true);
     assert_eq!(status["node_name"], "NodeC");
     assert_eq!(status["problems"], json!(["no peer can serve; start one"]));
-    assert_eq!(
-        status["clusters"],
-        json!([{"id": "gatewayai-poc", "state": "degraded", "peer_count": 2}])
-    );
-    assert_eq!(
-        status["addresses"],
-        json!(["/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooWself"])
-    );
+    assert_eq!(status["clusters"], json!([{"id": "gatewayai-poc", "state": "degraded", "peer_count": 2}]));
+    assert_eq!(status["addresses"], json!(["/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooWself"]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,10 +58,7 @@ async fn peers_names_steer_no_terminal_and_lose_nothing_in_json() {
     assert_eq!(peers["cluster"], "gatewayai-poc");
     let peer = &peers["peers"][0];
     assert_eq!(peer["name"], fake::EVIL_NAME);
-    assert_eq!(
-        (&peer["peer_id"], &peer["direct"], &peer["latency_us"]),
-        (&json!("12D3KooWa"), &json!(true), &json!(850))
-    );
+    assert_eq!((&peer["peer_id"], &peer["direct"], &peer["latency_us"]), (&json!("12D3KooWa"), &json!(true), &json!(850)));
     assert_eq!(
         (&peer["liveness"], &peer["models"], &peer["tiers"]),
         (&json!("alive"), &json!(["echo"]), &json!(["Llama-3.2-3B"]))
@@ -91,10 +79,7 @@ async fn reading_commands_print_text_and_json() {
         let shown = ogctl(&bus, &[command]).await;
         assert_eq!(shown.code, 0, "{command}: {shown:?}");
         assert!(shown.stdout.contains(text), "{command}: {shown:?}");
-        assert!(
-            !parse(&ogctl(&bus, &[command, "--json"]).await.stdout)[key].is_null(),
-            "{command}"
-        );
+        assert!(!parse(&ogctl(&bus, &[command, "--json"]).await.stdout)[key].is_null(), "{command}");
     }
     let tiers = parse(&ogctl(&bus, &["eligible", "--json", "--fresh"]).await.stdout);
     assert_eq!(tiers["tiers"][0]["fits_now"], true);
@@ -108,10 +93,7 @@ async fn a_prompt_answers_on_stdout_and_tells_who_on_stderr() {
     let daemon = Fake::serve(&bus).await;
     let said = ogctl(&bus, &["prompt", "hello", "world"]).await;
     assert_eq!((said.code, said.stdout.as_str()), (0, "hello world\n"), "{said:?}");
-    assert_eq!(
-        said.stderr,
-        "served by NodeA (12D3KooWa), echo, 12 tokens, 0.05 s to first, 110 tok/s\n"
-    );
+    assert_eq!(said.stderr, "served by NodeA (12D3KooWa), echo, 12 tokens, 0.05 s to first, 110 tok/s\n");
     let call = daemon.last_prompt();
     assert_eq!(call.cluster, "", "the daemon knows the default cluster");
     assert!(call.options.is_empty(), "{call:?}");
@@ -182,12 +164,7 @@ async fn a_prompt_comes_from_standard_input() {
         });
         let out = child.wait_with_output().await.unwrap();
         writer.await.unwrap();
-        assert_eq!(
-            out.status.code(),
-            Some(i32::from(code)),
-            "{bytes} bytes: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        assert_eq!(out.status.code(), Some(i32::from(code)), "{bytes} bytes: {}", String::from_utf8_lossy(&out.stderr));
     }
     assert_eq!(daemon.last_prompt().prompt.len(), 1 << 20);
 }
@@ -204,9 +181,7 @@ async fn text_is_printed_as_it_comes_and_an_interrupt_cancels_the_work() {
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let status = tokio::time::timeout(LIMIT, child.wait()).await.unwrap().unwrap();
     assert_eq!(status.code(), Some(i32::from(exit::INTERRUPTED)));
-    daemon
-        .wait_for(|seen| seen.closed_pipes == 1 && seen.calls.iter().any(|call| call == "Cancel"))
-        .await;
+    daemon.wait_for(|seen| seen.closed_pipes == 1 && seen.calls.iter().any(|call| call == "Cancel")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -216,10 +191,7 @@ async fn a_reader_that_goes_away_ends_it_quietly_and_cancels_the_work() {
     let mut child = ogctl_on(&bus, &["prompt", "endless"]).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
-    tokio::time::timeout(LIMIT, stdout.read_line(&mut line))
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(LIMIT, stdout.read_line(&mut line)).await.unwrap().unwrap();
     drop(stdout); // as `head -1` does
     let out = tokio::time::timeout(LIMIT, child.wait_with_output()).await.unwrap().unwrap();
     assert_eq!((out.status.code(), out.stderr.as_slice()), (Some(0), b"".as_slice()));
@@ -259,23 +231,16 @@ async fn no_daemon_has_three_sentences_and_one_exit_code() {
     let Some(bus) = bus_or_skip() else { return };
     let stopped = ogctl(&bus, &["status"]).await;
     assert_eq!(stopped.code, exit::NO_DAEMON, "{stopped:?}");
-    assert!(
-        stopped.stderr.contains("is not running") && stopped.stderr.contains("systemctl start opengatewayd"),
-        "{stopped:?}"
-    );
+    assert!(stopped.stderr.contains("is not running") && stopped.stderr.contains("systemctl start opengatewayd"), "{stopped:?}");
 
     let marker = bus.dir().join("started");
-    bus.add_service(&format!("/bin/sh -c 'touch {}; exit 1'", marker.display()))
-        .await;
+    bus.add_service(&format!("/bin/sh -c 'touch {}; exit 1'", marker.display())).await;
     let asked = ogctl(&bus, &["status"]).await;
     assert_eq!(asked.code, exit::NO_DAEMON, "{asked:?}");
     assert!(!marker.exists(), "asking starts nothing");
     let failed = ogctl(&bus, &["prompt", "x"]).await;
     assert_eq!(failed.code, exit::NO_DAEMON, "{failed:?}");
-    assert!(
-        failed.stderr.contains("could not be started") && marker.exists(),
-        "{failed:?}"
-    );
+    assert!(failed.stderr.contains("could not be started") && marker.exists(), "{failed:?}");
 
     let nowhere = format!("unix:path={}", bus.dir().join("nowhere").display());
     let no_bus = ogctl(&bus, &["status", "--bus", &nowhere]).await;
@@ -308,28 +273,9 @@ async fn joining_waits_for_company_and_says_when_it_is_alone() {
     let secret = bus.dir().join("secret");
     std::fs::write(&secret, "s3cret").unwrap();
     let secret = secret.to_str().unwrap();
-    let joined = ogctl(
-        &bus,
-        &[
-            "join",
-            "room",
-            "--serve",
-            "--bootstrap",
-            "/ip4/192.0.2.7/tcp/1",
-            "--secret-file",
-            secret,
-        ],
-    )
-    .await;
-    assert_eq!(
-        (joined.code, joined.stdout.as_str()),
-        (0, "Joined room; 2 peers.\n"),
-        "{joined:?}"
-    );
-    assert_eq!(
-        daemon.calls()[0],
-        r#"Connect room ["/ip4/192.0.2.7/tcp/1"] serve=Some(true) secret=s3cret"#
-    );
+    let joined = ogctl(&bus, &["join", "room", "--serve", "--bootstrap", "/ip4/192.0.2.7/tcp/1", "--secret-file", secret]).await;
+    assert_eq!((joined.code, joined.stdout.as_str()), (0, "Joined room; 2 peers.\n"), "{joined:?}");
+    assert_eq!(daemon.calls()[0], r#"Connect room ["/ip4/192.0.2.7/tcp/1"] serve=Some(true) secret=s3cret"#);
 
     let alone = ogctl(&bus, &["connect", "alone", "--wait", "0.2"]).await;
     assert_eq!(alone.code, exit::MEMBERSHIP, "{alone:?}");
@@ -340,11 +286,7 @@ async fn joining_waits_for_company_and_says_when_it_is_alone() {
     assert!(failed.stderr.contains("speaks version 9"), "{failed:?}");
 
     let left = ogctl(&bus, &["leave", "room", "--forget"]).await;
-    assert_eq!(
-        (left.code, left.stdout.as_str()),
-        (0, "Left room and forgot it.\n"),
-        "{left:?}"
-    );
+    assert_eq!((left.code, left.stdout.as_str()), (0, "Left room and forgot it.\n"), "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -364,11 +306,7 @@ async fn monitor_tells_what_happens_and_survives_a_restart_of_the_daemon() {
     let mut child = ogctl_on(&bus, &["monitor", "--json"]).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut event = async || -> Value {
-        let line = tokio::time::timeout(LIMIT, lines.next_line())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
+        let line = tokio::time::timeout(LIMIT, lines.next_line()).await.unwrap().unwrap().unwrap();
         parse(&line)
     };
     assert_eq!(event().await["event"], "node");
@@ -376,13 +314,7 @@ async fn monitor_tells_what_happens_and_survives_a_restart_of_the_daemon() {
     // A stranger's signal is not the daemon's.
     bus.connect()
         .await
-        .emit_signal(
-            None::<&str>,
-            "/org/opengateway/Gateway1",
-            "org.opengateway.Gateway1.Manager",
-            "PrepareForShutdown",
-            &true,
-        )
+        .emit_signal(None::<&str>, "/org/opengateway/Gateway1", "org.opengateway.Gateway1.Manager", "PrepareForShutdown", &true)
         .await
         .unwrap();
     daemon.emit_peer_connected().await;
@@ -406,28 +338,20 @@ async fn without_a_choice_the_session_bus_is_used_only_when_the_daemon_is_there_
     let _daemon = Fake::serve(&session).await;
     let run = async |args: &[&str]| {
         let mut command = ogctl_on(&session, args);
-        command
-            .env_remove("DBUS_SYSTEM_BUS_ADDRESS")
-            .env("DBUS_SESSION_BUS_ADDRESS", session.address());
+        command.env_remove("DBUS_SYSTEM_BUS_ADDRESS").env("DBUS_SESSION_BUS_ADDRESS", session.address());
         command.output().await.unwrap().status.code()
     };
     assert_eq!(run(&["status"]).await, Some(0));
     assert_eq!(run(&["prompt", "hello"]).await, Some(0));
     assert_eq!(run(&["status", "--bus", "session"]).await, Some(0));
-    assert_eq!(
-        run(&["status", "--bus", system.address()]).await,
-        Some(i32::from(exit::NO_DAEMON))
-    );
+    assert_eq!(run(&["status", "--bus", system.address()]).await, Some(i32::from(exit::NO_DAEMON)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn version_and_completion_need_no_daemon() {
     let Some(bus) = bus_or_skip() else { return };
     let version = parse(&ogctl(&bus, &["version", "--json"]).await.stdout);
-    assert_eq!(
-        (&version["client"]["version"], &version["daemon"]),
-        (&json!(env!("CARGO_PKG_VERSION")), &Value::Null)
-    );
+    assert_eq!((&version["client"]["version"], &version["daemon"]), (&json!(env!("CARGO_PKG_VERSION")), &Value::Null));
     let _daemon = Fake::serve(&bus).await;
     let skewed = ogctl(&bus, &["version"]).await;
     assert!(skewed.stdout.contains("different versions"), "{skewed:?}");

@@ -30,8 +30,7 @@ pub async fn request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
         }
     };
     let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
-    let length: usize =
-        text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok()).unwrap_or(0);
+    let length: usize = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok()).unwrap_or(0);
     while bytes.len() < head + length {
         let mut buffer = [0; 4096];
         match stream.read(&mut buffer).await {
@@ -44,7 +43,10 @@ pub async fn request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
 }
 
 pub async fn models(stream: &mut TcpStream, body: &str) {
-    let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
     let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
 }
 
@@ -79,7 +81,8 @@ async fn misbehave(mut stream: TcpStream) {
         }
         return;
     }
-    let streamed = |content: String| format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n{content}");
+    let streamed =
+        |content: String| format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n{content}");
     let status = |code: &str, more: &str| {
         let body = r#"{"error":{"message":"said the server"}}"#;
         format!("HTTP/1.1 {code}\r\n{more}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
@@ -125,7 +128,8 @@ async fn misbehave(mut stream: TcpStream) {
         "chunked" => {
             // Chunks that end inside a character.
             let content = format!("{}{STOP}", event("h\u{e9}llo"));
-            let mut reply = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n".as_bytes().to_vec();
+            let mut reply =
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n".as_bytes().to_vec();
             for chunk in content.as_bytes().chunks(3) {
                 reply.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
                 reply.extend_from_slice(chunk);

@@ -34,13 +34,7 @@ pub struct Globals {
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
     /// When to use colour (NO_COLOR and CLICOLOR_FORCE count with auto)
-    #[arg(
-        long,
-        global = true,
-        value_name = "WHEN",
-        default_value = "auto",
-        help_heading = "Global options"
-    )]
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "Global options")]
     pub color: Color,
     /// Most seconds to wait for the daemon (default 10); with prompt, for the whole answer (default 120)
     #[arg(long, global = true, value_name = "SEC", value_parser = seconds, help_heading = "Global options")]
@@ -220,13 +214,7 @@ const MAX_SECONDS: f64 = 3600.0;
 
 /// Reads a time above zero.
 fn seconds(text: &str) -> Result<Duration, String> {
-    seconds_or_zero(text).and_then(|time| {
-        if time.is_zero() {
-            Err("must be more than 0".into())
-        } else {
-            Ok(time)
-        }
-    })
+    seconds_or_zero(text).and_then(|time| if time.is_zero() { Err("must be more than 0".into()) } else { Ok(time) })
 }
 
 /// Reads seconds, such as `5` or `0.5`; at most an hour.
@@ -241,11 +229,7 @@ fn seconds_or_zero(text: &str) -> Result<Duration, String> {
 /// Reads a sampling temperature.
 fn temperature(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if (0.0..=2.0).contains(&value) {
-        Ok(value)
-    } else {
-        Err("must be from 0 to 2".into())
-    }
+    if (0.0..=2.0).contains(&value) { Ok(value) } else { Err("must be from 0 to 2".into()) }
 }
 
 #[cfg(test)]

@@ -63,18 +63,9 @@ impl Bus {
     }
 
     async fn new(connection: Connection, fallback: bool, limit: Duration) -> Result<Self, Failure> {
-        let manager = ManagerProxy::builder(&connection)
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await;
+        let manager = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await;
         let manager = manager.map_err(|error| Failure::from_zbus(&error))?;
-        Ok(Self {
-            connection,
-            manager,
-            fallback,
-            limit,
-            agent: None,
-        })
+        Ok(Self { connection, manager, fallback, limit, agent: None })
     }
 
     /// The connection, for signals.
@@ -183,10 +174,7 @@ where
     R: for<'d> DynamicDeserialize<'d>,
 {
     let flags = flags.unwrap_or(MethodFlags::empty());
-    proxy
-        .call_with_flags(member, flags, body)
-        .await?
-        .ok_or(zbus::Error::InvalidReply)
+    proxy.call_with_flags(member, flags, body).await?.ok_or(zbus::Error::InvalidReply)
 }
 
 /// Bounds a call: zbus waits for ever, and its own `method_timeout` does not cover calls with flags.
@@ -194,10 +182,7 @@ pub async fn within<T>(limit: Duration, call: impl Future<Output = zbus::Result<
     match tokio::time::timeout(limit, call).await {
         Ok(Ok(reply)) => Ok(reply),
         Ok(Err(error)) => Err(Failure::from_zbus(&error)),
-        Err(_) => Err(Failure::timeout(format!(
-            "opengatewayd did not answer within {} s",
-            limit.as_secs_f32()
-        ))),
+        Err(_) => Err(Failure::timeout(format!("opengatewayd did not answer within {} s", limit.as_secs_f32()))),
     }
 }
 
@@ -212,29 +197,21 @@ async fn connect(target: Target<'_>, limit: Duration) -> Result<Connection, Fail
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(zbus::Error::Connection(why, address))) => Err(Failure::no_bus(name, format!("{why} ({address})"))),
         Ok(Err(zbus::Error::Address(_))) => Err(Failure::usage(match target_address {
-            Some(address) => format!("{address:?} is neither \"system\" nor \"session\" nor a D-Bus address such as unix:path=/run/bus"),
+            Some(address) => {
+                format!("{address:?} is neither \"system\" nor \"session\" nor a D-Bus address such as unix:path=/run/bus")
+            }
             None => format!("the address of the {name} bus in the environment is no D-Bus address"),
         })),
         Ok(Err(why)) => Err(Failure::no_bus(name, why)),
-        Err(_) => Err(Failure::timeout(format!(
-            "the {name} bus did not answer within {} s",
-            limit.as_secs_f32()
-        ))),
+        Err(_) => Err(Failure::timeout(format!("the {name} bus did not answer within {} s", limit.as_secs_f32()))),
     }
 }
 
 /// The session bus, if the daemon is on it.
 async fn session_with_daemon(limit: Duration) -> Option<Connection> {
     let connection = connect(Target::Session, limit).await.ok()?;
-    let owned = zbus::fdo::DBusProxy::builder(&connection)
-        .cache_properties(CacheProperties::No)
-        .build()
-        .await
-        .ok()?;
-    let owned = tokio::time::timeout(limit, owned.name_has_owner(BUS_NAME.try_into().ok()?))
-        .await
-        .ok()?
-        .ok()?;
+    let owned = zbus::fdo::DBusProxy::builder(&connection).cache_properties(CacheProperties::No).build().await.ok()?;
+    let owned = tokio::time::timeout(limit, owned.name_has_owner(BUS_NAME.try_into().ok()?)).await.ok()?.ok()?;
     owned.then_some(connection)
 }
 
@@ -249,13 +226,7 @@ impl Agent {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::empty()).ok()?;
         let notify = std::os::fd::AsRawFd::as_raw_fd(&write).to_string();
         let child = Command::new("pkttyagent")
-            .args([
-                "--process",
-                &std::process::id().to_string(),
-                "--fallback",
-                "--notify-fd",
-                &notify,
-            ])
+            .args(["--process", &std::process::id().to_string(), "--fallback", "--notify-fd", &notify])
             .stdout(Stdio::null())
             .spawn()
             .ok()?;

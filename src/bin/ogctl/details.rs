@@ -125,10 +125,7 @@ mod tests {
     #[test]
     fn missing_keys_and_other_types_are_absent() {
         let details = sample();
-        assert_eq!(
-            (details.text("Peers"), details.number("Name"), details.flag("Nonsense")),
-            (None, None, None)
-        );
+        assert_eq!((details.text("Peers"), details.number("Name"), details.flag("Nonsense")), (None, None, None));
         assert_eq!(details.real("Load"), None, "not a number has no JSON");
         assert!(details.texts("Name").is_empty() && details.inners("Models").is_empty());
     }

@@ -50,12 +50,7 @@ impl From<io::Error> for Stop {
 impl Failure {
     /// A failure with a name of `ogctl`'s own.
     pub fn new(name: &str, message: impl Into<String>, hint: impl Into<String>, code: u8) -> Self {
-        Self {
-            name: name.into(),
-            message: message.into(),
-            hint: hint.into(),
-            code,
-        }
+        Self { name: name.into(), message: message.into(), hint: hint.into(), code }
     }
 
     /// The command line is wrong in a way that only showed later.
@@ -65,23 +60,13 @@ impl Failure {
 
     /// The daemon (or the bus) did not answer in time.
     pub fn timeout(message: impl Into<String>) -> Self {
-        Self::new(
-            "Timeout",
-            message,
-            "see whether it hangs with: systemctl status opengatewayd",
-            exit::TIMEOUT,
-        )
+        Self::new("Timeout", message, "see whether it hangs with: systemctl status opengatewayd", exit::TIMEOUT)
     }
 
     /// The daemon died or closed the stream while it worked for us.
     pub fn daemon_gone() -> Self {
         let hint = "what was printed may not be whole; see: journalctl -u opengatewayd";
-        Self::new(
-            "DaemonGone",
-            "opengatewayd went away before the answer was whole",
-            hint,
-            exit::NO_DAEMON,
-        )
+        Self::new("DaemonGone", "opengatewayd went away before the answer was whole", hint, exit::NO_DAEMON)
     }
 
     /// There is no bus to talk over.
@@ -127,18 +112,12 @@ impl Failure {
                 zbus::fdo::Error::ZBus(inner) => Self::from_zbus(inner),
                 named => Self::named(named.name().as_str(), named.description().unwrap_or_default()),
             },
-            zbus::Error::InputOutput(error) => Self::named(
-                ErrorName::Disconnected.as_str(),
-                &format!("the connection to the bus is lost: {error}"),
-            ),
+            zbus::Error::InputOutput(error) => {
+                Self::named(ErrorName::Disconnected.as_str(), &format!("the connection to the bus is lost: {error}"))
+            }
             other => {
                 let hint = ErrorName::UnknownMethod.hint();
-                Self::new(
-                    "InvalidReply",
-                    format!("the reply of opengatewayd is not understood: {other}"),
-                    hint,
-                    exit::FAILED,
-                )
+                Self::new("InvalidReply", format!("the reply of opengatewayd is not understood: {other}"), hint, exit::FAILED)
             }
         }
     }
@@ -176,10 +155,7 @@ mod tests {
     #[test]
     fn unknown_names_are_plain_failures_that_keep_the_message() {
         let failure = Failure::named("org.opengateway.Gateway1.Error.Newer", "because\u{1b}[2J");
-        assert_eq!(
-            (failure.code, failure.name.as_str(), failure.message.as_str()),
-            (exit::FAILED, "Newer", "Newer: because")
-        );
+        assert_eq!((failure.code, failure.name.as_str(), failure.message.as_str()), (exit::FAILED, "Newer", "Newer: because"));
     }
 
     #[test]

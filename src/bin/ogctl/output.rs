@@ -42,10 +42,7 @@ impl Output {
         let width = if out { terminal_width() } else { None };
         Self {
             json: globals.json,
-            style: Style {
-                color: colored(globals.color, out),
-                width,
-            },
+            style: Style { color: colored(globals.color, out), width },
             stderr_color: colored(globals.color, err),
         }
     }
@@ -69,21 +66,13 @@ impl Output {
 
     /// Writes `view` as JSON, or as the text that `render` makes of it.
     pub fn view<T: Serialize>(&self, view: T, render: impl FnOnce(&T, &Style) -> String) -> Result<(), Stop> {
-        if self.json {
-            self.object(view)
-        } else {
-            self.text(&render(&view, &self.style))
-        }
+        if self.json { self.object(view) } else { self.text(&render(&view, &self.style)) }
     }
 
     /// A remark on standard error; not with `--json`. Losing it is no failure.
     pub fn note(&self, line: &str) {
         if !self.json {
-            let (on, off) = if self.stderr_color {
-                ("\u{1b}[2m", "\u{1b}[0m")
-            } else {
-                ("", "")
-            };
+            let (on, off) = if self.stderr_color { ("\u{1b}[2m", "\u{1b}[0m") } else { ("", "") };
             let _ = writeln!(io::stderr(), "{on}{line}{off}");
         }
     }
@@ -109,16 +98,10 @@ impl Output {
     fn report(&self, failure: &Failure) {
         let Failure { name, message, hint, .. } = failure;
         if self.json {
-            let _ = self.object(ErrorView {
-                error: ErrorBody { name, message, hint },
-            });
+            let _ = self.object(ErrorView { error: ErrorBody { name, message, hint } });
             return;
         }
-        let (red, off) = if self.stderr_color {
-            ("\u{1b}[1;31m", "\u{1b}[0m")
-        } else {
-            ("", "")
-        };
+        let (red, off) = if self.stderr_color { ("\u{1b}[1;31m", "\u{1b}[0m") } else { ("", "") };
         let next = if hint.is_empty() {
             String::new()
         } else {
@@ -132,10 +115,7 @@ impl Output {
 /// `text` with a capital first letter, as the second sentence of a line.
 fn capital(text: &str) -> String {
     let mut chars = text.chars();
-    chars
-        .next()
-        .map(|first| first.to_uppercase().chain(chars).collect())
-        .unwrap_or_default()
+    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }
 
 /// Whether to use colour on a stream.
@@ -153,11 +133,7 @@ fn colored(wish: Color, terminal: bool) -> bool {
 /// Columns of the terminal that standard output is; `COLUMNS` wins.
 fn terminal_width() -> Option<usize> {
     let told = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
-    let asked = || {
-        rustix::termios::tcgetwinsize(io::stdout())
-            .ok()
-            .map(|size| usize::from(size.ws_col))
-    };
+    let asked = || rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
     told.or_else(asked).filter(|&columns| columns > 0)
 }
 
@@ -169,11 +145,7 @@ pub fn clap_error(error: &clap::Error) -> ExitCode {
         let paragraph: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
         let message = paragraph.join(" ");
         let _ = io::stdout().write_all(&json::line(&Schema::one(ErrorView {
-            error: ErrorBody {
-                name: "Usage",
-                message: message.trim_start_matches("error: "),
-                hint: "see: ogctl help",
-            },
+            error: ErrorBody { name: "Usage", message: message.trim_start_matches("error: "), hint: "see: ogctl help" },
         })));
     } else {
         let _ = error.print();

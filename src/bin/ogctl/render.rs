@@ -39,11 +39,7 @@ impl Style {
             Tone::Warn => "33",
             Tone::Bad => "31",
         };
-        if self.color {
-            format!("\u{1b}[{code}m{text}\u{1b}[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.color { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
 }
 
@@ -120,10 +116,7 @@ const NARROWEST: usize = 8;
 impl Table {
     /// A table without rows.
     pub fn new(headers: &[&'static str]) -> Self {
-        Self {
-            headers: headers.to_vec(),
-            rows: Vec::new(),
-        }
+        Self { headers: headers.to_vec(), rows: Vec::new() }
     }
 
     /// Adds a row; it has as many cells as there are headers.
@@ -163,7 +156,8 @@ impl Table {
             }
             for (header, (content, tone)) in self.headers.iter().zip(row) {
                 let label = format!("{header}:{}", " ".repeat(label_width - width(header)));
-                writeln!(text, "{}{}", style.paint(Tone::Bold, &label), style.paint(*tone, content)).expect("writing to a String does not fail");
+                writeln!(text, "{}{}", style.paint(Tone::Bold, &label), style.paint(*tone, content))
+                    .expect("writing to a String does not fail");
             }
         }
         text
@@ -199,21 +193,13 @@ impl Table {
 
 /// Lines of `label: value` with aligned values; empty values are left out.
 pub fn fields(style: &Style, pairs: &[(&str, String)]) -> String {
-    let label_width = pairs
-        .iter()
-        .filter(|(_, value)| !value.is_empty())
-        .map(|(label, _)| width(label) + 1)
-        .max()
-        .unwrap_or(0);
+    let label_width = pairs.iter().filter(|(_, value)| !value.is_empty()).map(|(label, _)| width(label) + 1).max().unwrap_or(0);
     let mut text = String::new();
     for (label, value) in pairs.iter().filter(|(_, value)| !value.is_empty()) {
         let pad = " ".repeat(label_width - width(label) - 1);
         for (at, line) in value.lines().enumerate() {
-            let head = if at == 0 {
-                format!("{}{pad}", style.paint(Tone::Bold, &format!("{label}:")))
-            } else {
-                " ".repeat(label_width)
-            };
+            let head =
+                if at == 0 { format!("{}{pad}", style.paint(Tone::Bold, &format!("{label}:"))) } else { " ".repeat(label_width) };
             writeln!(text, "{head} {line}").expect("writing to a String does not fail");
         }
     }
@@ -227,11 +213,7 @@ pub fn gib(bytes: Option<u64>) -> String {
         Some(bytes) => {
             #[allow(clippy::cast_precision_loss)] // one decimal is shown
             let gib = bytes as f64 / f64::from(1 << 30);
-            if gib > 0.0 && gib < 0.1 {
-                "<0.1 GiB".to_owned()
-            } else {
-                format!("{gib:.1} GiB")
-            }
+            if gib > 0.0 && gib < 0.1 { "<0.1 GiB".to_owned() } else { format!("{gib:.1} GiB") }
         }
     }
 }
@@ -264,22 +246,14 @@ pub fn span(time: Duration) -> String {
 
 /// `list` with commas, `-` when empty.
 pub fn list(list: &[String]) -> String {
-    if list.is_empty() {
-        "-".to_owned()
-    } else {
-        list.iter().map(|item| crate::term::line(item)).collect::<Vec<_>>().join(", ")
-    }
+    if list.is_empty() { "-".to_owned() } else { list.iter().map(|item| crate::term::line(item)).collect::<Vec<_>>().join(", ") }
 }
 
 /// The end of a peer id, which differs where the beginning does not.
 pub fn short_id(peer_id: &str) -> String {
     let safe = crate::term::line(peer_id);
     let count = safe.chars().count();
-    if count <= 10 {
-        safe
-    } else {
-        format!("…{}", safe.chars().skip(count - 8).collect::<String>())
-    }
+    if count <= 10 { safe } else { format!("…{}", safe.chars().skip(count - 8).collect::<String>()) }
 }
 
 #[cfg(test)]
@@ -295,63 +269,34 @@ mod tests {
 
     #[test]
     fn a_table_fits_the_terminal_and_is_whole_in_a_pipe() {
-        let narrow = table().render(&Style {
-            color: false,
-            width: Some(24),
-        });
+        let narrow = table().render(&Style { color: false, width: Some(24) });
         assert!(narrow.lines().all(|line| width(line) <= 24), "{narrow}");
         assert!(narrow.contains('…'));
         let piped = table().render(&Style::default());
-        assert_eq!(
-            piped,
-            "NAME   MODELS\nNodeA  a-very-long-model-name-that-does-not-fit\n日本   echo\n"
-        );
+        assert_eq!(piped, "NAME   MODELS\nNodeA  a-very-long-model-name-that-does-not-fit\n日本   echo\n");
     }
 
     #[test]
     fn on_a_terminal_too_narrow_for_its_columns_each_row_becomes_lines_and_nothing_is_cut() {
-        let narrow = table().render(&Style {
-            color: false,
-            width: Some(12),
-        });
-        assert_eq!(
-            narrow,
-            "NAME:   NodeA\nMODELS: a-very-long-model-name-that-does-not-fit\n\nNAME:   日本\nMODELS: echo\n"
-        );
+        let narrow = table().render(&Style { color: false, width: Some(12) });
+        assert_eq!(narrow, "NAME:   NodeA\nMODELS: a-very-long-model-name-that-does-not-fit\n\nNAME:   日本\nMODELS: echo\n");
     }
 
     #[test]
     fn a_terminal_of_one_column_does_not_hang() {
-        assert!(
-            !table()
-                .render(&Style {
-                    color: true,
-                    width: Some(1)
-                })
-                .is_empty()
-        );
+        assert!(!table().render(&Style { color: true, width: Some(1) }).is_empty());
     }
 
     #[test]
     fn no_colour_means_no_escape_sequence() {
         assert!(!table().render(&Style::default()).contains('\u{1b}'));
-        assert!(
-            table()
-                .render(&Style {
-                    color: true,
-                    width: None
-                })
-                .contains("\u{1b}[1mNAME")
-        );
+        assert!(table().render(&Style { color: true, width: None }).contains("\u{1b}[1mNAME"));
     }
 
     #[test]
     fn quantities_and_times_read_well() {
         assert_eq!(gib(Some(8 << 30)), "8.0 GiB");
-        assert_eq!(
-            (gib(Some(1)), gib(Some(0)), gib(None)),
-            ("<0.1 GiB".into(), "0.0 GiB".into(), "-".into())
-        );
+        assert_eq!((gib(Some(1)), gib(Some(0)), gib(None)), ("<0.1 GiB".into(), "0.0 GiB".into(), "-".into()));
         assert_eq!(latency(Some(999)), "999 µs");
         assert_eq!(latency(Some(1_000)), "1.0 ms");
         assert_eq!(latency(Some(1_500_000)), "1.50 s");

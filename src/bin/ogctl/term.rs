@@ -101,11 +101,7 @@ pub fn is_unsafe(c: char) -> bool {
 pub fn line(text: &str) -> String {
     let mut safe = String::new();
     Filter::default().push(text, &mut safe);
-    if safe.contains(['\n', '\t']) {
-        safe.replace(['\n', '\t'], " ")
-    } else {
-        safe
-    }
+    if safe.contains(['\n', '\t']) { safe.replace(['\n', '\t'], " ") } else { safe }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::wire::control::{ByeReason, Control, Heartbeat, View, ViewEntry};
 use crate::wire::frame::FrameReader;
 use crate::wire::hello::{Initiator, Responder};
 use crate::wire::keys::Root;
-use crate::wire::limits::{MAX_HELLOS_FROM_PEER, MAX_HELLO_FRAME_BYTES};
+use crate::wire::limits::{MAX_HELLO_FRAME_BYTES, MAX_HELLOS_FROM_PEER};
 use crate::wire::version::{INFERENCE_PROTOCOL, MEMBER_PROTOCOL};
 
 /// A rogue that is a member of "home" as "rogue", and lower than the node, so that the node does not greet it first.
@@ -33,7 +33,8 @@ async fn a_silent_member_is_suspect_and_then_gone() {
     let mut events = node.handle.events();
     let (mut rogue, connection, _session) = member(&node).await;
     let entered = Instant::now();
-    node.until("a suspect", |snapshot| snapshot.clusters[&id("home")].members.iter().any(|m| m.liveness == Liveness::Suspect)).await;
+    node.until("a suspect", |snapshot| snapshot.clusters[&id("home")].members.iter().any(|m| m.liveness == Liveness::Suspect))
+        .await;
     assert!(entered.elapsed() >= Duration::from_millis(500), "{:?}", entered.elapsed());
     node.sees("home", &[]).await;
     assert!(entered.elapsed() >= Duration::from_millis(1100), "{:?}", entered.elapsed());

@@ -16,11 +16,12 @@ async fn known(rogue: &mut Rogue, node: &Node) -> libp2p::identify::Info {
     rogue.kad(move |kad| {
         kad.add_address(&peer, address);
     });
-    rogue.hears("identify", |heard| match heard {
-        Heard::Identified(info) if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) => Some(*info),
-        _ => None,
-    })
-    .await
+    rogue
+        .hears("identify", |heard| match heard {
+            Heard::Identified(info) if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) => Some(*info),
+            _ => None,
+        })
+        .await
 }
 
 #[tokio::test]
@@ -52,7 +53,11 @@ async fn a_provider_record_is_stored_and_read_back_over_both_transports() {
             let key = RecordKey::new(&[round]);
             let wanted = key.clone();
             provider.kad(move |kad| drop(kad.start_providing(wanted)));
-            provider.hears("that it is announced", |heard| matches!(heard, Heard::Query(QueryResult::StartProviding(Ok(_)))).then_some(())).await;
+            provider
+                .hears("that it is announced", |heard| {
+                    matches!(heard, Heard::Query(QueryResult::StartProviding(Ok(_)))).then_some(())
+                })
+                .await;
             let mut seeker = Rogue::start().await;
             known(&mut seeker, &node).await;
             // A query that succeeds proves nothing; the record does. It is on its way for a moment.
@@ -64,7 +69,9 @@ async fn a_provider_record_is_stored_and_read_back_over_both_transports() {
                     });
                     let providers = seeker
                         .hears("providers", |heard| match heard {
-                            Heard::Query(QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. }))) => Some(providers),
+                            Heard::Query(QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. }))) => {
+                                Some(providers)
+                            }
                             Heard::Query(QueryResult::GetProviders(_)) => Some(Default::default()),
                             _ => None,
                         })
@@ -131,7 +138,9 @@ async fn providers_are_a_hint_and_the_addresses_of_strangers_are_filtered() {
     provider.announce(&good);
     let wanted = key.clone();
     provider.kad(move |kad| drop(kad.start_providing(wanted)));
-    provider.hears("that it is announced", |heard| matches!(heard, Heard::Query(QueryResult::StartProviding(Ok(_)))).then_some(())).await;
+    provider
+        .hears("that it is announced", |heard| matches!(heard, Heard::Query(QueryResult::StartProviding(Ok(_)))).then_some(()))
+        .await;
     // Found, dialled at the one address that is left, greeted, and no member: it is in no cluster.
     let timings = Timings { lookup_lonely: Duration::from_millis(300), ..plan("x").timings };
     drop(node);

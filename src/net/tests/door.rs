@@ -17,7 +17,8 @@ fn the_bounds_are_those_of_the_description() {
     assert_eq!((caps.pending_incoming, caps.pending_outgoing), (64, 64));
     assert_eq!((caps.established_incoming, caps.established, caps.per_peer, caps.memory_bytes), (256, 384, 4, 512 << 20));
     let timings = Timings::default();
-    let seconds = [timings.heartbeat, timings.suspect, timings.dead, timings.views, timings.duplicates].map(|time| time.as_secs());
+    let seconds =
+        [timings.heartbeat, timings.suspect, timings.dead, timings.views, timings.duplicates].map(|time| time.as_secs());
     assert_eq!(seconds, [5, 10, 15, 30, 10]);
     assert_eq!([timings.patience, timings.lookup_lonely, timings.lookup].map(|time| time.as_secs()), [1, 30, 300]);
 }
@@ -47,7 +48,9 @@ async fn the_door_closes_at_the_bound_and_members_pass_it() {
     }
     node.until("the member's eight", |snapshot| snapshot.connections == 2 + 8).await;
     member.dial(&address);
-    member.hears("that nine are too many", |heard| matches!(heard, Heard::Closed(_) | Heard::NotConnected(_)).then_some(())).await;
+    member
+        .hears("that nine are too many", |heard| matches!(heard, Heard::Closed(_) | Heard::NotConnected(_)).then_some(()))
+        .await;
 }
 
 #[tokio::test]
@@ -59,7 +62,9 @@ async fn a_stranger_gets_four_connections() {
         stranger.connect(&address).await;
     }
     stranger.dial(&address);
-    stranger.hears("that five are too many", |heard| matches!(heard, Heard::Closed(_) | Heard::NotConnected(_)).then_some(())).await;
+    stranger
+        .hears("that five are too many", |heard| matches!(heard, Heard::Closed(_) | Heard::NotConnected(_)).then_some(()))
+        .await;
     node.until("four", |snapshot| snapshot.connections == 4).await;
 }
 
@@ -85,7 +90,8 @@ fn forty_handshakes_of_one_source_pass_and_the_next_is_refused_before_any_crypto
     use libp2p::swarm::{ConnectionId, NetworkBehaviour as _};
     let mut gate = Gate::default();
     let (local, remote) = ("/ip4/192.0.2.1/tcp/1".parse().unwrap(), "/ip4/198.51.100.7/tcp/9".parse().unwrap());
-    let knock = |gate: &mut Gate, remote| gate.handle_pending_inbound_connection(ConnectionId::new_unchecked(1), &local, remote).is_ok();
+    let knock =
+        |gate: &mut Gate, remote| gate.handle_pending_inbound_connection(ConnectionId::new_unchecked(1), &local, remote).is_ok();
     assert_eq!((0..100).filter(|_| knock(&mut gate, &remote)).count(), 40);
     assert!(knock(&mut gate, &"/ip4/198.51.100.8/tcp/9".parse().unwrap()), "another source is not affected");
 }
@@ -192,7 +198,9 @@ async fn a_bootstrap_address_by_name_or_without_a_peer_id_is_recognised() {
     let a = plan("a").start().await;
     a.join("home", true, &[]).await;
     let bare = a.bare_address().await;
-    for address in [bare.clone(), bare.replace("/ip4/127.0.0.1", "/dns4/localhost"), format!("/dns4/localhost{}", &a.address().await[14..])] {
+    for address in
+        [bare.clone(), bare.replace("/ip4/127.0.0.1", "/dns4/localhost"), format!("/dns4/localhost{}", &a.address().await[14..])]
+    {
         let b = Plan { bootstrap: vec![address.clone()], ..plan("b") }.start().await;
         b.join("home", true, &[]).await;
         b.sees("home", &["a"]).await;
@@ -248,11 +256,8 @@ async fn a_peer_that_accepts_and_hangs_up_is_not_dialled_without_end() {
     node.sees("home", &["teller"]).await;
     // It hangs up on whoever comes: a rogue that never answers and is told to go.
     let mut rude = Rogue::start().await;
-    let entry = crate::wire::control::ViewEntry {
-        peer: rude.peer.to_bytes(),
-        age_seconds: 0,
-        addresses: vec![rude.address.to_vec()],
-    };
+    let entry =
+        crate::wire::control::ViewEntry { peer: rude.peer.to_bytes(), age_seconds: 0, addresses: vec![rude.address.to_vec()] };
     session.says(&crate::wire::control::Control::View(crate::wire::control::View { entries: vec![entry] }));
     rude.hang_up_on_everybody();
     let mut connections = 0;

@@ -275,17 +275,49 @@ async fn lies_of_a_serving_node_have_a_name_each() {
     type Lie<'a> = &'a dyn Fn(&mut Vec<u8>, &Uuid);
     let token = |out: &mut Vec<u8>, id: &Uuid| infer::encode_token(out, id, "two words", Some("m"));
     let lies: [(&str, Lie<'_>, Result<&str, FailureKind>); 9] = [
-        ("the truth", &|out, id| { token(out, id); end(out, id, 9, &good) }, Ok("two words")),
-        ("another hash", &|out, id| { token(out, id); end(out, id, 9, &"0".repeat(64)) }, Err(FailureKind::Interrupted)),
-        ("no hash", &|out, id| { token(out, id); end(out, id, 9, "") }, Err(FailureKind::Interrupted)),
-        ("another count", &|out, id| { token(out, id); end(out, id, 8, &good) }, Err(FailureKind::Interrupted)),
+        (
+            "the truth",
+            &|out, id| {
+                token(out, id);
+                end(out, id, 9, &good)
+            },
+            Ok("two words"),
+        ),
+        (
+            "another hash",
+            &|out, id| {
+                token(out, id);
+                end(out, id, 9, &"0".repeat(64))
+            },
+            Err(FailureKind::Interrupted),
+        ),
+        (
+            "no hash",
+            &|out, id| {
+                token(out, id);
+                end(out, id, 9, "")
+            },
+            Err(FailureKind::Interrupted),
+        ),
+        (
+            "another count",
+            &|out, id| {
+                token(out, id);
+                end(out, id, 8, &good)
+            },
+            Err(FailureKind::Interrupted),
+        ),
         ("no end", &|out, id| token(out, id), Err(FailureKind::Interrupted)),
         ("nothing at all", &|_, _| {}, Err(FailureKind::PeerLost)),
         ("another id", &|out, _| token(out, &Uuid::from_u128(1)), Err(FailureKind::ProtocolError)),
         ("an empty frame", &|out, _| out.extend_from_slice(&[0; 4]), Err(FailureKind::ProtocolError)),
-        ("a frame one byte too long", &|out, _| {
-            out.extend_from_slice(&u32::try_from(MAX_RESPONSE_FRAME_BYTES + 1).unwrap().to_be_bytes());
-        }, Err(FailureKind::ProtocolError)),
+        (
+            "a frame one byte too long",
+            &|out, _| {
+                out.extend_from_slice(&u32::try_from(MAX_RESPONSE_FRAME_BYTES + 1).unwrap().to_be_bytes());
+            },
+            Err(FailureKind::ProtocolError),
+        ),
     ];
     for (name, lie, outcome) in lies {
         let (answer, mut lane, id) = liar.asked().await;
@@ -384,7 +416,10 @@ async fn a_peer_that_opens_streams_without_end_does_not_keep_another_from_being_
     let (rogue, connection, _session) = asker(&node).await;
     let friend = Plan { bootstrap: vec![node.address().await], ..plan("b") }.start().await;
     friend.join("home", false, &[]).await;
-    let member = friend.until("a", |snapshot| listed(snapshot, "home").contains(&"a".to_owned())).await.clusters[&id("home")].members[0].id.clone();
+    let member = friend.until("a", |snapshot| listed(snapshot, "home").contains(&"a".to_owned())).await.clusters[&id("home")]
+        .members[0]
+        .id
+        .clone();
     let rogue = Arc::new(rogue);
     let mut held = tokio::task::JoinSet::new();
     let node = Arc::new(node);
@@ -397,7 +432,17 @@ async fn a_peer_that_opens_streams_without_end_does_not_keep_another_from_being_
         });
     }
     for _ in 0..50 {
-        let mut stream = friend.ask("home", &friend.handle.snapshot().clusters[&id("home")].members.iter().find(|m| m.name == "a").map_or(member.clone(), |m| m.id.clone()), "x").unwrap();
+        let mut stream = friend
+            .ask(
+                "home",
+                &friend.handle.snapshot().clusters[&id("home")]
+                    .members
+                    .iter()
+                    .find(|m| m.name == "a")
+                    .map_or(member.clone(), |m| m.id.clone()),
+                "x",
+            )
+            .unwrap();
         assert_eq!(whole(&mut stream).await.unwrap(), "x");
     }
     held.abort_all();

@@ -2,8 +2,8 @@
 //! others break the rules, hang, flood, lie, or come back from the dead.
 
 mod conduct;
-mod door;
 mod dht;
+mod door;
 mod lanes;
 mod rogue;
 
@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use super::identity::Identity;
 use super::{
-    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Service, Snapshot, Timings,
-    start,
+    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Service, Snapshot,
+    Timings, start,
 };
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};

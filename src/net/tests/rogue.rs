@@ -189,7 +189,12 @@ impl Rogue {
         self.order(Do::Announce(address.parse().unwrap()));
     }
 
-    pub(super) async fn try_open(&self, to: &super::Node, connection: ConnectionId, protocol: &'static str) -> Result<Stream, OpenError> {
+    pub(super) async fn try_open(
+        &self,
+        to: &super::Node,
+        connection: ConnectionId,
+        protocol: &'static str,
+    ) -> Result<Stream, OpenError> {
         let (reply, opening) = oneshot::channel();
         self.order(Do::Open(to.id().as_str().parse().unwrap(), connection, protocol, reply));
         timeout(DEADLINE, opening.await.unwrap()).await.unwrap().unwrap_or(Err(OpenError::NotConnected))

@@ -67,7 +67,8 @@ fn read_key(path: &Path) -> Result<header::HeaderValue, OpenAiError> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         return Err(invalid("it is empty or longer than 4 KiB"));
     }
-    let mut value = header::HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| invalid("it has characters that no key has"))?;
+    let mut value =
+        header::HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| invalid("it has characters that no key has"))?;
     value.set_sensitive(true);
     Ok(value)
 }

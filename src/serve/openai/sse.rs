@@ -20,7 +20,11 @@ pub(super) enum SseError {
 /// One event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Chunk {
-    Data { text: Option<String>, finish_reason: Option<String>, usage: Option<Usage> },
+    Data {
+        text: Option<String>,
+        finish_reason: Option<String>,
+        usage: Option<Usage>,
+    },
     /// The server reports an error in the stream.
     Error(String),
     /// `[DONE]`.
@@ -78,7 +82,11 @@ impl Events {
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), SseError> {
         self.buffer.extend_from_slice(bytes);
         let open_line = self.buffer.iter().rev().position(|byte| *byte == b'\n').unwrap_or(self.buffer.len());
-        if open_line > MAX_LINE_BYTES || (!self.streamed && self.buffer.len() > MAX_LINE_BYTES) { Err(SseError::TooLong) } else { Ok(()) }
+        if open_line > MAX_LINE_BYTES || (!self.streamed && self.buffer.len() > MAX_LINE_BYTES) {
+            Err(SseError::TooLong)
+        } else {
+            Ok(())
+        }
     }
 
     /// The next event; `None` when more bytes are needed.
@@ -143,7 +151,8 @@ mod tests {
 
     #[test]
     fn events_come_whole_however_the_bytes_are_cut() {
-        let body = ": keep-alive\r\n\r\ndata: {\"choices\":[{\"delta\":{\"content\":\"h\u{e9}\"}}]}\r\n\r\nevent: x\ndata:[DONE]\n\n";
+        let body =
+            ": keep-alive\r\n\r\ndata: {\"choices\":[{\"delta\":{\"content\":\"h\u{e9}\"}}]}\r\n\r\nevent: x\ndata:[DONE]\n\n";
         let mut events = Events::new(true);
         let mut seen = Vec::new();
         for byte in body.as_bytes() {

@@ -37,10 +37,7 @@ async fn every_failure_of_a_prompt_has_its_name_as_reply_in_the_stream_and_in_fi
     let Some(mut played) = Played::start().await else { return };
     let caller = played.bus.connect().await;
     let own = KINDS.iter().map(|&(kind, name)| (kind, format!("{ERROR}{name}")));
-    let invalid = (
-        FailureKind::InvalidRequest,
-        "org.freedesktop.DBus.Error.InvalidArgs".to_owned(),
-    );
+    let invalid = (FailureKind::InvalidRequest, "org.freedesktop.DBus.Error.InvalidArgs".to_owned());
     for (kind, name) in own.chain([invalid]) {
         let fails = || JobEvent::End(Err(Failure::new(kind, "because")));
         let (reply, ()) = tokio::join!(prompt(&caller), async {
@@ -54,34 +51,17 @@ async fn every_failure_of_a_prompt_has_its_name_as_reply_in_the_stream_and_in_fi
         start.events.send(taken()).await.unwrap();
         start.events.send(fails()).await.unwrap();
         let told = within(lines(stream)).await;
-        assert_eq!(
-            told.last(),
-            Some(&Line::Error {
-                name: name.clone(),
-                message: "because".to_owned()
-            })
-        );
+        assert_eq!(told.last(), Some(&Line::Error { name: name.clone(), message: "because".to_owned() }));
         let finished = within(async {
             while let Some(Ok(message)) = messages.next().await {
                 if member_of(&message) == "Finished" {
-                    return message
-                        .body()
-                        .deserialize::<(String, HashMap<String, OwnedVariant>)>()
-                        .unwrap();
+                    return message.body().deserialize::<(String, HashMap<String, OwnedVariant>)>().unwrap();
                 }
             }
             panic!("the bus is gone");
         })
         .await;
-        assert_eq!(
-            finished.0,
-            if kind == FailureKind::Cancelled {
-                "cancelled"
-            } else {
-                "failed"
-            },
-            "{kind:?}"
-        );
+        assert_eq!(finished.0, if kind == FailureKind::Cancelled { "cancelled" } else { "failed" }, "{kind:?}");
         assert_eq!(*finished.1["Error"], Variant::from(name.as_str()));
         assert_eq!(*finished.1["Message"], Variant::from("because"));
     }
@@ -100,10 +80,7 @@ async fn every_failure_of_the_daemon_has_its_name() {
         (ControlError::NotConnected(id("x")), format!("{ERROR}NotConnected")),
         (ControlError::InvalidArgument(text()), invalid),
         (ControlError::Storage(text()), format!("{ERROR}StorageFull")),
-        (
-            ControlError::InvalidConfiguration(text()),
-            format!("{ERROR}InvalidConfiguration"),
-        ),
+        (ControlError::InvalidConfiguration(text()), format!("{ERROR}InvalidConfiguration")),
         (ControlError::Busy(text()), format!("{ERROR}Busy")),
         (ControlError::ShuttingDown, format!("{ERROR}ShuttingDown")),
     ] {
@@ -120,10 +97,7 @@ async fn every_failure_of_the_daemon_has_its_name() {
     // The daemon does not listen any more.
     drop(played.requests);
     for method in ["Connect", "Disconnect"] {
-        assert_eq!(
-            call(&caller, method, &("x", Options::new())).await.unwrap_err().0,
-            format!("{ERROR}ShuttingDown")
-        );
+        assert_eq!(call(&caller, method, &("x", Options::new())).await.unwrap_err().0, format!("{ERROR}ShuttingDown"));
     }
 }
 
@@ -137,35 +111,15 @@ async fn a_nul_in_the_words_of_another_node_does_not_cut_this_one_off_the_bus() 
     evil.tiers = vec!["\0t".to_owned()];
     evil.addresses = vec!["/\0".to_owned()];
     let evil = Arc::new(evil);
-    played
-        .net
-        .state
-        .send_replace(snapshot(&[("gatewayai-poc", &[Arc::clone(&evil)])]));
-    played
-        .net
-        .events
-        .send(net::Event::MemberUp {
-            cluster: id("gatewayai-poc"),
-            member: evil,
-        })
-        .unwrap();
+    played.net.state.send_replace(snapshot(&[("gatewayai-poc", &[Arc::clone(&evil)])]));
+    played.net.events.send(net::Event::MemberUp { cluster: id("gatewayai-poc"), member: evil }).unwrap();
     let reply = call(&caller, "ListPeers", &("", Options::new())).await.unwrap();
     let peers: Vec<(String, HashMap<String, OwnedVariant>)> = reply.body().deserialize().unwrap();
     assert_eq!(*peers[0].1["Name"], Variant::from("a\u{fffd}b"));
-    let by = ServedBy {
-        id: NodeId::new("12D3KooWa"),
-        name: "\0".to_owned(),
-        local: false,
-    };
-    let started = || JobEvent::Started {
-        model: "m\0".to_owned(),
-        by: by.clone(),
-    };
+    let by = ServedBy { id: NodeId::new("12D3KooWa"), name: "\0".to_owned(), local: false };
+    let started = || JobEvent::Started { model: "m\0".to_owned(), by: by.clone() };
     for end in [
-        Ok(Done {
-            finish: FinishReason::Stop,
-            usage: Usage::default(),
-        }),
+        Ok(Done { finish: FinishReason::Stop, usage: Usage::default() }),
         Err(Failure::new(FailureKind::BackendFailed, "why\0not")),
     ] {
         let answer = async {
@@ -176,14 +130,9 @@ async fn a_nul_in_the_words_of_another_node_does_not_cut_this_one_off_the_bus() 
         };
         let (reply, ()) = tokio::join!(prompt(&caller), answer);
         match reply {
-            Ok(reply) => assert_eq!(
-                reply
-                    .body()
-                    .deserialize::<(String, HashMap<String, OwnedVariant>)>()
-                    .unwrap()
-                    .0,
-                "4\u{fffd}"
-            ),
+            Ok(reply) => {
+                assert_eq!(reply.body().deserialize::<(String, HashMap<String, OwnedVariant>)>().unwrap().0, "4\u{fffd}")
+            }
             Err((_, message)) => assert_eq!(message, "why\u{fffd}not"),
         }
         let (_, stream) = start_prompt(&caller, "x").await;
@@ -196,10 +145,7 @@ async fn a_nul_in_the_words_of_another_node_does_not_cut_this_one_off_the_bus() 
     }
     call(&caller, "GetStatus", &()).await.unwrap();
     call(&caller, "ListClusters", &()).await.unwrap();
-    assert!(
-        futures::FutureExt::now_or_never(played.service.closed()).is_none(),
-        "the bus still knows us"
-    );
+    assert!(futures::FutureExt::now_or_never(played.service.closed()).is_none(), "the bus still knows us");
 }
 
 #[tokio::test]
@@ -211,10 +157,7 @@ async fn what_an_error_repeats_of_an_argument_is_short() {
     let tier = Options::from([("Tier", Variant::from(long.as_str()))]);
     for (method, reply) in [
         ("Connect", call(&caller, "Connect", &(long.as_str(), Options::new())).await),
-        (
-            "ListPeers",
-            call(&caller, "ListPeers", &(long.as_str(), Options::new())).await,
-        ),
+        ("ListPeers", call(&caller, "ListPeers", &(long.as_str(), Options::new())).await),
         ("Prompt", call(&caller, "Prompt", &(long.as_str(), "x", Options::new())).await),
         ("Connect", call(&caller, "Connect", &("x", unknown.clone())).await),
         ("Prompt", call(&caller, "Prompt", &("", "x", unknown)).await),

@@ -16,13 +16,7 @@ const JOB: &str = "org.opengateway.Gateway1.Job";
 const INVALID: &str = "org.freedesktop.DBus.Error.InvalidArgs";
 
 fn done() -> JobEvent {
-    JobEvent::End(Ok(Done {
-        finish: FinishReason::Stop,
-        usage: Usage {
-            prompt_tokens: 1,
-            completion_tokens: 1,
-        },
-    }))
+    JobEvent::End(Ok(Done { finish: FinishReason::Stop, usage: Usage { prompt_tokens: 1, completion_tokens: 1 } }))
 }
 
 async fn prompt(caller: &Connection) -> Result<Message, (String, String)> {
@@ -45,14 +39,7 @@ async fn let_go(start: &Start, why: &str) {
 async fn finished_comes_after_the_reply_to_the_caller_alone() {
     let Some(mut played) = Played::start().await else { return };
     let (caller, other) = (played.bus.connect().await, played.bus.connect().await);
-    let rule = || {
-        MatchRule::builder()
-            .msg_type(zbus::message::Type::Signal)
-            .interface(JOB)
-            .member("Finished")
-            .build()
-            .unwrap()
-    };
+    let rule = || MatchRule::builder().msg_type(zbus::message::Type::Signal).interface(JOB).member("Finished").build().unwrap();
     let mut overheard = MessageStream::for_match_rule(rule(), &other, None).await.unwrap();
     let mut messages = MessageStream::from(&caller);
     for round in 0..50 {
@@ -70,10 +57,7 @@ async fn finished_comes_after_the_reply_to_the_caller_alone() {
                     assert!(replied, "round {round}: before the reply");
                     assert_eq!(message.header().path().map(|path| path.to_string()), Some(job.to_string()));
                     let (result, details): (String, HashMap<String, OwnedVariant>) = message.body().deserialize().unwrap();
-                    assert_eq!(
-                        (result.as_str(), &*details["ServedByName"]),
-                        ("done", &Variant::from("NodeA"))
-                    );
+                    assert_eq!((result.as_str(), &*details["ServedByName"]), ("done", &Variant::from("NodeA")));
                     return;
                 }
             }
@@ -82,16 +66,9 @@ async fn finished_comes_after_the_reply_to_the_caller_alone() {
         assert!(matches!(within(lines(stream)).await.last(), Some(Line::End { .. })));
     }
     // What the other one hears shows that it would have heard that too.
-    caller
-        .emit_signal(None::<&str>, "/x", JOB, "Finished", &("control",))
-        .await
-        .unwrap();
+    caller.emit_signal(None::<&str>, "/x", JOB, "Finished", &("control",)).await.unwrap();
     let heard = within(overheard.next()).await.unwrap().unwrap();
-    assert_eq!(
-        heard.body().deserialize::<String>().unwrap(),
-        "control",
-        "a unicast signal was overheard"
-    );
+    assert_eq!(heard.body().deserialize::<String>().unwrap(), "control", "a unicast signal was overheard");
 }
 
 #[tokio::test]
@@ -159,12 +136,7 @@ async fn fill(caller: &Connection, start: &Start) {
             // A round trip lets the service do all that it can.
             Err(mpsc::error::TrySendError::Full(_)) => {
                 full += 1;
-                drop(
-                    caller
-                        .call_method(Some(NAME), ROOT, Some(MANAGER), "GetStatus", &())
-                        .await
-                        .unwrap(),
-                );
+                drop(caller.call_method(Some(NAME), ROOT, Some(MANAGER), "GetStatus", &()).await.unwrap());
             }
         }
     }
@@ -189,11 +161,7 @@ async fn cancelling_a_job_whose_pipe_is_full_ends_the_work_and_the_stream_has_wh
 async fn lines_of_cancelled(stream: OwnedFd) {
     let told = lines(stream).await;
     assert!(told.len() > 10);
-    assert!(
-        matches!(told.last(), Some(Line::Error { name, .. }) if *name == format!("{ERROR}Cancelled")),
-        "{:?}",
-        told.last()
-    );
+    assert!(matches!(told.last(), Some(Line::Error { name, .. }) if *name == format!("{ERROR}Cancelled")), "{:?}", told.last());
 }
 
 #[tokio::test]
@@ -210,12 +178,7 @@ async fn a_reader_that_stops_is_given_up_after_thirty_seconds_and_learns_why_whe
     assert!(!start.events.is_closed(), "given up too early");
     frozen.pass(Duration::from_secs(2)).await;
     while !start.events.is_closed() {
-        drop(
-            caller
-                .call_method(Some(NAME), ROOT, Some(MANAGER), "GetStatus", &())
-                .await
-                .unwrap(),
-        );
+        drop(caller.call_method(Some(NAME), ROOT, Some(MANAGER), "GetStatus", &()).await.unwrap());
     }
     let state = property(&caller, &job, JOB, "State").await.unwrap();
     assert_eq!(*state, Variant::from("failed"));
@@ -249,9 +212,7 @@ async fn a_job_can_be_looked_at_for_thirty_seconds_after_its_end_and_its_number_
     while *property(&caller, &last, JOB, "State").await.unwrap() != Variant::from("done") {}
     frozen.pass(Duration::from_secs(29)).await;
     for number in &numbers {
-        property(&caller, &format!("/org/opengateway/Gateway1/job/{number}"), JOB, "Id")
-            .await
-            .unwrap();
+        property(&caller, &format!("/org/opengateway/Gateway1/job/{number}"), JOB, "Id").await.unwrap();
     }
     frozen.pass(Duration::from_secs(2)).await;
     for number in &numbers {
@@ -266,10 +227,7 @@ async fn a_job_can_be_looked_at_for_thirty_seconds_after_its_end_and_its_number_
 
 /// As [`start_prompt`], without a time limit that a frozen clock would hold.
 async fn start_prompt_frozen(caller: &Connection) -> (OwnedObjectPath, OwnedFd) {
-    let reply = caller
-        .call_method(Some(NAME), ROOT, Some(MANAGER), "StartPrompt", &("", "x", Options::new()))
-        .await
-        .unwrap();
+    let reply = caller.call_method(Some(NAME), ROOT, Some(MANAGER), "StartPrompt", &("", "x", Options::new())).await.unwrap();
     let (job, stream): (OwnedObjectPath, zbus::OwnedFd) = reply.body().deserialize().unwrap();
     (job, stream.into())
 }
@@ -331,13 +289,8 @@ async fn a_prompt_from_a_descriptor_has_the_limits_of_one_in_the_call() {
         assert_eq!(name, INVALID, "{what}: {message}");
         assert!(begun.elapsed() < Duration::from_secs(5), "{what}: {:?}", begun.elapsed());
     }
-    let (name, _) = call(
-        &caller,
-        "Prompt",
-        &("", "", Options::from([("PromptFd", Variant::Fd(memfd(b"x").into()))])),
-    )
-    .await
-    .unwrap_err();
+    let (name, _) =
+        call(&caller, "Prompt", &("", "", Options::from([("PromptFd", Variant::Fd(memfd(b"x").into()))]))).await.unwrap_err();
     assert_eq!(name, INVALID, "only StartPrompt takes it");
 }
 
@@ -352,18 +305,12 @@ async fn a_stop_is_told_to_those_who_still_wait_for_an_answer() {
     let waits = tokio::spawn(async move { call(&waiting, "Prompt", &("", "x", Options::new())).await });
     let second = played.started().await;
     played.service.prepare_for_shutdown().await;
-    assert_eq!(
-        call(&caller, "Prompt", &("", "x", Options::new())).await.unwrap_err().0,
-        format!("{ERROR}ShuttingDown")
-    );
+    assert_eq!(call(&caller, "Prompt", &("", "x", Options::new())).await.unwrap_err().0, format!("{ERROR}ShuttingDown"));
     within(played.service.stop()).await;
     assert!(first.events.is_closed() && second.events.is_closed());
     assert_eq!(within(waits).await.unwrap().unwrap_err().0, format!("{ERROR}ShuttingDown"));
     let told = within(lines(stream)).await;
-    assert!(
-        matches!(told.last(), Some(Line::Error { name, .. }) if *name == format!("{ERROR}ShuttingDown")),
-        "{told:?}"
-    );
+    assert!(matches!(told.last(), Some(Line::Error { name, .. }) if *name == format!("{ERROR}ShuttingDown")), "{told:?}");
 }
 
 #[tokio::test]

@@ -44,11 +44,7 @@ fn failure(error: zbus::Error) -> (String, String) {
 #[tokio::test]
 async fn a_panic_is_an_error_reply_that_tells_nothing_and_the_object_lives_on() {
     let Some(bus) = bus_or_skip() else { return };
-    let service = zbus::connection::Builder::address(bus.address())
-        .serve_at(PATH, Guarded(Panics))
-        .build()
-        .await
-        .unwrap();
+    let service = zbus::connection::Builder::address(bus.address()).serve_at(PATH, Guarded(Panics)).build().await.unwrap();
     let name = service.unique_name().unwrap().to_owned();
     let client = bus.connect().await;
     for round in 0..3 {
@@ -64,14 +60,8 @@ async fn a_panic_is_an_error_reply_that_tells_nothing_and_the_object_lives_on() 
         let properties = Some("org.freedesktop.DBus.Properties");
         let broken = within(client.call_method(Some(name.clone()), PATH, properties, "Get", &(PANICS, "Broken"))).await;
         assert_eq!(failure(broken.unwrap_err()).0, FAILED);
-        within(client.call_method(Some(name.clone()), PATH, properties, "GetAll", &(PANICS,)))
-            .await
-            .unwrap_err();
-        within(client.call_method(Some(name.clone()), PATH, properties, "Get", &(PANICS, "Whole")))
-            .await
-            .unwrap();
+        within(client.call_method(Some(name.clone()), PATH, properties, "GetAll", &(PANICS,))).await.unwrap_err();
+        within(client.call_method(Some(name.clone()), PATH, properties, "Get", &(PANICS, "Whole"))).await.unwrap();
     }
-    within(client.call_method(Some(name), PATH, Some(PANICS), "Later", &0_u32))
-        .await
-        .unwrap();
+    within(client.call_method(Some(name), PATH, Some(PANICS), "Later", &0_u32)).await.unwrap();
 }

@@ -13,14 +13,8 @@ use super::*;
 const CLUSTER_PATH: &str = "/org/opengateway/Gateway1/cluster/gatewayai_2dpoc";
 
 async fn all_signals(connection: &Connection) -> MessageStream {
-    let rule = MatchRule::builder()
-        .msg_type(zbus::message::Type::Signal)
-        .sender(NAME)
-        .build()
-        .unwrap();
-    MessageStream::for_match_rule(rule, connection, std::num::NonZeroUsize::new(4096))
-        .await
-        .unwrap()
+    let rule = MatchRule::builder().msg_type(zbus::message::Type::Signal).sender(NAME).build().unwrap();
+    MessageStream::for_match_rule(rule, connection, std::num::NonZeroUsize::new(4096)).await.unwrap()
 }
 
 /// Properties that a `PropertiesChanged` tells.
@@ -28,11 +22,7 @@ fn changed(message: &Message) -> HashMap<String, OwnedVariant> {
     if member_of(message) != "PropertiesChanged" {
         return HashMap::new();
     }
-    message
-        .body()
-        .deserialize::<(String, HashMap<String, OwnedVariant>, Vec<String>)>()
-        .unwrap()
-        .1
+    message.body().deserialize::<(String, HashMap<String, OwnedVariant>, Vec<String>)>().unwrap().1
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -48,14 +38,7 @@ async fn five_hundred_peers_in_a_second_are_told_by_ten_signals_a_second_and_the
         for number in 0..10 {
             let one = member(round * 10 + number, "peer");
             members.push(Arc::clone(&one));
-            played
-                .net
-                .events
-                .send(net::Event::MemberUp {
-                    cluster: id("gatewayai-poc"),
-                    member: one,
-                })
-                .unwrap();
+            played.net.events.send(net::Event::MemberUp { cluster: id("gatewayai-poc"), member: one }).unwrap();
             played.net.state.send_replace(snapshot(&[("gatewayai-poc", &members)]));
         }
     }
@@ -72,16 +55,11 @@ async fn five_hundred_peers_in_a_second_are_told_by_ten_signals_a_second_and_the
     })
     .await;
     let seconds = usize::try_from(begun.elapsed().as_secs()).unwrap() + 1;
-    assert!(
-        (1..=10 * seconds).contains(&(peers + totals.len())),
-        "{peers} + {totals:?} in {seconds} s"
-    );
+    assert!((1..=10 * seconds).contains(&(peers + totals.len())), "{peers} + {totals:?} in {seconds} s");
     assert!(peers >= 10, "the first ones are told one by one: {peers}");
     assert!(counts.len() <= seconds + 1, "{counts:?} in {seconds} s");
     // A few that come one by one are told one by one, and nothing else.
-    let listed = property(&listener, CLUSTER_PATH, "org.opengateway.Gateway1.Cluster", "PeerCount")
-        .await
-        .unwrap();
+    let listed = property(&listener, CLUSTER_PATH, "org.opengateway.Gateway1.Cluster", "PeerCount").await.unwrap();
     assert_eq!(u32::try_from(listed).unwrap(), 500);
 }
 
@@ -96,10 +74,7 @@ async fn two_peers_are_told_by_two_signals_and_the_count_at_last() {
         played
             .net
             .events
-            .send(net::Event::MemberUp {
-                cluster: id("gatewayai-poc"),
-                member: Arc::clone(&members[number]),
-            })
+            .send(net::Event::MemberUp { cluster: id("gatewayai-poc"), member: Arc::clone(&members[number]) })
             .unwrap();
         played.net.state.send_replace(snapshot(&[("gatewayai-poc", &members)]));
         // Each is told before the next one comes.
@@ -110,19 +85,13 @@ async fn two_peers_are_told_by_two_signals_and_the_count_at_last() {
         loop {
             let message = signals.next().await.unwrap().unwrap();
             told.push(member_of(&message));
-            if changed(&message)
-                .get("PeerCount")
-                .is_some_and(|count| **count == Variant::from(2_u32))
-            {
+            if changed(&message).get("PeerCount").is_some_and(|count| **count == Variant::from(2_u32)) {
                 return;
             }
         }
     };
     within(last).await;
-    assert!(
-        !told.iter().any(|member| member == "PeersChanged"),
-        "both were told one by one: {told:?}"
-    );
+    assert!(!told.iter().any(|member| member == "PeersChanged"), "both were told one by one: {told:?}");
 }
 
 #[tokio::test]
@@ -130,37 +99,19 @@ async fn a_late_word_about_a_cluster_that_was_left_brings_no_object_back() {
     let Some(played) = Played::start().await else { return };
     let listener = played.bus.connect().await;
     let one = member(1, "peer");
-    played
-        .net
-        .state
-        .send_replace(snapshot(&[("gatewayai-poc", &[]), ("left", &[Arc::clone(&one)])]));
+    played.net.state.send_replace(snapshot(&[("gatewayai-poc", &[]), ("left", &[Arc::clone(&one)])]));
     let path = "/org/opengateway/Gateway1/cluster/left";
-    let is_there = async || {
-        property(&listener, path, "org.opengateway.Gateway1.Cluster", "Id")
-            .await
-            .is_ok()
-    };
+    let is_there = async || property(&listener, path, "org.opengateway.Gateway1.Cluster", "Id").await.is_ok();
     within(async { while !is_there().await {} }).await;
     played.net.state.send_replace(snapshot(&[("gatewayai-poc", &[])]));
     within(async { while is_there().await {} }).await;
     let mut signals = all_signals(&listener).await;
-    let gone = net::Event::MemberDown {
-        cluster: id("left"),
-        id: one.id.clone(),
-        name: one.name.clone(),
-        reason: GoneReason::Left,
-    };
+    let gone =
+        net::Event::MemberDown { cluster: id("left"), id: one.id.clone(), name: one.name.clone(), reason: GoneReason::Left };
     played.net.events.send(gone).unwrap();
     // The next thing that is announced shows that the word was heard.
     let here = member(2, "here");
-    played
-        .net
-        .events
-        .send(net::Event::MemberUp {
-            cluster: id("gatewayai-poc"),
-            member: here,
-        })
-        .unwrap();
+    played.net.events.send(net::Event::MemberUp { cluster: id("gatewayai-poc"), member: here }).unwrap();
     within(async {
         loop {
             let message = signals.next().await.unwrap().unwrap();
@@ -178,14 +129,7 @@ async fn a_late_word_about_a_cluster_that_was_left_brings_no_object_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_is_announced_before_its_reply_so_that_a_cache_is_fresh() {
     let Some(played) = Played::start().await else { return };
-    let Played {
-        bus,
-        mut requests,
-        control,
-        service: _service,
-        net: _net,
-        ..
-    } = played;
+    let Played { bus, mut requests, control, service: _service, net: _net, .. } = played;
     tokio::spawn(async move {
         while let Some(request) = requests.recv().await {
             match request {
@@ -247,19 +191,11 @@ async fn resources_that_move_again_too_soon_are_told_later_and_not_lost() {
     assert_eq!(told().await, ["Memory"], "the load is no total and no availability");
     now.storage.available = Some(1);
     played.measured.send_replace(Arc::new(now));
-    played.control.send_modify(|state| {
-        state.lent = Lent {
-            cores: Some(1.0),
-            ..Lent::default()
-        }
-    });
+    played.control.send_modify(|state| state.lent = Lent { cores: Some(1.0), ..Lent::default() });
     // Whatever was to be told at once is told before this reply.
     let caller = played.bus.connect().await;
     for _ in 0..3 {
-        caller
-            .call_method(Some(NAME), ROOT, Some(MANAGER), "GetStatus", &())
-            .await
-            .unwrap();
+        caller.call_method(Some(NAME), ROOT, Some(MANAGER), "GetStatus", &()).await.unwrap();
     }
     frozen.pass(Duration::from_secs(6)).await;
     assert_eq!(told().await, ["Storage", "Lent"]);

@@ -16,11 +16,7 @@ async fn everything_else_answers_at_once_while_every_slow_call_waits() {
     let waiting: Vec<tokio::task::JoinHandle<()>> = vec![
         waits(&busy, "Prompt", ("", "x", none())),
         waits(&busy, "Connect", ("new", none())),
-        waits(
-            &busy,
-            "Disconnect",
-            ("gatewayai-poc", Options::from([("Drain", Variant::from(3_600_000_000_u64))])),
-        ),
+        waits(&busy, "Disconnect", ("gatewayai-poc", Options::from([("Drain", Variant::from(3_600_000_000_u64))]))),
         waits(&busy, "GetResources", (fresh(),)),
         waits(&busy, "ListEligible", (fresh(),)),
         waits(&busy, "SetSharing", (true, none())),
@@ -42,13 +38,8 @@ async fn everything_else_answers_at_once_while_every_slow_call_waits() {
     for connection in [&busy, &played.bus.connect().await] {
         for path in ["/", "/org", ROOT, "/org/opengateway/Gateway1/cluster/gatewayai_2dpoc"] {
             let begun = Instant::now();
-            let introspected = connection.call_method(
-                Some(NAME),
-                path,
-                Some("org.freedesktop.DBus.Introspectable"),
-                "Introspect",
-                &(),
-            );
+            let introspected =
+                connection.call_method(Some(NAME), path, Some("org.freedesktop.DBus.Introspectable"), "Introspect", &());
             within(introspected).await.unwrap();
             assert!(begun.elapsed() < LIMIT, "Introspect {path}: {:?}", begun.elapsed());
         }
@@ -59,19 +50,14 @@ async fn everything_else_answers_at_once_while_every_slow_call_waits() {
             ("org.freedesktop.DBus.ObjectManager", "GetManagedObjects"),
         ] {
             let begun = Instant::now();
-            within(connection.call_method(Some(NAME), ROOT, Some(interface), member, &()))
-                .await
-                .unwrap();
+            within(connection.call_method(Some(NAME), ROOT, Some(interface), member, &())).await.unwrap();
             assert!(begun.elapsed() < LIMIT, "{member}: {:?}", begun.elapsed());
         }
         let begun = Instant::now();
         property(connection, ROOT, MANAGER, "State").await.unwrap();
         assert!(begun.elapsed() < LIMIT, "Get: {:?}", begun.elapsed());
     }
-    assert!(
-        waiting.iter().all(|call| !call.is_finished()),
-        "the slow calls still wait: that was the test"
-    );
+    assert!(waiting.iter().all(|call| !call.is_finished()), "the slow calls still wait: that was the test");
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
 }
 

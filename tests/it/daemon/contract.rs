@@ -64,7 +64,9 @@ async fn bad_arguments_have_the_documented_names() {
     let own = |name: &str| format!("{ERROR}{name}");
     let invalid = "org.freedesktop.DBus.Error.InvalidArgs".to_owned();
     let nonsense = || Options::from([("Nonsense", Variant::from(true))]);
-    let named = async |method: &str, cluster: &str, options: Options<'_>| call(&connection, method, &(cluster, options)).await.unwrap_err();
+    let named = async |method: &str, cluster: &str, options: Options<'_>| {
+        call(&connection, method, &(cluster, options)).await.unwrap_err()
+    };
     assert_eq!(named("Connect", "../x", none.clone()).await.0, own("InvalidClusterId"));
     assert_eq!(named("Connect", &"x".repeat(65), none.clone()).await.0, own("InvalidClusterId"));
     assert_eq!(named("Connect", "x", nonsense()).await.0, invalid);
@@ -105,9 +107,16 @@ async fn what_is_read_right_after_a_reply_is_fresh_and_signals_tell_the_rest() {
     let mut signals = MessageStream::for_match_rule(rule, &connection, None).await.unwrap();
     for round in 0..50 {
         let id = format!("c{}", round % 10);
-        let path: OwnedObjectPath = call(&connection, "Connect", &(id.as_str(), Options::new())).await.unwrap().body().deserialize().unwrap();
+        let path: OwnedObjectPath =
+            call(&connection, "Connect", &(id.as_str(), Options::new())).await.unwrap().body().deserialize().unwrap();
         let shown: zbus::OwnedVariant = connection
-            .call_method(Some(NAME), &path, Some("org.freedesktop.DBus.Properties"), "Get", &("org.opengateway.Gateway1.Cluster", "Id"))
+            .call_method(
+                Some(NAME),
+                &path,
+                Some("org.freedesktop.DBus.Properties"),
+                "Get",
+                &("org.opengateway.Gateway1.Cluster", "Id"),
+            )
             .await
             .unwrap_or_else(|error| panic!("{path}: {error}"))
             .body()

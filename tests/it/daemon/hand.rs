@@ -8,10 +8,7 @@ use super::*;
 /// One sentence on standard error, nothing on standard output, and the next command.
 fn is_helpful(said: &Said, code: u8, next: &str) {
     assert_eq!(said.code, code, "{said:?}");
-    assert!(
-        said.stdout.is_empty() && said.stderr.starts_with("ogctl: ") && said.stderr.lines().count() == 1,
-        "{said:?}"
-    );
+    assert!(said.stdout.is_empty() && said.stderr.starts_with("ogctl: ") && said.stderr.lines().count() == 1, "{said:?}");
     assert!(said.stderr.contains(next), "{said:?}");
 }
 
@@ -25,23 +22,11 @@ async fn every_mistake_is_told_with_the_next_command() {
     is_helpful(&node.ogctl(&["peers", "nowhere"]).await, 10, "ogctl clusters");
     is_helpful(&node.ogctl(&["leave", "nowhere"]).await, 10, "ogctl clusters");
     is_helpful(&node.ogctl(&["connect", "../x"]).await, 2, "ogctl clusters");
-    is_helpful(
-        &node.ogctl(&["connect", "x", "--bootstrap", "192.0.2.1"]).await,
-        2,
-        "192.0.2.1",
-    );
-    is_helpful(
-        &node.ogctl(&["connect", "x", "--secret-file", "/nonexistent"]).await,
-        2,
-        "/nonexistent",
-    );
+    is_helpful(&node.ogctl(&["connect", "x", "--bootstrap", "192.0.2.1"]).await, 2, "192.0.2.1");
+    is_helpful(&node.ogctl(&["connect", "x", "--secret-file", "/nonexistent"]).await, 2, "/nonexistent");
     is_helpful(&node.ogctl(&["eligible", "--tier", "GPT-9"]).await, 10, "ogctl eligible");
     is_helpful(&node.ogctl(&["jobs", "--cancel", "77"]).await, 10, "there is no job 77");
-    is_helpful(
-        &node.ogctl(&["status", "--bus", "nonsense"]).await,
-        2,
-        "\"nonsense\" is neither \"system\" nor \"session\"",
-    );
+    is_helpful(&node.ogctl(&["status", "--bus", "nonsense"]).await, 2, "\"nonsense\" is neither \"system\" nor \"session\"");
     assert_eq!(node.ogctl(&["connect", "x", "--wait", "0"]).await.code, 0);
     is_helpful(&node.ogctl(&["prompt", "y"]).await, 5, "ogctl peers");
     is_helpful(&node.ogctl(&["prompt", "y", "--peer", "z"]).await.first_line(), 2, "--peer");
@@ -66,12 +51,7 @@ async fn every_mistake_is_told_with_the_next_command() {
 impl Said {
     /// clap has more to say after its first line.
     fn first_line(self) -> Self {
-        let line = self
-            .stderr
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .replacen("error: ", "ogctl: ", 1);
+        let line = self.stderr.lines().next().unwrap_or_default().replacen("error: ", "ogctl: ", 1);
         Self { stderr: line, ..self }
     }
 }
@@ -93,10 +73,7 @@ async fn monitor_goes_on_across_a_restart_of_the_daemon() {
                 .unwrap();
             let seen: Value = serde_json::from_str(&line).unwrap();
             // What has no name is no event: the bare nodes of the object manager are not shown.
-            assert!(
-                seen["event"].as_str().is_some_and(|event| !event.is_empty()) && seen["cluster"] != "",
-                "{line}"
-            );
+            assert!(seen["event"].as_str().is_some_and(|event| !event.is_empty()) && seen["cluster"] != "", "{line}");
             if seen["event"] == *event {
                 wanted.next();
             }
@@ -120,10 +97,7 @@ async fn monitor_goes_on_across_a_restart_of_the_daemon() {
     let status = tokio::time::timeout(DEADLINE, child.wait()).await.unwrap().unwrap();
     // A shell shows both as 130.
     use std::os::unix::process::ExitStatusExt as _;
-    assert!(
-        status.code() == Some(130) || status.signal() == Some(Signal::INT.as_raw()),
-        "{status:?}"
-    );
+    assert!(status.code() == Some(130) || status.signal() == Some(Signal::INT.as_raw()), "{status:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -134,48 +108,28 @@ async fn tables_fit_a_narrow_terminal_and_names_of_peers_steer_none() {
         return;
     };
     let boot = a.address().await;
-    let b = Node::start(evil, &["--serve", "--connect", "gatewayai-poc", "--bootstrap", &boot])
-        .await
-        .unwrap();
+    let b = Node::start(evil, &["--serve", "--connect", "gatewayai-poc", "--bootstrap", &boot]).await.unwrap();
     b.sees(&[&longest]).await;
     a.sees(&[evil]).await;
     let has_script = Command::new("script").arg("--version").output().is_ok();
     if !has_script {
         skipped("no script(1), which makes a terminal");
     }
-    for (node, args) in [
-        (&a, "peers"),
-        (&b, "peers"),
-        (&a, "clusters"),
-        (&a, "models"),
-        (&a, "resources"),
-        (&a, "eligible"),
-        (&a, "jobs"),
-    ] {
+    for (node, args) in
+        [(&a, "peers"), (&b, "peers"), (&a, "clusters"), (&a, "models"), (&a, "resources"), (&a, "eligible"), (&a, "jobs")]
+    {
         let piped = node.ogctl(&[args]).await;
-        assert!(
-            piped.code == 0 && !piped.stdout.contains(['\u{1b}', '\u{202e}', '\u{200b}', '\u{2066}']),
-            "{piped:?}"
-        );
+        assert!(piped.code == 0 && !piped.stdout.contains(['\u{1b}', '\u{202e}', '\u{200b}', '\u{2066}']), "{piped:?}");
         if has_script {
             let command = format!("{} {args}", env!("CARGO_BIN_EXE_ogctl"));
             let mut script = tokio::process::Command::new("script");
-            script
-                .args(["-qec", &command, "/dev/null"])
-                .env("COLUMNS", "40")
-                .env("NO_COLOR", "1")
-                .env("TERM", "xterm");
+            script.args(["-qec", &command, "/dev/null"]).env("COLUMNS", "40").env("NO_COLOR", "1").env("TERM", "xterm");
             script.env("DBUS_SYSTEM_BUS_ADDRESS", node.bus.address()).stdin(Stdio::null());
             let shown = String::from_utf8(script.output().await.unwrap().stdout).unwrap();
-            let as_lines = shown
-                .lines()
-                .any(|line| line.starts_with("NAME: ") || line.starts_with("TIER: "))
+            let as_lines = shown.lines().any(|line| line.starts_with("NAME: ") || line.starts_with("TIER: "))
                 || !["peers", "eligible"].contains(&args);
             assert!(as_lines, "nine columns are of no use in forty: {shown}");
-            assert!(
-                !shown.is_empty() && !shown.contains(['\u{1b}', '\u{202e}', '\u{200b}', '\u{2066}']),
-                "{shown:?}"
-            );
+            assert!(!shown.is_empty() && !shown.contains(['\u{1b}', '\u{202e}', '\u{200b}', '\u{2066}']), "{shown:?}");
         }
     }
 }
@@ -187,11 +141,7 @@ async fn completion_scripts_are_scripts() {
         let file = bus.dir().join(shell);
         std::fs::write(&file, ogctl(&bus, &["completion", shell]).await.stdout).unwrap();
         match Command::new(shell).arg(check).arg(&file).output() {
-            Ok(checked) => assert!(
-                checked.status.success(),
-                "{shell}: {}",
-                String::from_utf8_lossy(&checked.stderr)
-            ),
+            Ok(checked) => assert!(checked.status.success(), "{shell}: {}", String::from_utf8_lossy(&checked.stderr)),
             // bash is everywhere; the others are checked where they are.
             Err(error) => assert_ne!(shell, "bash", "{error}"),
         }

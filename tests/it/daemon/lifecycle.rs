@@ -118,8 +118,10 @@ async fn a_reload_makes_no_consumer_serve_and_brings_back_nothing_that_was_left(
     assert_eq!(node.ogctl(&["disconnect", "left"]).await.code, 0);
     let roles = |clusters: &Value| {
         let list = clusters["clusters"].as_array().unwrap().iter();
-        list.map(|cluster| format!("{}:{}:{}", cluster["id"].as_str().unwrap(), cluster["state"].as_str().unwrap(), cluster["role"]))
-            .collect::<BTreeSet<_>>()
+        list.map(|cluster| {
+            format!("{}:{}:{}", cluster["id"].as_str().unwrap(), cluster["state"].as_str().unwrap(), cluster["role"])
+        })
+        .collect::<BTreeSet<_>>()
     };
     let are = async |expected: &[&str]| {
         let expected: BTreeSet<String> = expected.iter().map(|&line| line.to_owned()).collect();
@@ -140,7 +142,8 @@ async fn a_reload_makes_no_consumer_serve_and_brings_back_nothing_that_was_left(
     are(&[&mine[..], &["open:discovering:\"consume\"", "new:discovering:\"consume\""]].concat()).await;
     // A word about one cluster, and one that is gone from the file.
     reload(format!("[node]\nname = \"b\"\n{}", quiet.replace("serve = false", "serve = true"))).await;
-    are(&["left:disconnected:null", "mine:discovering:\"consume\"", "quiet:discovering:\"serve\"", "open:discovering:\"serve\""]).await;
+    are(&["left:disconnected:null", "mine:discovering:\"consume\"", "quiet:discovering:\"serve\"", "open:discovering:\"serve\""])
+        .await;
     let says_restart = async || {
         let status = node.json(&["status"]).await;
         status["problems"].as_array().unwrap().iter().any(|problem| problem.as_str().unwrap().contains("[node]"))

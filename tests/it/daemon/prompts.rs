@@ -19,12 +19,15 @@ async fn a_caller_that_closes_its_stream_or_leaves_frees_the_slot() {
     });
     let Some(bus) = bus_or_skip() else { return };
     let config = bus.dir().join("c.toml");
-    std::fs::write(&config, format!("[[backend]]\nkind = \"openai\"\nurl = \"http://127.0.0.1:{port}/v1\"\nslots = 1\n")).unwrap();
+    std::fs::write(&config, format!("[[backend]]\nkind = \"openai\"\nurl = \"http://127.0.0.1:{port}/v1\"\nslots = 1\n"))
+        .unwrap();
     let node = Node::start_on(bus, "a", &["--config", config.to_str().unwrap(), "--connect", "gatewayai-poc"]).await;
     node.until(&["status"], |status| status["backend"].as_str().is_some_and(|name| name.starts_with("openai"))).await;
     for how in ["interrupt", "kill", "cancel"] {
         let mut child = ogctl_on(&node.bus, &["prompt", "x", "--model", "slow"]).spawn().unwrap();
-        let jobs = node.until(&["jobs"], |jobs| jobs["jobs"].as_array().is_some_and(|jobs| jobs.iter().any(|job| job["state"] == "queued"))).await;
+        let jobs = node
+            .until(&["jobs"], |jobs| jobs["jobs"].as_array().is_some_and(|jobs| jobs.iter().any(|job| job["state"] == "queued")))
+            .await;
         let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
         match how {
             "interrupt" => {
@@ -33,14 +36,17 @@ async fn a_caller_that_closes_its_stream_or_leaves_frees_the_slot() {
             }
             "kill" => child.kill().await.unwrap(),
             _ => {
-                let id = jobs["jobs"].as_array().unwrap().iter().find(|job| job["state"] == "queued").unwrap()["id"].as_u64().unwrap();
+                let id =
+                    jobs["jobs"].as_array().unwrap().iter().find(|job| job["state"] == "queued").unwrap()["id"].as_u64().unwrap();
                 let connection = node.bus.connect().await;
                 let path = format!("/org/opengateway/Gateway1/job/{id}");
                 connection.call_method(Some(NAME), path, Some("org.opengateway.Gateway1.Job"), "Cancel", &()).await.unwrap();
                 assert_eq!(child.wait().await.unwrap().code(), Some(1));
             }
         }
-        tokio::time::timeout(Duration::from_secs(5), closed.recv()).await.unwrap_or_else(|_| panic!("{how}: the upstream is still connected"));
+        tokio::time::timeout(Duration::from_secs(5), closed.recv())
+            .await
+            .unwrap_or_else(|_| panic!("{how}: the upstream is still connected"));
     }
 }
 
@@ -101,7 +107,11 @@ impl Upstream {
     async fn node(&self) -> Option<Node> {
         let bus = bus_or_skip()?;
         let config = bus.dir().join("c.toml");
-        std::fs::write(&config, format!("[[backend]]\nkind = \"openai\"\nurl = \"http://127.0.0.1:{}/v1\"\nslots = 1\n", self.port)).unwrap();
+        std::fs::write(
+            &config,
+            format!("[[backend]]\nkind = \"openai\"\nurl = \"http://127.0.0.1:{}/v1\"\nslots = 1\n", self.port),
+        )
+        .unwrap();
         let node = Node::start_on(bus, "a", &["--config", config.to_str().unwrap(), "--connect", "gatewayai-poc"]).await;
         node.until(&["status"], |status| status["backend"].as_str().is_some_and(|name| name.starts_with("openai"))).await;
         Some(node)
@@ -136,7 +146,10 @@ async fn a_daemon_that_is_killed_in_the_middle_of_an_answer_is_no_success() {
     node.signal(rustix::process::Signal::KILL);
     node.ended().await;
     let (code, _, said) = ended(child).await;
-    assert!(code == Some(8) && said.contains("went away before the answer was whole") && said.contains("journalctl"), "{code:?} {said}");
+    assert!(
+        code == Some(8) && said.contains("went away before the answer was whole") && said.contains("journalctl"),
+        "{code:?} {said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

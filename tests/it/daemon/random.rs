@@ -100,11 +100,7 @@ fn options(random: &mut Seeded, depth: usize) -> HashMap<String, Variant<'static
         "Runtime",
     ];
     let entry = |random: &mut Seeded| {
-        let key = if random.below(8) == 0 {
-            text(random)
-        } else {
-            KEYS[random.below(KEYS.len())].to_owned()
-        };
+        let key = if random.below(8) == 0 { text(random) } else { KEYS[random.below(KEYS.len())].to_owned() };
         (key, value(random, depth + 1))
     };
     (0..random.below(3)).map(|_| entry(random)).collect()
@@ -115,11 +111,7 @@ fn arguments(random: &mut Seeded, types: &str) -> Option<zbus::wire::Structure<'
     let mut fields = StructureBuilder::new();
     let anything = random.below(6) == 0;
     let count = if anything { random.below(5) } else { types.len() };
-    let wrong = if random.below(6) == 0 {
-        random.below(types.len() + 1)
-    } else {
-        usize::MAX
-    };
+    let wrong = if random.below(6) == 0 { random.below(types.len() + 1) } else { usize::MAX };
     for (at, wanted) in types.chars().chain(std::iter::repeat('?')).take(count).enumerate() {
         fields = fields.append_field(match wanted {
             _ if anything || at == wrong => value(random, 0),
@@ -157,11 +149,7 @@ async fn no_arguments_of_any_call_stop_it_or_make_it_grow() {
                 calls.spawn(async move {
                     let call = async {
                         match &body {
-                            Some(body) => {
-                                connection
-                                    .call_method(Some(NAME), path, Some(*interface), *method, body)
-                                    .await
-                            }
+                            Some(body) => connection.call_method(Some(NAME), path, Some(*interface), *method, body).await,
                             None => connection.call_method(Some(NAME), path, Some(*interface), *method, &()).await,
                         }
                     };
@@ -186,15 +174,8 @@ async fn no_arguments_of_any_call_stop_it_or_make_it_grow() {
     eprintln!("{answered:?}");
     assert!(answered["ok"] > CALLS && answered.len() > 5, "{answered:?}");
     assert!(!answered.contains_key("org.freedesktop.DBus.Error.NoReply"), "{answered:?}");
-    assert!(
-        !answered.contains_key(&format!("{ERROR}ShuttingDown")),
-        "it does not stop: {answered:?}"
-    );
-    assert!(
-        !answered.contains_key("org.freedesktop.DBus.Error.Failed"),
-        "a panic: {}",
-        node.log()
-    );
+    assert!(!answered.contains_key(&format!("{ERROR}ShuttingDown")), "it does not stop: {answered:?}");
+    assert!(!answered.contains_key("org.freedesktop.DBus.Error.Failed"), "a panic: {}", node.log());
     call(&connection, "GetStatus", &()).await.unwrap();
     let (resident, descriptors) = before.unwrap();
     let now = node.kib("VmRSS");
@@ -204,11 +185,7 @@ async fn no_arguments_of_any_call_stop_it_or_make_it_grow() {
     drop(connection);
     let deadline = Instant::now() + DEADLINE;
     while node.descriptors() > descriptors + 20 {
-        assert!(
-            Instant::now() < deadline,
-            "{} descriptors, {descriptors} before",
-            node.descriptors()
-        );
+        assert!(Instant::now() < deadline, "{} descriptors, {descriptors} before", node.descriptors());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -225,11 +202,7 @@ async fn a_thousand_callers_that_leave_right_after_their_call_cost_nothing() {
             let method = ["StartPrompt", "Prompt", "GetStatus"][number % 3];
             let body = ("", "x", Options::new());
             let message = Message::method_call(ROOT, method).destination(NAME).interface(MANAGER);
-            let message = if method == "GetStatus" {
-                message.build(&())
-            } else {
-                message.build(&body)
-            };
+            let message = if method == "GetStatus" { message.build(&()) } else { message.build(&body) };
             connection.send(&message.unwrap()).await.unwrap();
             connection.close().await.unwrap();
         }

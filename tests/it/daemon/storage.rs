@@ -16,10 +16,7 @@ impl Small {
             return None;
         }
         std::fs::create_dir_all(&at).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs"])
-            .arg(&at)
-            .status();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs"]).arg(&at).status();
         if !mounted.is_ok_and(|status| status.success()) {
             skipped("a tmpfs cannot be mounted here");
             return None;
@@ -29,14 +26,7 @@ impl Small {
 
     /// A read-only one over it. (The lock is open, so it cannot itself become read-only.)
     fn cover(&self) {
-        assert!(
-            Command::new("mount")
-                .args(["-t", "tmpfs", "-o", "ro", "tmpfs"])
-                .arg(&self.0)
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("mount").args(["-t", "tmpfs", "-o", "ro", "tmpfs"]).arg(&self.0).status().unwrap().success());
     }
 
     fn uncover(&self) {
@@ -51,11 +41,8 @@ impl Drop for Small {
 }
 
 fn files(directory: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(directory)
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
+    let mut names: Vec<String> =
+        std::fs::read_dir(directory).unwrap().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     names
 }
@@ -80,30 +67,19 @@ async fn a_full_or_read_only_state_directory_refuses_changes_keeps_the_old_and_n
     while std::io::Write::write_all(&mut file, &[0; 512]).is_ok() {}
     drop(file);
     let (name, message) = connect(&node, "full").await.unwrap_err();
-    assert!(
-        name == storage_full && message.contains("no space is left"),
-        "{name}: {message}"
-    );
+    assert!(name == storage_full && message.contains("no space is left"), "{name}: {message}");
     let said = node.ogctl(&["connect", "full", "--wait", "0"]).await;
-    assert!(
-        said.code == 6 && said.stderr.contains(node.state_dir().to_str().unwrap()),
-        "{said:?}"
-    );
+    assert!(said.code == 6 && said.stderr.contains(node.state_dir().to_str().unwrap()), "{said:?}");
     // Neither half joined nor half left.
     let (name, _) = {
         let connection = node.bus.connect().await;
-        call(&connection, "Disconnect", &("before", Options::new()))
-            .await
-            .unwrap_err()
+        call(&connection, "Disconnect", &("before", Options::new())).await.unwrap_err()
     };
     assert_eq!(name, storage_full);
     let clusters = node.json(&["clusters"]).await;
     assert_eq!(clusters["clusters"].as_array().unwrap().len(), 1, "{clusters}");
     assert_eq!(
-        (
-            clusters["clusters"][0]["id"].as_str(),
-            clusters["clusters"][0]["joined"].as_bool()
-        ),
+        (clusters["clusters"][0]["id"].as_str(), clusters["clusters"][0]["joined"].as_bool()),
         (Some("before"), Some(true))
     );
     assert_eq!(memory(), kept);
@@ -115,28 +91,16 @@ async fn a_full_or_read_only_state_directory_refuses_changes_keeps_the_old_and_n
     let kept = memory();
     small.cover();
     let (name, message) = connect(&node, "readonly").await.unwrap_err();
-    assert!(
-        name == storage_full && message.contains("the state directory cannot be written"),
-        "{name}: {message}"
-    );
+    assert!(name == storage_full && message.contains("the state directory cannot be written"), "{name}: {message}");
     small.uncover();
     assert_eq!(memory(), kept);
     connect(&node, "writable").await.unwrap();
-    assert!(
-        files(&node.state_dir()).iter().all(|name| !name.ends_with(".tmp")),
-        "{:?}",
-        files(&node.state_dir())
-    );
+    assert!(files(&node.state_dir()).iter().all(|name| !name.ends_with(".tmp")), "{:?}", files(&node.state_dir()));
     node.signal(Signal::KILL);
     node.ended().await;
     node.restart().await;
     let clusters = node.json(&["clusters"]).await;
-    let ids: Vec<&str> = clusters["clusters"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|cluster| cluster["id"].as_str().unwrap())
-        .collect();
+    let ids: Vec<&str> = clusters["clusters"].as_array().unwrap().iter().map(|cluster| cluster["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["again", "before", "writable"]);
     drop(node);
     drop(small);
@@ -165,19 +129,10 @@ async fn a_damaged_memory_is_kept_and_told_and_stops_the_start_only_without_a_ve
     node.restart().await;
     // The version before is used; what was damaged is kept, and status says so.
     let clusters = node.json(&["clusters"]).await;
-    assert_eq!(
-        (clusters["clusters"].as_array().unwrap().len(), &clusters["clusters"][0]["id"]),
-        (1, &Value::from("one"))
-    );
+    assert_eq!((clusters["clusters"].as_array().unwrap().len(), &clusters["clusters"][0]["id"]), (1, &Value::from("one")));
     let status = node.json(&["status"]).await;
-    assert!(
-        status["problems"][0].as_str().unwrap().contains("clusters.json was damaged"),
-        "{status}"
-    );
-    let aside = files(&node.state_dir())
-        .into_iter()
-        .find(|name| name.contains("corrupt"))
-        .unwrap();
+    assert!(status["problems"][0].as_str().unwrap().contains("clusters.json was damaged"), "{status}");
+    let aside = files(&node.state_dir()).into_iter().find(|name| name.contains("corrupt")).unwrap();
     assert_eq!(std::fs::read(node.state_dir().join(aside)).unwrap(), b"{ damaged");
     node.signal(Signal::KILL);
     node.ended().await;
@@ -197,12 +152,7 @@ async fn connecting_again_loses_neither_address_nor_role_and_memory_has_a_limit(
         return;
     };
     let address = "/ip4/127.0.0.1/udp/9/quic-v1";
-    assert_eq!(
-        node.ogctl(&["connect", "room", "--consume", "--bootstrap", address, "--wait", "0"])
-            .await
-            .code,
-        0
-    );
+    assert_eq!(node.ogctl(&["connect", "room", "--consume", "--bootstrap", address, "--wait", "0"]).await.code, 0);
     assert_eq!(node.ogctl(&["connect", "room", "--wait", "0"]).await.code, 0);
     let role = async |node: &Node| node.json(&["clusters"]).await["clusters"][0]["role"].clone();
     assert_eq!(role(&node).await, "consume");
@@ -223,13 +173,7 @@ async fn connecting_again_loses_neither_address_nor_role_and_memory_has_a_limit(
     );
 
     let many = vec![address; 65];
-    let (name, _) = call(
-        &connection,
-        "Connect",
-        &("x", Options::from([("Bootstrap", Variant::from(many))])),
-    )
-    .await
-    .unwrap_err();
+    let (name, _) = call(&connection, "Connect", &("x", Options::from([("Bootstrap", Variant::from(many))]))).await.unwrap_err();
     assert_eq!(name, "org.freedesktop.DBus.Error.InvalidArgs");
     for number in 0..63 {
         let id = format!("c{number}");
@@ -237,17 +181,8 @@ async fn connecting_again_loses_neither_address_nor_role_and_memory_has_a_limit(
         call(&connection, "Disconnect", &(id.as_str(), Options::new())).await.unwrap();
     }
     let (name, message) = call(&connection, "Connect", &("one-more", Options::new())).await.unwrap_err();
-    assert!(
-        name == format!("{ERROR}TooManyClusters") && message.contains("--forget"),
-        "{name}: {message}"
-    );
-    call(
-        &connection,
-        "Disconnect",
-        &("c0", Options::from([("Forget", Variant::from(true))])),
-    )
-    .await
-    .unwrap();
+    assert!(name == format!("{ERROR}TooManyClusters") && message.contains("--forget"), "{name}: {message}");
+    call(&connection, "Disconnect", &("c0", Options::from([("Forget", Variant::from(true))]))).await.unwrap();
     call(&connection, "Connect", &("one-more", Options::new())).await.unwrap();
 }
 
@@ -310,9 +245,8 @@ async fn killed_at_any_moment_it_loses_no_acknowledged_change_and_damages_nothin
         node.restart().await;
         // What the new one writes itself is gone in a moment; what the old one left would stay.
         let deadline = Instant::now() + DEADLINE;
-        while let Some(left) = files(&node.state_dir())
-            .into_iter()
-            .find(|name| name.ends_with(".tmp") || name.contains("corrupt"))
+        while let Some(left) =
+            files(&node.state_dir()).into_iter().find(|name| name.ends_with(".tmp") || name.contains("corrupt"))
         {
             assert!(Instant::now() < deadline, "kill {kill}: {left}");
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -35,10 +35,7 @@ fn says(message: &[String], line: &str) -> bool {
 
 async fn has_owner(connection: &Connection) -> bool {
     let bus = "org.freedesktop.DBus";
-    let reply = connection
-        .call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "NameHasOwner", &NAME)
-        .await
-        .unwrap();
+    let reply = connection.call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "NameHasOwner", &NAME).await.unwrap();
     reply.body().deserialize().unwrap()
 }
 
@@ -48,10 +45,7 @@ async fn a_service_manager_is_told_ready_reloading_and_stopping_in_this_order() 
     let (notified, path) = Notified::bind(&bus);
     let mut node = Node::on(bus, Plan::loopback("a", &["--connect", "gatewayai-poc"]).with("NOTIFY_SOCKET", &path));
     let first = notified.next().await;
-    assert!(
-        says(&first, "READY=1") && first.iter().any(|line| line.starts_with("STATUS=")),
-        "{first:?}"
-    );
+    assert!(says(&first, "READY=1") && first.iter().any(|line| line.starts_with("STATUS=")), "{first:?}");
     let connection = node.bus.connect().await;
     assert!(has_owner(&connection).await, "the name comes before READY");
     for how in ["signal", "method"] {
@@ -80,13 +74,8 @@ async fn a_service_manager_is_told_ready_reloading_and_stopping_in_this_order() 
     .unwrap();
     node.signal(Signal::TERM);
     let stopping = notified.next().await;
-    assert!(
-        says(&stopping, "STOPPING=1") && stopping.iter().any(|line| line.starts_with("STATUS=")),
-        "{stopping:?}"
-    );
-    let told = tokio::time::timeout(DEADLINE, futures::StreamExt::next(&mut signals))
-        .await
-        .unwrap();
+    assert!(says(&stopping, "STOPPING=1") && stopping.iter().any(|line| line.starts_with("STATUS=")), "{stopping:?}");
+    let told = tokio::time::timeout(DEADLINE, futures::StreamExt::next(&mut signals)).await.unwrap();
     assert!(told.unwrap().unwrap().body().deserialize::<bool>().unwrap());
     assert_eq!(node.ended().await, Some(0));
     assert!(!has_owner(&connection).await);
@@ -97,27 +86,13 @@ async fn who_waits_for_the_name_finds_everything_behind_it() {
     use futures::StreamExt as _;
     let Some(bus) = bus_or_skip() else { return };
     let connection = bus.connect().await;
-    let rule = zbus::MatchRule::builder()
-        .sender("org.freedesktop.DBus")
-        .member("NameOwnerChanged")
-        .add_arg(NAME)
-        .build()
-        .unwrap();
+    let rule =
+        zbus::MatchRule::builder().sender("org.freedesktop.DBus").member("NameOwnerChanged").add_arg(NAME).build().unwrap();
     let mut owners = MessageStream::for_match_rule(rule, &connection, None).await.unwrap();
     for _ in 0..5 {
         let mut child = Plan::loopback("a", &["--serve", "--connect", "gatewayai-poc"]).command(&bus).spawn().unwrap();
         let came = async {
-            while owners
-                .next()
-                .await
-                .unwrap()
-                .unwrap()
-                .body()
-                .deserialize::<(String, String, String)>()
-                .unwrap()
-                .2
-                .is_empty()
-            {}
+            while owners.next().await.unwrap().unwrap().body().deserialize::<(String, String, String)>().unwrap().2.is_empty() {}
         };
         tokio::time::timeout(DEADLINE, came).await.unwrap();
         // At once, all together: a reply or a refusal of the service's own, never "no such object".
@@ -149,9 +124,7 @@ async fn who_waits_for_the_name_finds_everything_behind_it() {
                     on.call_method(Some(NAME), path, Some(interface), member, &()).await.unwrap();
                 }
                 let all = ("org.opengateway.Gateway1.Cluster",);
-                on.call_method(Some(NAME), cluster, Some("org.freedesktop.DBus.Properties"), "GetAll", &all)
-                    .await
-                    .unwrap();
+                on.call_method(Some(NAME), cluster, Some("org.freedesktop.DBus.Properties"), "GetAll", &all).await.unwrap();
             },
         );
         call(on, "Disconnect", &("other", none())).await.unwrap();
@@ -168,35 +141,17 @@ async fn the_environment_says_what_the_document_says_and_the_prompt_is_not_for_t
     std::fs::write(root.join("config/opengatewayd.toml"), "[serve]\nenabled = true\n").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_opengatewayd"));
     let log = std::fs::File::create(bus.dir().join("daemon.log")).unwrap();
+    command.args(["--bus", bus.address(), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"]).stderr(log);
+    command.env("NODE_NAME", "Named").env("POC_CLUSTER_ID", "room").env("POC_SERVE", "0").env("OPENGATEWAY_POC_ROOT", &root);
     command
-        .args([
-            "--bus",
-            bus.address(),
-            "--listen",
-            "/ip4/127.0.0.1/udp/0/quic-v1",
-            "--no-mdns",
-        ])
-        .stderr(log);
-    command
-        .env("NODE_NAME", "Named")
-        .env("POC_CLUSTER_ID", "room")
-        .env("POC_SERVE", "0")
-        .env("OPENGATEWAY_POC_ROOT", &root);
-    command
-        .env(
-            "OPENGATEWAY_BOOTSTRAP",
-            "/ip4/127.0.0.1/udp/9/quic-v1,/ip4/127.0.0.1/udp/10/quic-v1",
-        )
+        .env("OPENGATEWAY_BOOTSTRAP", "/ip4/127.0.0.1/udp/9/quic-v1,/ip4/127.0.0.1/udp/10/quic-v1")
         .env("POC_PROMPT", "canary-3b7");
     command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
     let child = command.spawn().unwrap();
     let mut node = Node::of(bus, child, Plan::loopback("", &[]));
     node.ready().await;
     let status = node.json(&["status"]).await;
-    assert_eq!(
-        (&status["node_name"], &status["sharing"]),
-        (&Value::from("Named"), &Value::from(false))
-    );
+    assert_eq!((&status["node_name"], &status["sharing"]), (&Value::from("Named"), &Value::from(false)));
     assert_eq!(status["clusters"][0]["id"], "room");
     assert!(root.join("state/identity.key").exists());
     assert_eq!(status["jobs"], 0);
@@ -206,10 +161,7 @@ async fn the_environment_says_what_the_document_says_and_the_prompt_is_not_for_t
     // A mistake in it is a mistake in the configuration.
     let output = command.env("POC_SERVE", "perhaps").stderr(Stdio::piped()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        output.status.code() == Some(78) && said.contains("POC_SERVE") && said.contains("neither 1 nor 0"),
-        "{said}"
-    );
+    assert!(output.status.code() == Some(78) && said.contains("POC_SERVE") && said.contains("neither 1 nor 0"), "{said}");
 }
 
 #[tokio::test]

@@ -99,10 +99,7 @@ impl Fake {
     pub async fn emit_peer_connected(&self) {
         let body = ("12D3KooWb", details(vec![("Name", Variant::from("NodeB"))]));
         let path = cluster_path("gatewayai-poc");
-        self.connection
-            .emit_signal(None::<&str>, path, CLUSTER_INTERFACE, "PeerConnected", &body)
-            .await
-            .unwrap();
+        self.connection.emit_signal(None::<&str>, path, CLUSTER_INTERFACE, "PeerConnected", &body).await.unwrap();
     }
     pub async fn stop(self) {
         self.connection.close().await.unwrap();
@@ -110,19 +107,11 @@ impl Fake {
 }
 
 fn details(pairs: Vec<(&str, Variant<'static>)>) -> Details {
-    pairs
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value.try_into_owned().unwrap()))
-        .collect()
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value.try_into_owned().unwrap())).collect()
 }
 
 fn nested(pairs: Vec<(&str, Variant<'static>)>) -> Variant<'static> {
-    Variant::from(
-        pairs
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect::<HashMap<String, Variant<'static>>>(),
-    )
+    Variant::from(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<HashMap<String, Variant<'static>>>())
 }
 
 /// A peer's own word for its name.
@@ -150,10 +139,7 @@ impl Manager {
             ("StartedAt", Variant::from(1u64)),
             ("Clusters", Variant::from(vec![cluster])),
             ("Problems", Variant::from(vec!["no peer can serve; start one"])),
-            (
-                "Addresses",
-                Variant::from(vec!["/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooWself"]),
-            ),
+            ("Addresses", Variant::from(vec!["/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooWself"])),
             ("Newer", Variant::from(1u32)),
         ]))
     }
@@ -184,64 +170,36 @@ impl Manager {
     async fn get_resources(&self, _options: Details) -> Details {
         let gpus: Vec<HashMap<String, Variant<'static>>> = Vec::new();
         details(vec![
-            (
-                "Cpu",
-                nested(vec![("Logical", Variant::from(8u32)), ("Usable", Variant::from(1.5))]),
-            ),
-            (
-                "Memory",
-                nested(vec![
-                    ("Total", Variant::from(8_160_437_862u64)),
-                    ("Available", Variant::from(1u64 << 30)),
-                ]),
-            ),
+            ("Cpu", nested(vec![("Logical", Variant::from(8u32)), ("Usable", Variant::from(1.5))])),
+            ("Memory", nested(vec![("Total", Variant::from(8_160_437_862u64)), ("Available", Variant::from(1u64 << 30))])),
             ("Gpus", Variant::from(gpus)),
         ])
     }
 
     #[allow(clippy::type_complexity)] // the signature of the interface
     async fn list_eligible(&self, _options: Details) -> Vec<(String, bool, Vec<(String, String)>, Details)> {
-        let now = |needed: u64| {
-            vec![
-                ("RequiredMemory", Variant::from(needed)),
-                ("MemoryNow", Variant::from(9_000_000_000u64)),
-            ]
-        };
+        let now = |needed: u64| vec![("RequiredMemory", Variant::from(needed)), ("MemoryNow", Variant::from(9_000_000_000u64))];
         let mut large = now(16_000_000_000);
         large.push(("Missing", nested(vec![("Memory", Variant::from(8_000_000_000u64))])));
         vec![
             ("Llama-3.2-3B".into(), true, vec![], details(now(8_000_000_000))),
-            (
-                "Llama-3.1-8B".into(),
-                false,
-                vec![("memory".into(), "needs 16 GB of memory".into())],
-                details(large),
-            ),
+            ("Llama-3.1-8B".into(), false, vec![("memory".into(), "needs 16 GB of memory".into())], details(large)),
         ]
     }
 
     async fn list_jobs(&self) -> Vec<(u64, OwnedObjectPath, Details)> {
-        vec![(
-            1,
-            OwnedObjectPath::try_from(job_path(1)).unwrap(),
-            details(vec![("State", Variant::from("running"))]),
-        )]
+        vec![(1, OwnedObjectPath::try_from(job_path(1)).unwrap(), details(vec![("State", Variant::from("running"))]))]
     }
 
     async fn connect(&self, cluster: String, options: Details) -> OwnedObjectPath {
-        let bootstrap = options
-            .get("Bootstrap")
-            .and_then(|list| Vec::<String>::try_from(list.try_clone().unwrap()).ok());
+        let bootstrap = options.get("Bootstrap").and_then(|list| Vec::<String>::try_from(list.try_clone().unwrap()).ok());
         let serve = options.get("Serve").and_then(|value| bool::try_from(value).ok());
         let mut secret = String::new();
         if let Some(Variant::Fd(fd)) = options.get("Secret").map(|value| &**value) {
             let fd = std::os::fd::AsFd::as_fd(fd).try_clone_to_owned().unwrap();
             std::fs::File::from(fd).read_to_string(&mut secret).unwrap();
         }
-        let call = format!(
-            "Connect {cluster} {:?} serve={serve:?} secret={secret}",
-            bootstrap.unwrap_or_default()
-        );
+        let call = format!("Connect {cluster} {:?} serve={serve:?} secret={secret}", bootstrap.unwrap_or_default());
         self.shared.note(|seen| seen.calls.push(call));
         OwnedObjectPath::try_from(cluster_path(&cluster)).unwrap()
     }
@@ -261,11 +219,7 @@ impl Manager {
         shown.sort();
         self.shared.note(|seen| {
             seen.calls.push("StartPrompt".into());
-            seen.prompt = PromptCall {
-                cluster,
-                prompt: prompt.clone(),
-                options: shown,
-            };
+            seen.prompt = PromptCall { cluster, prompt: prompt.clone(), options: shown };
         });
         if let Some(name) = prompt.strip_prefix("reply ") {
             return Err(Named(name.to_owned()));
@@ -293,13 +247,7 @@ fn show(value: &OwnedVariant) -> String {
 fn answer(prompt: &str, mut pipe: std::io::PipeWriter, shared: &Shared) {
     let mut say = |line: Line| pipe.write_all(&line.to_bytes()).is_ok();
     let text = |text: &str| Line::Text { text: text.to_owned() };
-    say(Line::Start {
-        model: "echo".into(),
-        served_by: ServedBy {
-            peer_id: "12D3KooWa".into(),
-            name: "NodeA".into(),
-        },
-    });
+    say(Line::Start { model: "echo".into(), served_by: ServedBy { peer_id: "12D3KooWa".into(), name: "NodeA".into() } });
     match prompt {
         "endless" => {
             while say(text("tick\n")) {
@@ -319,10 +267,7 @@ fn answer(prompt: &str, mut pipe: std::io::PipeWriter, shared: &Shared) {
         _ => {
             if let Some(name) = prompt.strip_prefix("stream ") {
                 say(text("half"));
-                say(Line::Error {
-                    name: name.to_owned(),
-                    message: "why".into(),
-                });
+                say(Line::Error { name: name.to_owned(), message: "why".into() });
                 return;
             }
             let (first, second) = prompt.split_at(prompt.len() / 2);
@@ -332,14 +277,8 @@ fn answer(prompt: &str, mut pipe: std::io::PipeWriter, shared: &Shared) {
     }
     say(Line::End {
         reason: "stop".into(),
-        usage: Usage {
-            prompt_tokens: 2,
-            completion_tokens: 12,
-        },
-        timings: Timings {
-            first_token_us: 50_000,
-            duration_us: 150_000,
-        },
+        usage: Usage { prompt_tokens: 2, completion_tokens: 12 },
+        timings: Timings { first_token_us: 50_000, duration_us: 150_000 },
     });
 }
 
@@ -376,10 +315,7 @@ impl Cluster {
     }
     #[zbus(property)]
     fn last_error(&self) -> (String, String) {
-        (
-            "org.opengateway.Gateway1.Error.Incompatible".into(),
-            "the cluster speaks version 9".into(),
-        )
+        ("org.opengateway.Gateway1.Error.Incompatible".into(), "the cluster speaks version 9".into())
     }
 }
 

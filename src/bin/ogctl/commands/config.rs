@@ -20,11 +20,9 @@ struct View {
 /// Checks the configuration whose main file is `main`, or the installed one.
 pub fn run(main: Option<&Path>, out: &Output) -> Result<(), Stop> {
     let checked = check(main)?;
-    out.view(checked, |view, _| {
-        match view.files.as_slice() {
-            [] => "The configuration is valid: there is no file, so every default is in force.\n".to_owned(),
-            files => format!("The configuration is valid. Read, the later ones win:\n  {}\n", files.join("\n  ")),
-        }
+    out.view(checked, |view, _| match view.files.as_slice() {
+        [] => "The configuration is valid: there is no file, so every default is in force.\n".to_owned(),
+        files => format!("The configuration is valid. Read, the later ones win:\n  {}\n", files.join("\n  ")),
     })
 }
 

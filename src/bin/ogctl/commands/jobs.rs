@@ -38,30 +38,23 @@ pub async fn list(bus: &mut Bus, out: &Output) -> Result<(), Stop> {
         uid: details.number("Uid"),
         created_at: details.number("CreatedAt"),
     };
-    out.view(
-        Jobs {
-            jobs: jobs.into_iter().map(job).collect(),
-        },
-        |view, style| {
-            if view.jobs.is_empty() {
-                return "No prompts in progress.\n".into();
-            }
-            let mut table = Table::new(&["ID", "CLUSTER", "STATE", "UID", "AGE"]);
-            for job in &view.jobs {
-                let age = job
-                    .created_at
-                    .map(|at| span(Duration::from_micros(now_us().saturating_sub(at))));
-                table.row(vec![
-                    cell(job.id.to_string()),
-                    cell(term::line(&job.cluster)),
-                    (term::line(&job.state), tone_of_state(&job.state)),
-                    cell(job.uid.map_or_else(|| "-".into(), |uid| uid.to_string())),
-                    cell(age.unwrap_or_else(|| "-".into())),
-                ]);
-            }
-            table.render(style)
-        },
-    )
+    out.view(Jobs { jobs: jobs.into_iter().map(job).collect() }, |view, style| {
+        if view.jobs.is_empty() {
+            return "No prompts in progress.\n".into();
+        }
+        let mut table = Table::new(&["ID", "CLUSTER", "STATE", "UID", "AGE"]);
+        for job in &view.jobs {
+            let age = job.created_at.map(|at| span(Duration::from_micros(now_us().saturating_sub(at))));
+            table.row(vec![
+                cell(job.id.to_string()),
+                cell(term::line(&job.cluster)),
+                (term::line(&job.state), tone_of_state(&job.state)),
+                cell(job.uid.map_or_else(|| "-".into(), |uid| uid.to_string())),
+                cell(age.unwrap_or_else(|| "-".into())),
+            ]);
+        }
+        table.render(style)
+    })
 }
 
 #[derive(Debug, Serialize)]
@@ -80,7 +73,5 @@ pub async fn cancel(bus: &mut Bus, out: &Output, id: u64) -> Result<(), Stop> {
         }
         failure
     })?;
-    out.view(Cancelled { cancelled: id }, |view, _| {
-        format!("Cancelled job {}.\n", view.cancelled)
-    })
+    out.view(Cancelled { cancelled: id }, |view, _| format!("Cancelled job {}.\n", view.cancelled))
 }

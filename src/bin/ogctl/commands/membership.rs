@@ -43,21 +43,13 @@ struct Cluster {
 /// Prints the known clusters.
 pub async fn clusters(bus: &mut Bus, out: &Output) -> Result<(), Stop> {
     let clusters = bus.ask(async |manager| manager.list_clusters().await).await?;
-    out.view(
-        Clusters {
-            clusters: clusters.into_iter().map(cluster).collect(),
-        },
-        clusters_text,
-    )
+    out.view(Clusters { clusters: clusters.into_iter().map(cluster).collect() }, clusters_text)
 }
 
 fn cluster((id, path, details): (String, OwnedObjectPath, Details)) -> Cluster {
     let state = details.text_or_empty("State");
     let joined = is_joined(&state);
-    let role = details
-        .flag("Serving")
-        .filter(|_| joined)
-        .map(|serving| if serving { "serve" } else { "consume" });
+    let role = details.flag("Serving").filter(|_| joined).map(|serving| if serving { "serve" } else { "consume" });
     Cluster {
         id,
         path: path.as_str().to_owned(),
@@ -119,22 +111,14 @@ pub async fn connect(bus: &mut Bus, out: &Output, options: &Connect) -> Result<(
         details.insert(connect_option::SECRET, Variant::Fd(zbus::Fd::from(secret)));
     }
     let name = options.cluster.as_str();
-    let path: OwnedObjectPath = bus
-        .change("Connect", &(name, &details))
-        .await
-        .map_err(Failure::of_membership)?;
+    let path: OwnedObjectPath = bus.change("Connect", &(name, &details)).await.map_err(Failure::of_membership)?;
     let (state, peer_count) = look_round(bus, &path, options.wait.unwrap_or(LOOK_ROUND)).await?;
     if peer_count == 0 && options.wait.is_some_and(|wait| !wait.is_zero()) {
         let message = format!("joined {}, and no peer was found in time", term::line(name));
         let hint = "name a node that is there with: ogctl connect --bootstrap ADDR, or start one";
         return Err(Failure::new("NoPeers", message, hint, exit::MEMBERSHIP).into());
     }
-    let view = Connected {
-        cluster: name.to_owned(),
-        path: path.as_str().to_owned(),
-        state,
-        peer_count,
-    };
+    let view = Connected { cluster: name.to_owned(), path: path.as_str().to_owned(), state, peer_count };
     out.view(view, |view, _| {
         let cluster = term::line(&view.cluster);
         match view.peer_count {
@@ -147,11 +131,7 @@ pub async fn connect(bus: &mut Bus, out: &Output, options: &Connect) -> Result<(
 
 /// Waits until the cluster has a peer, fails, or the time is over; gives state and number of peers.
 async fn look_round(bus: &Bus, path: &OwnedObjectPath, time: Duration) -> Result<(String, u32), Failure> {
-    let cluster = ClusterProxy::builder(bus.connection())
-        .path(path)
-        .cache_properties(CacheProperties::No)
-        .build()
-        .await;
+    let cluster = ClusterProxy::builder(bus.connection()).path(path).cache_properties(CacheProperties::No).build().await;
     let cluster = cluster.map_err(|error| Failure::from_zbus(&error))?;
     let until = tokio::time::Instant::now() + time;
     loop {
@@ -186,17 +166,12 @@ fn secret_pipe(file: &Path) -> Result<std::os::fd::OwnedFd, Failure> {
         |what: &str, error: std::io::Error| Failure::usage(format!("{what} {}: {error}", term::line(&file.to_string_lossy())));
     let mut secret = Vec::new();
     let source = std::fs::File::open(file).map_err(|error| failed("cannot open", error))?;
-    source
-        .take(MAX_SECRET_BYTES + 1)
-        .read_to_end(&mut secret)
-        .map_err(|error| failed("cannot read", error))?;
+    source.take(MAX_SECRET_BYTES + 1).read_to_end(&mut secret).map_err(|error| failed("cannot read", error))?;
     if secret.is_empty() || secret.len() as u64 > MAX_SECRET_BYTES {
         return Err(Failure::usage(format!("the secret must have 1 to {MAX_SECRET_BYTES} bytes")));
     }
     let (read, write) = std::io::pipe().map_err(|error| failed("cannot pass on", error))?;
-    { write }
-        .write_all(&secret)
-        .map_err(|error| failed("cannot pass on", error))?;
+    { write }.write_all(&secret).map_err(|error| failed("cannot pass on", error))?;
     Ok(read.into())
 }
 
@@ -219,19 +194,11 @@ pub async fn disconnect(bus: &mut Bus, out: &Output, options: &Disconnect) -> Re
     }
     bus.set_limit(bus.limit() + drain);
     let name = options.cluster.as_str();
-    bus.change::<_, ()>("Disconnect", &(name, &details))
-        .await
-        .map_err(Failure::of_membership)?;
-    out.view(
-        Disconnected {
-            cluster: name.to_owned(),
-            forgotten: options.forget,
-        },
-        |view, _| {
-            let forgotten = if view.forgotten { " and forgot it" } else { "" };
-            format!("Left {}{forgotten}.\n", term::line(&view.cluster))
-        },
-    )
+    bus.change::<_, ()>("Disconnect", &(name, &details)).await.map_err(Failure::of_membership)?;
+    out.view(Disconnected { cluster: name.to_owned(), forgotten: options.forget }, |view, _| {
+        let forgotten = if view.forgotten { " and forgot it" } else { "" };
+        format!("Left {}{forgotten}.\n", term::line(&view.cluster))
+    })
 }
 
 #[cfg(test)]

@@ -26,9 +26,7 @@ use opengateway::api::names::{DEFAULT_CLUSTER, ErrorName, exit};
 pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
     match args.command {
         Command::Completion { shell } => return completion::run(shell, out),
-        Command::Config {
-            command: ConfigCommand::Check { config },
-        } => return config::run(config.as_deref(), out),
+        Command::Config { command: ConfigCommand::Check { config } } => return config::run(config.as_deref(), out),
         _ => {}
     }
     // Standard input is read before a connection is opened: it may take as long as it likes.
@@ -58,14 +56,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
             Command::Peers { cluster } => peers::peers(&mut bus, out, cluster).await,
             Command::Models { cluster } => peers::models(&mut bus, out, cluster).await,
             Command::Prompt(options) => {
-                prompt::run(
-                    &mut bus,
-                    out,
-                    &options,
-                    question.as_deref().unwrap_or_default(),
-                    globals.timeout,
-                )
-                .await
+                prompt::run(&mut bus, out, &options, question.as_deref().unwrap_or_default(), globals.timeout).await
             }
             Command::Jobs { cancel: Some(id) } => jobs::cancel(&mut bus, out, id).await,
             Command::Jobs { cancel: None } => jobs::list(&mut bus, out).await,
@@ -79,19 +70,14 @@ pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
 /// same rule for an empty cluster id; commands that show the name ask for it.
 async fn default_cluster(bus: &mut Bus) -> Result<String, Failure> {
     let clusters = bus.ask(async |manager| manager.list_clusters().await).await?;
-    let joined = clusters
-        .into_iter()
-        .filter(|(_, _, details)| is_joined(&details.text_or_empty("State")));
+    let joined = clusters.into_iter().filter(|(_, _, details)| is_joined(&details.text_or_empty("State")));
     let joined: Vec<String> = joined.map(|(id, ..)| id).collect();
     let not_connected = |what: &str, hint: String| {
         let failure = Failure::named(ErrorName::NotConnected.as_str(), what);
         Err(Failure { hint, ..failure })
     };
     match joined.as_slice() {
-        [] => not_connected(
-            "this node is in no cluster",
-            format!("join one with: ogctl connect {DEFAULT_CLUSTER}"),
-        ),
+        [] => not_connected("this node is in no cluster", format!("join one with: ogctl connect {DEFAULT_CLUSTER}")),
         [only] => Ok(only.clone()),
         several if several.iter().any(|id| id.eq_ignore_ascii_case(DEFAULT_CLUSTER)) => Ok(DEFAULT_CLUSTER.to_owned()),
         several => {
@@ -108,9 +94,7 @@ fn is_joined(state: &str) -> bool {
 
 /// Microseconds since the epoch.
 fn now_us() -> u64 {
-    let since = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -27,11 +27,7 @@ const QUEUE: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Event {
     /// The daemon is there; the first event, and after each restart.
-    Node {
-        node_name: String,
-        peer_id: String,
-        state: String,
-    },
+    Node { node_name: String, peer_id: String, state: String },
     /// How a cluster is, or what it has become.
     Cluster {
         cluster: String,
@@ -44,11 +40,7 @@ enum Event {
     /// A member is there.
     PeerConnected { cluster: String, peer_id: String, name: String },
     /// A member is gone.
-    PeerDisconnected {
-        cluster: String,
-        peer_id: String,
-        reason: String,
-    },
+    PeerDisconnected { cluster: String, peer_id: String, reason: String },
     /// Too many came or went to be told one by one.
     PeersChanged { cluster: String, count: u32 },
     /// What of the resources moved.
@@ -73,15 +65,9 @@ pub async fn run(bus: &mut Bus, out: &Output) -> Result<(), Stop> {
     // Finds the bus that has the daemon, before anything is subscribed on it.
     bus.ask(async |manager| manager.get_status().await).await?;
     let mut signals = subscribe(bus, MatchRule::builder().sender(BUS_NAME).path_namespace(ROOT_PATH)).await?;
-    let owner_rule = MatchRule::builder()
-        .sender("org.freedesktop.DBus")
-        .member("NameOwnerChanged")
-        .add_arg(BUS_NAME);
+    let owner_rule = MatchRule::builder().sender("org.freedesktop.DBus").member("NameOwnerChanged").add_arg(BUS_NAME);
     let mut owners = subscribe(bus, owner_rule).await?;
-    let dbus = zbus::fdo::DBusProxy::builder(bus.connection())
-        .cache_properties(CacheProperties::No)
-        .build()
-        .await;
+    let dbus = zbus::fdo::DBusProxy::builder(bus.connection()).cache_properties(CacheProperties::No).build().await;
     let dbus = dbus.map_err(|error| Failure::from_zbus(&error))?;
     let name = BUS_NAME.try_into().expect("the bus name is a bus name");
     let owner = within(bus.limit(), async { Ok(dbus.get_name_owner(name).await?) }).await?;
@@ -122,10 +108,7 @@ async fn next(stream: &mut MessageStream) -> Result<Message, Failure> {
     match std::future::poll_fn(|context| Pin::new(&mut *stream).poll_next(context)).await {
         Some(Ok(message)) => Ok(message),
         Some(Err(error)) => Err(Failure::from_zbus(&error)),
-        None => Err(Failure::named(
-            ErrorName::Disconnected.as_str(),
-            "the connection to the bus is lost",
-        )),
+        None => Err(Failure::named(ErrorName::Disconnected.as_str(), "the connection to the bus is lost")),
     }
 }
 
@@ -133,27 +116,10 @@ async fn next(stream: &mut MessageStream) -> Result<Message, Failure> {
 async fn snapshot(bus: &mut Bus, out: &Output) -> Result<(), Stop> {
     let status = bus.ask(async |manager| manager.get_status().await).await?;
     let [node_name, peer_id, state] = ["NodeName", "PeerId", "State"].map(|key| status.text_or_empty(key));
-    print(
-        out,
-        Event::Node {
-            node_name,
-            peer_id,
-            state,
-        },
-    )?;
+    print(out, Event::Node { node_name, peer_id, state })?;
     for (cluster, _, details) in bus.ask(async |manager| manager.list_clusters().await).await? {
         let (state, peer_count) = (details.text_or_empty("State"), details.number("PeerCount"));
-        print(
-            out,
-            Event::Cluster {
-                cluster,
-                state,
-                previous: None,
-                reason: None,
-                error: None,
-                peer_count,
-            },
-        )?;
+        print(out, Event::Cluster { cluster, state, previous: None, reason: None, error: None, peer_count })?;
     }
     Ok(())
 }
@@ -185,30 +151,17 @@ fn event(message: &Message) -> Option<Event> {
                 peer_count: None,
             }
         }
-        (MANAGER_INTERFACE, "ResourcesChanged") => Event::ResourcesChanged {
-            changed: body.deserialize().ok()?,
-        },
+        (MANAGER_INTERFACE, "ResourcesChanged") => Event::ResourcesChanged { changed: body.deserialize().ok()? },
         (MANAGER_INTERFACE, "PrepareForShutdown") => body.deserialize::<bool>().ok()?.then_some(Event::ShuttingDown)?,
         (CLUSTER_INTERFACE, "PeerConnected") => {
             let (peer_id, details): (String, Details) = body.deserialize().ok()?;
-            Event::PeerConnected {
-                cluster: cluster()?,
-                peer_id,
-                name: details.text_or_empty("Name"),
-            }
+            Event::PeerConnected { cluster: cluster()?, peer_id, name: details.text_or_empty("Name") }
         }
         (CLUSTER_INTERFACE, "PeerDisconnected") => {
             let (peer_id, reason) = body.deserialize().ok()?;
-            Event::PeerDisconnected {
-                cluster: cluster()?,
-                peer_id,
-                reason,
-            }
+            Event::PeerDisconnected { cluster: cluster()?, peer_id, reason }
         }
-        (CLUSTER_INTERFACE, "PeersChanged") => Event::PeersChanged {
-            cluster: cluster()?,
-            count: body.deserialize().ok()?,
-        },
+        (CLUSTER_INTERFACE, "PeersChanged") => Event::PeersChanged { cluster: cluster()?, count: body.deserialize().ok()? },
         _ => return None,
     })
 }
@@ -221,27 +174,13 @@ fn print(out: &Output, event: Event) -> Result<(), Stop> {
 
 fn sentence(event: &Event) -> String {
     let option = |before: &str, text: &Option<String>, after: &str| {
-        text.as_ref()
-            .map_or_else(String::new, |text| format!("{before}{text}{after}"))
+        text.as_ref().map_or_else(String::new, |text| format!("{before}{text}{after}"))
     };
     match event {
-        Event::Node {
-            node_name,
-            peer_id,
-            state,
-        } => format!("node {node_name} ({peer_id}) is {state}"),
-        Event::Cluster {
-            cluster,
-            state,
-            previous,
-            reason,
-            error,
-            peer_count,
-        } => {
+        Event::Node { node_name, peer_id, state } => format!("node {node_name} ({peer_id}) is {state}"),
+        Event::Cluster { cluster, state, previous, reason, error, peer_count } => {
             let peers = peer_count.map_or_else(String::new, |count| format!(", {count} peers"));
-            let error = error
-                .as_deref()
-                .map(|name| name.rsplit('.').next().unwrap_or(name).to_owned());
+            let error = error.as_deref().map(|name| name.rsplit('.').next().unwrap_or(name).to_owned());
             format!(
                 "{cluster}: {state}{peers}{}{}{}",
                 option(" (was ", previous, ")"),
@@ -250,11 +189,7 @@ fn sentence(event: &Event) -> String {
             )
         }
         Event::PeerConnected { cluster, peer_id, name } => format!("{cluster}: peer {name} ({peer_id}) is here"),
-        Event::PeerDisconnected {
-            cluster,
-            peer_id,
-            reason,
-        } => format!("{cluster}: peer {peer_id} is gone ({reason})"),
+        Event::PeerDisconnected { cluster, peer_id, reason } => format!("{cluster}: peer {peer_id} is gone ({reason})"),
         Event::PeersChanged { cluster, count } => format!("{cluster}: {count} peers"),
         Event::ResourcesChanged { changed } => format!("resources changed: {}", changed.join(", ")),
         Event::ShuttingDown => "opengatewayd is about to stop".into(),
@@ -274,17 +209,8 @@ mod tests {
 
     #[test]
     fn events_are_objects_with_a_time_and_a_kind() {
-        let event = Timed {
-            time: 7,
-            event: Event::PeersChanged {
-                cluster: "c".into(),
-                count: 2,
-            },
-        };
-        assert_eq!(
-            serde_json::to_string(&event).unwrap(),
-            r#"{"time":7,"event":"peers_changed","cluster":"c","count":2}"#
-        );
+        let event = Timed { time: 7, event: Event::PeersChanged { cluster: "c".into(), count: 2 } };
+        assert_eq!(serde_json::to_string(&event).unwrap(), r#"{"time":7,"event":"peers_changed","cluster":"c","count":2}"#);
         assert_eq!(clock(86_399_000_000), "23:59:59Z");
     }
 }

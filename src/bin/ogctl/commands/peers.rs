@@ -109,24 +109,10 @@ fn peers_text(view: &Peers, style: &Style) -> String {
     if view.peers.is_empty() {
         return format!("No other nodes in {} yet.\n", term::line(&view.cluster));
     }
-    let mut table = Table::new(&[
-        "NAME",
-        "ID",
-        "STATE",
-        "PATH",
-        "LATENCY",
-        "FREE",
-        "MODELS",
-        "VERSION",
-        "ADDRESSES",
-    ]);
+    let mut table = Table::new(&["NAME", "ID", "STATE", "PATH", "LATENCY", "FREE", "MODELS", "VERSION", "ADDRESSES"]);
     for peer in &view.peers {
         // On a terminal the end of the id tells peers apart; scripts get all of it.
-        let id = if style.width.is_some() {
-            short_id(&peer.peer_id)
-        } else {
-            term::line(&peer.peer_id)
-        };
+        let id = if style.width.is_some() { short_id(&peer.peer_id) } else { term::line(&peer.peer_id) };
         table.row(vec![
             cell(term::line(&peer.name)),
             cell(id),
@@ -152,10 +138,7 @@ fn state(peer: &Peer) -> (String, Tone) {
 }
 
 fn path(peer: &Peer) -> (String, Tone) {
-    let transport = peer
-        .transport
-        .as_deref()
-        .map_or_else(String::new, |transport| format!(" {}", term::line(transport)));
+    let transport = peer.transport.as_deref().map_or_else(String::new, |transport| format!(" {}", term::line(transport)));
     match peer.direct {
         Some(true) => (format!("direct{transport}"), Tone::Plain),
         Some(false) => ("relayed".into(), Tone::Warn),
@@ -187,32 +170,16 @@ struct Node {
 pub async fn models(bus: &mut Bus, out: &Output, cluster: Option<String>) -> Result<(), Stop> {
     let cluster = named_or_default(bus, cluster).await?;
     let peers = all_peers(bus, &cluster).await?;
-    out.view(
-        Models {
-            cluster,
-            models: by_model(peers),
-        },
-        models_text,
-    )
+    out.view(Models { cluster, models: by_model(peers) }, models_text)
 }
 
 fn by_model(peers: Vec<Peer>) -> Vec<Model> {
     let mut models: BTreeMap<String, Model> = BTreeMap::new();
-    for peer in peers
-        .into_iter()
-        .filter(|peer| peer.compatible && peer.serving != Some(false))
-    {
+    for peer in peers.into_iter().filter(|peer| peer.compatible && peer.serving != Some(false)) {
         for name in peer.models {
-            let empty = Model {
-                model: name.clone(),
-                nodes: Vec::new(),
-                free_slots: 0,
-            };
+            let empty = Model { model: name.clone(), nodes: Vec::new(), free_slots: 0 };
             let model = models.entry(name).or_insert(empty);
-            model.nodes.push(Node {
-                peer_id: peer.peer_id.clone(),
-                name: peer.name.clone(),
-            });
+            model.nodes.push(Node { peer_id: peer.peer_id.clone(), name: peer.name.clone() });
             model.free_slots = model.free_slots.saturating_add(peer.free_slots.unwrap_or(0));
         }
     }
@@ -226,18 +193,10 @@ fn models_text(view: &Models, style: &Style) -> String {
     let mut table = Table::new(&["MODEL", "NODES", "FREE"]);
     for model in &view.models {
         let name = |node: &Node| {
-            if node.name.is_empty() {
-                short_id(&node.peer_id)
-            } else {
-                node.name.clone()
-            }
+            if node.name.is_empty() { short_id(&node.peer_id) } else { node.name.clone() }
         };
         let names: Vec<String> = model.nodes.iter().map(name).collect();
-        table.row(vec![
-            cell(term::line(&model.model)),
-            cell(list(&names)),
-            cell(model.free_slots.to_string()),
-        ]);
+        table.row(vec![cell(term::line(&model.model)), cell(list(&names)), cell(model.free_slots.to_string())]);
     }
     table.render(style)
 }
@@ -265,13 +224,7 @@ mod tests {
     fn what_a_peer_says_of_itself_steers_no_terminal() {
         let mut evil = sample("id", &["\u{1b}[2Jm"]);
         evil.name = "\u{1b}]0;owned\u{07}evil\nsecond line".into();
-        let text = peers_text(
-            &Peers {
-                cluster: "c".into(),
-                peers: vec![evil],
-            },
-            &Style::default(),
-        );
+        let text = peers_text(&Peers { cluster: "c".into(), peers: vec![evil] }, &Style::default());
         assert!(!text.contains('\u{1b}') && !text.contains("owned"));
         assert_eq!(text.lines().count(), 2, "{text}");
     }

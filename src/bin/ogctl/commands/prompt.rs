@@ -107,10 +107,7 @@ pub async fn run(bus: &mut Bus, out: &Output, ask: &Prompt, text: &str, timeout:
 }
 
 async fn cancel(bus: &Bus, job: &OwnedObjectPath) -> zbus::Result<()> {
-    zbus::Proxy::new(bus.connection(), BUS_NAME, job, JOB_INTERFACE)
-        .await?
-        .call_noreply("Cancel", &())
-        .await
+    zbus::Proxy::new(bus.connection(), BUS_NAME, job, JOB_INTERFACE).await?.call_noreply("Cancel", &()).await
 }
 
 fn options(ask: &Prompt, timeout: Option<Duration>) -> Options<'_> {
@@ -138,10 +135,7 @@ fn options(ask: &Prompt, timeout: Option<Duration>) -> Options<'_> {
     if let Some(timeout) = timeout {
         options.insert(prompt_option::TIMEOUT, Variant::from(micros(timeout)));
     }
-    for (key, wish) in [
-        (prompt_option::LOCAL_FIRST, ask.local_first),
-        (prompt_option::NO_LOCAL, ask.no_local),
-    ] {
+    for (key, wish) in [(prompt_option::LOCAL_FIRST, ask.local_first), (prompt_option::NO_LOCAL, ask.no_local)] {
         if wish {
             options.insert(key, Variant::from(true));
         }
@@ -196,16 +190,7 @@ impl<'a> Answer<'a> {
             (false, _, false) => Mode::Text,
         };
         let (model, served_by) = Default::default();
-        Self {
-            out,
-            mode,
-            raw: ask.raw,
-            filter: Filter::default(),
-            kept: String::new(),
-            last: None,
-            model,
-            served_by,
-        }
+        Self { out, mode, raw: ask.raw, filter: Filter::default(), kept: String::new(), last: None, model, served_by }
     }
 
     /// Reads the stream to its end.
@@ -281,8 +266,7 @@ impl<'a> Answer<'a> {
                 timings,
             });
         }
-        self.out
-            .note(&served_by(&self.served_by, &self.model, reason, usage, timings));
+        self.out.note(&served_by(&self.served_by, &self.model, reason, usage, timings));
         Ok(())
     }
 
@@ -295,12 +279,7 @@ impl<'a> Answer<'a> {
 fn broken(error: &StreamError) -> Failure {
     let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
     let hint = "compare versions with: ogctl version";
-    Failure::new(
-        "BrokenStream",
-        format!("{error}{cause}"),
-        hint,
-        opengateway::api::names::exit::FAILED,
-    )
+    Failure::new("BrokenStream", format!("{error}{cause}"), hint, opengateway::api::names::exit::FAILED)
 }
 
 /// "served by NodeA (…9fHk2Qxa), echo, 12 tokens, 0.05 s to first, 900 tok/s".
@@ -314,15 +293,8 @@ fn served_by(node: &ServedBy, model: &str, reason: &str, usage: Usage, timings: 
         parts.push(term::line(model));
     }
     let tokens = usage.completion_tokens;
-    parts.push(if tokens == 1 {
-        "1 token".into()
-    } else {
-        format!("{tokens} tokens")
-    });
-    let (first, whole) = (
-        Duration::from_micros(timings.first_token_us),
-        Duration::from_micros(timings.duration_us),
-    );
+    parts.push(if tokens == 1 { "1 token".into() } else { format!("{tokens} tokens") });
+    let (first, whole) = (Duration::from_micros(timings.first_token_us), Duration::from_micros(timings.duration_us));
     if !first.is_zero() {
         parts.push(match first.as_secs_f64() {
             seconds if seconds < 0.01 => format!("{:.1} ms to first", seconds * 1000.0),
@@ -332,11 +304,7 @@ fn served_by(node: &ServedBy, model: &str, reason: &str, usage: Usage, timings: 
     // The first token's time is the prompt's: the rate is that of the tokens after it.
     let rate = f64::from(tokens.saturating_sub(1)) / whole.saturating_sub(first).as_secs_f64();
     if rate.is_finite() && rate > 0.0 {
-        parts.push(if rate < 10.0 {
-            format!("{rate:.1} tok/s")
-        } else {
-            format!("{rate:.0} tok/s")
-        });
+        parts.push(if rate < 10.0 { format!("{rate:.1} tok/s") } else { format!("{rate:.0} tok/s") });
     }
     if reason == "length" {
         parts.push("cut at the limit of tokens".into());
@@ -357,31 +325,16 @@ mod tests {
 
     #[test]
     fn words_are_joined() {
-        assert_eq!(
-            read_text(&["What".into(), "is".into(), "2+2?".into()]).unwrap(),
-            "What is 2+2?"
-        );
+        assert_eq!(read_text(&["What".into(), "is".into(), "2+2?".into()]).unwrap(), "What is 2+2?");
     }
 
     #[test]
     fn the_last_line_tells_who_what_and_how_fast() {
-        let node = ServedBy {
-            peer_id: "12D3KooWabcdefgh12345678".into(),
-            name: "Node\u{1b}[2JA".into(),
-        };
-        let usage = Usage {
-            prompt_tokens: 3,
-            completion_tokens: 11,
-        };
-        let timings = Timings {
-            first_token_us: 50_000,
-            duration_us: 150_000,
-        };
+        let node = ServedBy { peer_id: "12D3KooWabcdefgh12345678".into(), name: "Node\u{1b}[2JA".into() };
+        let usage = Usage { prompt_tokens: 3, completion_tokens: 11 };
+        let timings = Timings { first_token_us: 50_000, duration_us: 150_000 };
         let line = served_by(&node, "echo", "stop", usage, timings);
-        assert_eq!(
-            line,
-            "served by NodeA (…12345678), echo, 11 tokens, 0.05 s to first, 100 tok/s"
-        );
+        assert_eq!(line, "served by NodeA (…12345678), echo, 11 tokens, 0.05 s to first, 100 tok/s");
         let unknown = served_by(&ServedBy::default(), "", "length", Usage::default(), Timings::default());
         assert_eq!(unknown, "served by , 0 tokens, cut at the limit of tokens");
     }

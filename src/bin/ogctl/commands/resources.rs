@@ -108,16 +108,8 @@ fn resources_view(details: &Details) -> Resources {
             arch: cpu.text("Arch"),
             load1: cpu.real("Load1"),
         },
-        memory: Memory {
-            total: memory.number("Total"),
-            available: memory.number("Available"),
-            limit: memory.number("Limit"),
-        },
-        storage: Storage {
-            path: storage.text("Path"),
-            total: storage.number("Total"),
-            available: storage.number("Available"),
-        },
+        memory: Memory { total: memory.number("Total"), available: memory.number("Available"), limit: memory.number("Limit") },
+        storage: Storage { path: storage.text("Path"), total: storage.number("Total"), available: storage.number("Available") },
         gpus: details.inners("Gpus").iter().map(gpu).collect(),
         lent: amounts(&details.inner("Lent"), ""),
         warnings: details.texts("Warnings"),
@@ -151,22 +143,13 @@ fn resources_text(view: &Resources, style: &Style) -> String {
         text(&view.cpu.arch),
         view.cpu.load1.map(|load| format!("load {load:.2}")),
     ];
-    let limit = view
-        .memory
-        .limit
-        .map_or_else(String::new, |limit| format!(", limited to {}", gib(Some(limit))));
+    let limit = view.memory.limit.map_or_else(String::new, |limit| format!(", limited to {}", gib(Some(limit))));
     let gpu = |gpu: &Gpu| {
-        let name = text(&gpu.name)
-            .or_else(|| text(&gpu.vendor))
-            .unwrap_or_else(|| "unknown GPU".into());
+        let name = text(&gpu.name).or_else(|| text(&gpu.vendor)).unwrap_or_else(|| "unknown GPU".into());
         let driver = text(&gpu.driver).map_or_else(String::new, |driver| format!(", driver {driver}"));
         format!("{name}: {} VRAM, {} free{driver}", gib(gpu.vram_total), gib(gpu.vram_free))
     };
-    let gpus = if view.gpus.is_empty() {
-        "none".into()
-    } else {
-        view.gpus.iter().map(gpu).collect::<Vec<_>>().join("\n")
-    };
+    let gpus = if view.gpus.is_empty() { "none".into() } else { view.gpus.iter().map(gpu).collect::<Vec<_>>().join("\n") };
     let lent = [
         view.lent.cores.map(|lent| format!("{} cores", cores(Some(lent)))),
         view.lent.memory.map(|lent| format!("{} memory", gib(Some(lent)))),
@@ -179,22 +162,9 @@ fn resources_text(view: &Resources, style: &Style) -> String {
         style,
         &[
             ("CPU", cpu.into_iter().flatten().collect::<Vec<_>>().join(", ")),
-            (
-                "Memory",
-                format!(
-                    "{} total, {} available{limit}",
-                    gib(view.memory.total),
-                    gib(view.memory.available)
-                ),
-            ),
+            ("Memory", format!("{} total, {} available{limit}", gib(view.memory.total), gib(view.memory.available))),
             ("GPU", gpus),
-            (
-                "Storage",
-                format!(
-                    "{storage}{}",
-                    text(&view.storage.path).map_or_else(String::new, |path| format!(" at {path}"))
-                ),
-            ),
+            ("Storage", format!("{storage}{}", text(&view.storage.path).map_or_else(String::new, |path| format!(" at {path}")))),
             ("Lends at most", if lent.is_empty() { String::new() } else { lent.join(", ") }),
         ],
     );
@@ -240,12 +210,7 @@ pub async fn eligible(bus: &mut Bus, out: &Output, fresh: bool, tier: Option<&st
             failure
         }
     })?;
-    out.view(
-        Eligible {
-            tiers: tiers.into_iter().map(tier_view).collect(),
-        },
-        eligible_text,
-    )
+    out.view(Eligible { tiers: tiers.into_iter().map(tier_view).collect() }, eligible_text)
 }
 
 fn tier_view((tier, eligible, unmet, details): TierEntry) -> Tier {
@@ -276,19 +241,10 @@ fn eligible_text(view: &Eligible, style: &Style) -> String {
             needs.push_str(&format!(", {} VRAM", gb(Some(vram))));
         }
         needs.push_str(&format!(", {} disk", gb(tier.required.storage)));
-        let why = tier
-            .unmet
-            .iter()
-            .map(|unmet| term::line(&unmet.message))
-            .collect::<Vec<_>>()
-            .join("; ");
+        let why = tier.unmet.iter().map(|unmet| term::line(&unmet.message)).collect::<Vec<_>>().join("; ");
         table.row(vec![
             cell(term::line(&tier.tier)),
-            if tier.eligible {
-                ("yes".into(), Tone::Good)
-            } else {
-                ("no".into(), Tone::Bad)
-            },
+            if tier.eligible { ("yes".into(), Tone::Good) } else { ("no".into(), Tone::Bad) },
             cell(match tier.fits_now {
                 Some(true) => "yes",
                 Some(false) => "no",

@@ -87,48 +87,24 @@ fn text(status: &Status, style: &Style) -> String {
         problem(Tone::Bad, "!", line);
     }
     if status.problems.is_empty() && status.clusters.is_empty() {
-        problem(
-            Tone::Warn,
-            "!",
-            &format!("this node is in no cluster; join one with: ogctl connect {DEFAULT_CLUSTER}"),
-        );
+        problem(Tone::Warn, "!", &format!("this node is in no cluster; join one with: ogctl connect {DEFAULT_CLUSTER}"));
     }
     let number = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
     let cluster = |cluster: &Cluster| {
         let peers = cluster
             .peer_count
             .map_or_else(String::new, |count| format!(", {count} {}", if count == 1 { "peer" } else { "peers" }));
-        format!(
-            "{}: {}{peers}",
-            term::line(&cluster.id),
-            style.paint(tone_of_state(&cluster.state), &term::line(&cluster.state))
-        )
+        format!("{}: {}{peers}", term::line(&cluster.id), style.paint(tone_of_state(&cluster.state), &term::line(&cluster.state)))
     };
     let lines = |list: &[String]| list.iter().map(|line| term::line(line)).collect::<Vec<_>>().join("\n");
-    let addresses = if status.addresses.is_empty() {
-        &status.listen_addresses
-    } else {
-        &status.addresses
-    };
-    let serving = if status.sharing {
-        "serves others"
-    } else {
-        "does not serve others"
-    };
-    let uptime = status
-        .uptime_s
-        .map_or_else(String::new, |seconds| format!(", up {}", span(Duration::from_secs(seconds))));
+    let addresses = if status.addresses.is_empty() { &status.listen_addresses } else { &status.addresses };
+    let serving = if status.sharing { "serves others" } else { "does not serve others" };
+    let uptime = status.uptime_s.map_or_else(String::new, |seconds| format!(", up {}", span(Duration::from_secs(seconds))));
     text.push_str(&fields(
         style,
         &[
             ("Node", term::line(&status.node_name)),
-            (
-                "State",
-                format!(
-                    "{}, {serving}{uptime}",
-                    style.paint(tone_of_state(&status.state), &term::line(&status.state))
-                ),
-            ),
+            ("State", format!("{}, {serving}{uptime}", style.paint(tone_of_state(&status.state), &term::line(&status.state)))),
             ("Peer id", term::line(&status.peer_id)),
             ("Addresses", lines(addresses)),
             ("Clusters", status.clusters.iter().map(cluster).collect::<Vec<_>>().join("\n")),

@@ -44,24 +44,10 @@ pub async fn run(globals: &Globals, out: &Output) -> Result<(), Stop> {
         Err(failure) => Err(failure),
     };
     let reason = daemon.as_ref().err().map(|failure| failure.message.clone());
-    let daemon = daemon
-        .ok()
-        .and_then(|details| details.text("Version"))
-        .map(|version| Daemon { version });
-    let client = Client {
-        version: version::VERSION,
-        commit: version::COMMIT,
-    };
+    let daemon = daemon.ok().and_then(|details| details.text("Version")).map(|version| Daemon { version });
+    let client = Client { version: version::VERSION, commit: version::COMMIT };
     let skew = daemon.as_ref().is_some_and(|daemon| daemon.version != client.version);
-    let view = Version {
-        client,
-        daemon,
-        protocols: Protocols {
-            bus: BUS_NAME,
-            peers: version::PEER_PROTOCOLS,
-        },
-        skew,
-    };
+    let view = Version { client, daemon, protocols: Protocols { bus: BUS_NAME, peers: version::PEER_PROTOCOLS }, skew };
     out.view(view, |view, style| text(view, reason.as_deref(), style))
 }
 
