@@ -137,7 +137,7 @@ impl Keeper {
             Request::Connect(id, options, reply) => drop(reply.send(self.connect(id, options).await)),
             Request::Disconnect(id, forget, drain, reply) => self.disconnect(id, forget, drain, reply).await,
             Request::SetSharing(enabled, lent, runtime, reply) => {
-                drop(reply.send(self.set_sharing(enabled, lent, runtime).await))
+                drop(reply.send(self.set_sharing(enabled, lent, runtime).await));
             }
             Request::Reload(reply) => drop(reply.send(self.reload().await)),
         }

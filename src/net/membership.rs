@@ -174,7 +174,7 @@ impl Task<'_> {
             Report::Up(up, entered) => self.on_up(up, entered),
             Report::Frame(generation, control) => self.on_control(generation, control),
             Report::Down { generation, peer, connection, cluster, end } => {
-                self.on_down(generation, peer, connection, cluster, end)
+                self.on_down(generation, peer, connection, cluster, end);
             }
         }
     }

@@ -279,7 +279,7 @@ async fn lies_of_a_serving_node_have_a_name_each() {
             "the truth",
             &|out, id| {
                 token(out, id);
-                end(out, id, 9, &good)
+                end(out, id, 9, &good);
             },
             Ok("two words"),
         ),
@@ -287,7 +287,7 @@ async fn lies_of_a_serving_node_have_a_name_each() {
             "another hash",
             &|out, id| {
                 token(out, id);
-                end(out, id, 9, &"0".repeat(64))
+                end(out, id, 9, &"0".repeat(64));
             },
             Err(FailureKind::Interrupted),
         ),
@@ -295,7 +295,7 @@ async fn lies_of_a_serving_node_have_a_name_each() {
             "no hash",
             &|out, id| {
                 token(out, id);
-                end(out, id, 9, "")
+                end(out, id, 9, "");
             },
             Err(FailureKind::Interrupted),
         ),
@@ -303,7 +303,7 @@ async fn lies_of_a_serving_node_have_a_name_each() {
             "another count",
             &|out, id| {
                 token(out, id);
-                end(out, id, 8, &good)
+                end(out, id, 8, &good);
             },
             Err(FailureKind::Interrupted),
         ),

@@ -131,7 +131,7 @@ async fn a_nul_in_the_words_of_another_node_does_not_cut_this_one_off_the_bus() 
         let (reply, ()) = tokio::join!(prompt(&caller), answer);
         match reply {
             Ok(reply) => {
-                assert_eq!(reply.body().deserialize::<(String, HashMap<String, OwnedVariant>)>().unwrap().0, "4\u{fffd}")
+                assert_eq!(reply.body().deserialize::<(String, HashMap<String, OwnedVariant>)>().unwrap().0, "4\u{fffd}");
             }
             Err((_, message)) => assert_eq!(message, "why\u{fffd}not"),
         }
