@@ -22,8 +22,9 @@ use crate::wire::frame;
 use crate::wire::limits::{MAX_HELLOS_FROM_PEER, MAX_HELLOS_PER_PEER};
 use crate::wire::version::MEMBER_PROTOCOL;
 
-/// A cluster that a peer is not in is not tried again on the same connection for this long, unless somebody says that it
-/// is in it.
+/// A cluster that a peer is not in is tried again on the same connection after a pause, twice as long each time, up to
+/// this. At once when somebody says that it is in it. The first pauses are short: a member that is short of time, or has
+/// not joined yet, lets go of a hello without a byte, as a stranger does.
 const REFUSED: Duration = Duration::from_secs(600);
 /// Such a word counts this long after the last refusal.
 const HINT_AGAIN: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(30) };
@@ -35,6 +36,19 @@ const TURN: Duration = Duration::from_millis(50);
 const EXPIRE_AGAIN: Duration = Duration::from_millis(10);
 /// Between two rounds of heartbeats because the last free slot was taken or given back.
 const BEAT_AGAIN: Duration = Duration::from_millis(100);
+
+/// A peer is not in a cluster, or let go of our hello.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refusal {
+    at: Instant,
+    pause: Duration,
+}
+
+impl Refusal {
+    fn until(&self) -> Instant {
+        self.at + self.pause
+    }
+}
 
 /// A name of another node as it may stand in a log line: no control characters, not endless.
 pub(super) fn loggable(name: &str) -> String {
@@ -85,8 +99,11 @@ impl Task<'_> {
         };
         let now = Instant::now();
         let opening = self.hellos.values().any(|(greeted, in_cluster)| *greeted == peer && in_cluster.as_ref() == Some(id));
-        let refused = self.refused.get(&(connection, id.clone())).is_some_and(|&at| now.duration_since(at) < REFUSED);
-        if opening || refused || self.members.generation(id, &peer).is_some() {
+        if opening || self.members.generation(id, &peer).is_some() {
+            return;
+        }
+        if let Some(until) = self.refused.get(&(connection, id.clone())).map(Refusal::until).filter(|&until| now < until) {
+            self.agenda.no_later(Due::Hello(peer, id.clone()), until);
             return;
         }
         if self.hellos_with(&peer, true) >= MAX_HELLOS_PER_PEER {
@@ -140,7 +157,7 @@ impl Task<'_> {
         for connection in connections {
             let key = (connection, cluster.clone());
             // Not at every word: whoever repeats a false hint would have us knock all day.
-            if self.refused.get(&key).is_some_and(|&at| now.duration_since(at) >= HINT_AGAIN) {
+            if self.refused.get(&key).is_some_and(|refusal| now.duration_since(refusal.at) >= HINT_AGAIN) {
                 self.refused.remove(&key);
             }
         }
@@ -433,8 +450,14 @@ impl Task<'_> {
             End::Refused | End::VersionMismatch => {
                 // A report of a connection that is gone would never be forgotten.
                 if let (Some(cluster), true) = (&cluster, self.is_open(&peer, connection)) {
-                    self.refused.insert((connection, cluster.clone()), now);
-                    self.agenda.no_later(Due::Hello(peer, cluster.clone()), now + jitter(REFUSED).max(REFUSED));
+                    let key = (connection, cluster.clone());
+                    let pause = match (&end, self.refused.get(&key)) {
+                        (End::VersionMismatch, _) => REFUSED,
+                        (_, Some(last)) => (last.pause * 2).min(REFUSED),
+                        (_, None) => jitter(HELLO_AGAIN),
+                    };
+                    self.refused.insert(key, Refusal { at: now, pause });
+                    self.agenda.no_later(Due::Hello(peer, cluster.clone()), now + pause);
                 }
             }
             // The other side keeps another stream, whose first heartbeat may come after this word: the member stays

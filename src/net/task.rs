@@ -157,7 +157,7 @@ pub(crate) struct Task<'a> {
     /// Hellos in flight, to bound them per peer and to not greet twice.
     pub(super) hellos: HashMap<Generation, (PeerId, Option<ClusterId>)>,
     /// Clusters that a connected peer was found not to be in, and when.
-    pub(super) refused: HashMap<(ConnectionId, ClusterId), Instant>,
+    pub(super) refused: HashMap<(ConnectionId, ClusterId), super::membership::Refusal>,
     pub(super) book: Book,
     pub(super) policy: Policy,
     pub(super) bans: Bans,

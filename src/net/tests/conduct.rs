@@ -186,6 +186,18 @@ async fn a_refused_cluster_is_not_tried_again_until_a_member_says_that_the_peer_
 }
 
 #[tokio::test]
+async fn a_member_that_let_go_of_a_hello_for_want_of_time_is_greeted_again_on_the_same_connection() {
+    let node = plan("a").start().await;
+    node.join("home", true, &[]).await;
+    let mut rogue = Rogue::beside(&node, false).await;
+    rogue.connect(&node.address().await).await;
+    drop(rogue.accepted(MEMBER_PROTOCOL).await);
+    let session = rogue.is_greeted(&node, "home").await;
+    session.introduces("busy");
+    node.sees("home", &["busy"]).await;
+}
+
+#[tokio::test]
 async fn a_hello_that_nobody_answers_is_tried_again() {
     let node = plan("a").start().await;
     node.join("home", true, &[]).await;
