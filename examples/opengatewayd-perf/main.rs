@@ -67,7 +67,7 @@ struct Arguments {
     /// Prompts one after the other
     #[arg(short, default_value_t = 10_000)]
     n: usize,
-    /// Prompts, `--in-flight` at once
+    /// Prompts, `--in-flight` at once; `flood`: prompts before the first is counted
     #[arg(short, default_value_t = 20_000)]
     m: usize,
     #[arg(long, default_value_t = 64)]

@@ -87,9 +87,12 @@ impl Node {
         Ok(())
     }
 
-    /// Tells how many prompts are done, every tenth of them, so that the harness can look at memory meanwhile.
+    /// After a warm-up tells how many prompts are done, every tenth of them, so that the harness can look at memory meanwhile.
     async fn flood(&self, arguments: &Arguments, cluster: &ClusterId) -> Result<(), Failed> {
         let text = "a".repeat(arguments.size);
+        for _ in 0..arguments.m {
+            self.prompt(cluster, &text).await?;
+        }
         let step = (arguments.n / 10).max(1);
         for done in 1..=arguments.n {
             self.prompt(cluster, &text).await?;

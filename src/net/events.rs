@@ -36,6 +36,9 @@ impl Task<'_> {
                 self.forget_connection(peer_id, connection_id);
                 if num_established == 0 {
                     self.on_disconnected(peer_id, now);
+                } else {
+                    // Of several connections that came up together one goes again, maybe with the hello that was on it.
+                    self.greet_peer(peer_id, now);
                 }
                 self.dirty = true;
             }

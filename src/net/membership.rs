@@ -472,6 +472,13 @@ impl Task<'_> {
             End::Refused | End::VersionMismatch | End::Io(_) | End::Violation(_) => GoneReason::Error,
         };
         let buried = self.bury(generation, reason);
+        // The hello went down with its connection, and there is another one.
+        if let Some(cluster) = &cluster
+            && self.swarm.is_connected(&peer)
+            && !self.swarm.behaviour().streams.connections(&peer).iter().any(|known| known.id == connection)
+        {
+            self.plan_greeting(peer, cluster, now);
+        }
         // A stream that broke on a connection that lives is opened again, soon when it worked before.
         if let (Some(cluster), End::Io(_) | End::TimedOut) = (cluster, &end)
             && self.swarm.is_connected(&peer)
