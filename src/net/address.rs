@@ -186,6 +186,14 @@ pub(crate) enum BootstrapError {
 }
 
 impl BootstrapAddress {
+    /// As it was given.
+    pub(crate) fn text(&self) -> String {
+        match self.peer {
+            Some(peer) => format!("{}/p2p/{peer}", self.address),
+            None => self.address.to_string(),
+        }
+    }
+
     /// Reads an address as people paste it.
     pub(crate) fn parse(text: &str) -> Result<Self, BootstrapError> {
         if text.len() > MAX_TEXT_BYTES {

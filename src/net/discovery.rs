@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use libp2p::kad::{self, RecordKey};
+use libp2p::swarm::DialError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId};
 use tokio::time::Instant;
@@ -43,6 +44,22 @@ pub(super) struct Bootstrap {
     pub dialled: Vec<Multiaddr>,
     pub pause: Duration,
     pub connected: bool,
+    /// Why the last try did not reach it.
+    pub problem: Option<String>,
+}
+
+/// Why a dial failed, for people: who answered instead, or what each address said.
+pub(super) fn why_not(error: &DialError) -> String {
+    match error {
+        DialError::WrongPeerId { obtained, .. } => format!("another node answers there, {obtained}"),
+        DialError::LocalPeerId { .. } => "it is this node itself".to_owned(),
+        DialError::Transport(errors) => {
+            let mut said: Vec<String> = errors.iter().map(|(_, error)| why(error)).collect();
+            said.dedup();
+            said.join("; ")
+        }
+        other => other.to_string(),
+    }
 }
 
 /// What is wrong, down to the cause: a transport's error says little itself, or nothing.
@@ -154,7 +171,14 @@ impl Task<'_> {
                 self.swarm.behaviour_mut().gate.trust(peer);
             }
             let peer = address.peer;
-            self.bootstrap.push(Bootstrap { address, peer, dialled: Vec::new(), pause: BOOTSTRAP_FIRST, connected: false });
+            self.bootstrap.push(Bootstrap {
+                address,
+                peer,
+                dialled: Vec::new(),
+                pause: BOOTSTRAP_FIRST,
+                connected: false,
+                problem: None,
+            });
             self.dial_bootstrap(index, now);
         }
         Ok(())
@@ -184,7 +208,10 @@ impl Task<'_> {
                             let addresses = found.filter_map(|found: SocketAddr| address.with_ip(found.ip())).take(8).collect();
                             let _ = resolved.send((index, addresses)).await;
                         }
-                        Err(error) => tracing::info!(name, %error, "bootstrap name not resolved"),
+                        Err(error) => {
+                            tracing::info!(name, %error, "bootstrap name not resolved");
+                            let _ = resolved.send((index, Vec::new())).await;
+                        }
                     }
                 });
             }
@@ -195,6 +222,11 @@ impl Task<'_> {
         let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
         let now = Instant::now();
         bootstrap.dialled.clone_from(&addresses);
+        if addresses.is_empty() {
+            bootstrap.problem = Some("its name is not known here".to_owned());
+            self.dirty = true;
+            return;
+        }
         match bootstrap.peer {
             Some(peer) => {
                 for address in &addresses {
@@ -226,6 +258,7 @@ impl Task<'_> {
                 bootstrap.peer = Some(peer);
                 bootstrap.pause = BOOTSTRAP_FIRST;
                 bootstrap.connected = true;
+                bootstrap.problem = None;
                 self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
                 self.swarm.behaviour_mut().gate.trust(peer);
             }
@@ -244,6 +277,36 @@ impl Task<'_> {
                 self.agenda.no_later(Due::Bootstrap(index), now + pause);
             }
         }
+    }
+
+    /// A dial failed: if a bootstrap node was meant, `ogctl status` says why it is not reached.
+    pub(super) fn note_bootstrap_failure(&mut self, peer: Option<PeerId>, error: &DialError) {
+        let failed: Vec<Multiaddr> = match error {
+            DialError::Transport(errors) => errors.iter().map(|(address, _)| address::without_peer(address)).collect(),
+            DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => vec![address::without_peer(address)],
+            _ => Vec::new(),
+        };
+        for bootstrap in &mut self.bootstrap {
+            let meant = match bootstrap.peer {
+                Some(wanted) => peer == Some(wanted),
+                None => failed.iter().any(|address| bootstrap.dialled.contains(address)),
+            };
+            if meant && !bootstrap.connected {
+                bootstrap.problem = Some(why_not(error));
+                self.dirty = true;
+            }
+        }
+    }
+
+    /// The bootstrap nodes that are not reached, a sentence each.
+    pub(super) fn bootstrap_problems(&self) -> impl Iterator<Item = String> + '_ {
+        self.bootstrap.iter().filter_map(|bootstrap| {
+            let reason = bootstrap.problem.as_ref()?;
+            Some(format!(
+                "bootstrap node {} is not reached: {reason}; compare with what \"ogctl status\" shows there, and let its port through the firewall",
+                bootstrap.address.text()
+            ))
+        })
     }
 
     pub(super) fn is_bootstrap(&self, peer: &PeerId) -> bool {

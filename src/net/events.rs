@@ -96,6 +96,7 @@ impl Task<'_> {
     }
 
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
+        self.note_bootstrap_failure(peer, error);
         match peer {
             Some(peer) => {
                 tracing::debug!(%peer, %error, "dial failed");
@@ -113,7 +114,7 @@ impl Task<'_> {
                 self.bootstrap_lost(Some(peer), now);
                 self.agenda.no_later(Due::Dial, now);
             }
-            None => tracing::info!(%error, "bootstrap address not reached"),
+            None => tracing::info!(reason = super::discovery::why_not(error), "bootstrap address not reached"),
         }
     }
 

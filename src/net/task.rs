@@ -683,7 +683,7 @@ impl Task<'_> {
             clusters,
             connected_peers: self.swarm.connected_peers().count(),
             connections: self.swarm.behaviour().streams.all().count(),
-            problems: self.problems.values().cloned().collect(),
+            problems: self.problems.values().cloned().chain(self.bootstrap_problems()).collect(),
         };
         self.lasting.publish.send_replace(Arc::new(snapshot));
     }

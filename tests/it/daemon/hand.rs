@@ -147,3 +147,27 @@ async fn completion_scripts_are_scripts() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_bootstrap_node_that_is_not_reached_is_told_with_the_reason_until_it_is() {
+    let Some(a) = Node::start("NodeA", &["--connect", "gatewayai-poc"]).await else { return };
+    let good = a.address().await;
+    let (at, _) = good.rsplit_once("/p2p/").unwrap();
+    let stranger = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+    let wrong = format!("{at}/p2p/{stranger}");
+    let dead = "/ip4/127.0.0.1/tcp/9";
+    let args =
+        ["--connect", "gatewayai-poc", "--bootstrap", &wrong, "--bootstrap", dead, "--bootstrap", "/dns4/no.such.invalid/tcp/1"];
+    let b = Node::start("NodeB", &args).await.unwrap();
+    let problems = |status: &Value| status["problems"].as_array().unwrap().iter().map(ToString::to_string).collect::<String>();
+    b.until(&["status"], |status| {
+        let told = problems(status);
+        told.contains("another node answers there") && told.contains("refused") && told.contains("name is not known")
+    })
+    .await;
+    let said = b.ogctl(&["status"]).await;
+    assert!(said.stdout.starts_with('!') && said.stdout.contains(stranger), "{said:?}");
+    let c = Node::start("NodeC", &["--connect", "gatewayai-poc", "--bootstrap", &good]).await.unwrap();
+    c.sees(&["NodeA"]).await;
+    assert_eq!(problems(&c.json(&["status"]).await), "");
+}
