@@ -1,22 +1,19 @@
-//! The part of the network task that looks for members: bootstrap list, mDNS, provider records, views; and dials.
+//! The part of the network task that looks for members: mDNS, provider records, views; and dials.
 //!
 //! What it finds are candidates, hints to dial, no more: a candidate becomes a member by the hello alone.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use libp2p::kad::{self, RecordKey};
-use libp2p::swarm::DialError;
+use libp2p::kad::RecordKey;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId};
 use tokio::time::Instant;
 
-use super::address::{self, BootstrapAddress};
+use super::address;
 use super::book::Source;
 use super::duplicates::{self, Link};
-use super::handle::JoinError;
-use super::task::{Due, StartError, Task};
-use super::{jitter, port};
+use super::jitter;
+use super::task::{Due, Task};
 use crate::domain::cluster::ClusterId;
 use crate::wire::control::{View, ViewEntry};
 use crate::wire::keys;
@@ -24,88 +21,16 @@ use crate::wire::limits::{MAX_VIEW_ADDRESSES, MAX_VIEW_ENTRIES};
 
 /// When a node announces itself again after joining; then every ten minutes.
 const ANNOUNCE_AGAIN: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(120)];
+/// However late it is: never twice within this.
+const ANNOUNCE_LEAST: Duration = Duration::from_secs(1);
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(600);
 /// With this many members the DHT is asked rarely: views tell the rest.
 const COMPANY: usize = 3;
 /// First pause between two looks into the DHT, then twice as long each time: who starts together looks before the others
 /// have announced themselves.
 const LOOK_FIRST: Duration = Duration::from_secs(1);
-/// First and longest pause between two dials of a bootstrap address.
-const BOOTSTRAP_FIRST: Duration = Duration::from_secs(1);
-const BOOTSTRAP_LONGEST: Duration = Duration::from_secs(300);
-
-/// A configured node to dial at the start.
-#[derive(Debug)]
-pub(super) struct Bootstrap {
-    pub address: BootstrapAddress,
-    /// Who is there: configured, or who answered when nobody was.
-    pub peer: Option<PeerId>,
-    /// Where it was dialled last: what its name stood for.
-    pub dialled: Vec<Multiaddr>,
-    pub pause: Duration,
-    pub connected: bool,
-    /// Why the last try did not reach it.
-    pub problem: Option<String>,
-}
-
-/// Why a dial failed, for people: who answered instead, or what each address said.
-pub(super) fn why_not(error: &DialError) -> String {
-    match error {
-        DialError::WrongPeerId { obtained, .. } => format!("another node answers there, {obtained}"),
-        DialError::LocalPeerId { .. } => "it is this node itself".to_owned(),
-        DialError::Transport(errors) => {
-            let mut said: Vec<String> = errors.iter().map(|(_, error)| why(error)).collect();
-            said.dedup();
-            said.join("; ")
-        }
-        other => other.to_string(),
-    }
-}
-
-/// What is wrong, down to the cause: a transport's error says little itself, or nothing.
-fn why(error: &dyn std::error::Error) -> String {
-    let mut said: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        if !text.is_empty() && said.last() != Some(&text) {
-            said.push(text);
-        }
-        next = error.source();
-    }
-    said.join(": ")
-}
 
 impl Task<'_> {
-    /// Opens the listeners. A port that is taken is replaced by a free one when the configuration allows it.
-    pub(super) fn listen(&mut self) -> Result<(), StartError> {
-        let mut problems = Vec::new();
-        let mut listening = 0;
-        for text in self.lasting.config.listen.clone() {
-            let refused = |reason: String| StartError::Listen { address: text.clone(), reason };
-            let address: Multiaddr =
-                text.parse().map_err(|error| StartError::Address { address: text.clone(), reason: format!("{error}") })?;
-            let mut open = |address: Multiaddr| {
-                port::check(&address).map_err(|error| error.to_string())?;
-                self.swarm.listen_on(address).map_err(|error| why(&error))
-            };
-            let any_port = self.lasting.config.any_port;
-            match open(address.clone()).or_else(|error| if any_port { open(address::any_port(&address)) } else { Err(error) }) {
-                Ok(_) => listening += 1,
-                Err(error) => problems.push(refused(error)),
-            }
-        }
-        // A machine without IPv6 has half of the listeners, which is well; none at all is not.
-        match problems.into_iter().next() {
-            Some(problem) if listening == 0 || !self.lasting.config.any_port => Err(problem),
-            Some(problem) => {
-                tracing::info!("{problem}");
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
     pub(super) fn start_mdns(&mut self) {
         let local = self.local;
         let problems = self.swarm.behaviour_mut().start_mdns(local);
@@ -140,177 +65,6 @@ impl Task<'_> {
             ways.push("kademlia");
         }
         ways
-    }
-
-    pub(super) fn start_bootstrap(&mut self) {
-        for text in self.lasting.config.bootstrap.clone() {
-            if let Err(error) = self.add_bootstrap(std::slice::from_ref(&text)) {
-                tracing::warn!("bootstrap address ignored: {error}");
-                self.problems.insert("bootstrap", format!("a bootstrap address is ignored: {error}"));
-            }
-        }
-    }
-
-    /// Adds addresses to dial at once and again until connected.
-    pub(super) fn add_bootstrap(&mut self, texts: &[String]) -> Result<(), JoinError> {
-        let parsed: Vec<BootstrapAddress> = texts
-            .iter()
-            .map(|text| {
-                BootstrapAddress::parse(text)
-                    .map_err(|error| JoinError::BadAddress { address: text.clone(), reason: error.to_string() })
-            })
-            .collect::<Result<_, _>>()?;
-        let now = Instant::now();
-        for address in parsed {
-            if self.bootstrap.iter().any(|known| known.address == address) || address.peer == Some(self.local) {
-                continue;
-            }
-            let index = self.bootstrap.len();
-            if let Some(peer) = address.peer {
-                self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
-                self.swarm.behaviour_mut().gate.trust(peer);
-            }
-            let peer = address.peer;
-            self.bootstrap.push(Bootstrap {
-                address,
-                peer,
-                dialled: Vec::new(),
-                pause: BOOTSTRAP_FIRST,
-                connected: false,
-                problem: None,
-            });
-            self.dial_bootstrap(index, now);
-        }
-        Ok(())
-    }
-
-    /// Dials one bootstrap address, resolving its name first, and plans the next try.
-    pub(super) fn dial_bootstrap(&mut self, index: usize, now: Instant) {
-        let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
-        if bootstrap.peer.is_some_and(|peer| self.swarm.is_connected(&peer)) {
-            bootstrap.pause = BOOTSTRAP_FIRST;
-            bootstrap.connected = true;
-            return;
-        }
-        bootstrap.connected = false;
-        let pause = jitter(bootstrap.pause);
-        bootstrap.pause = (bootstrap.pause * 2).min(BOOTSTRAP_LONGEST);
-        self.agenda.set(Due::Bootstrap(index), now + pause);
-        let address = bootstrap.address.clone();
-        match address.name {
-            None => self.on_resolved(index, vec![address.address]),
-            Some(ref name) => {
-                let (name, resolved) = (name.clone(), self.resolved.clone());
-                tokio::spawn(async move {
-                    // The system's own resolver: it knows /etc/hosts, .local names and changes of the network.
-                    match tokio::net::lookup_host((name.as_str(), 0)).await {
-                        Ok(found) => {
-                            let addresses = found.filter_map(|found: SocketAddr| address.with_ip(found.ip())).take(8).collect();
-                            let _ = resolved.send((index, addresses)).await;
-                        }
-                        Err(error) => {
-                            tracing::info!(name, %error, "bootstrap name not resolved");
-                            let _ = resolved.send((index, Vec::new())).await;
-                        }
-                    }
-                });
-            }
-        }
-    }
-
-    pub(super) fn on_resolved(&mut self, index: usize, addresses: Vec<Multiaddr>) {
-        let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
-        let now = Instant::now();
-        bootstrap.dialled.clone_from(&addresses);
-        if addresses.is_empty() {
-            bootstrap.problem = Some("its name is not known here".to_owned());
-            self.dirty = true;
-            return;
-        }
-        match bootstrap.peer {
-            Some(peer) => {
-                for address in &addresses {
-                    self.swarm.behaviour_mut().kad.configured.insert(address.clone());
-                    self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
-                }
-                self.book.learn(peer, Source::Bootstrap, addresses.clone(), now.into_std());
-                self.dial_now(peer, addresses);
-            }
-            None => {
-                let connected = |address: &Multiaddr| self.swarm.behaviour().streams.is_connected_to(address);
-                // It may be somebody whom we know by another way, and a second connection would tell us nothing.
-                if let Some((peer, address)) = addresses.iter().find_map(|address| Some((connected(address)?, address.clone()))) {
-                    self.match_bootstrap(peer, &address);
-                    return;
-                }
-                for address in addresses {
-                    let _ = self.swarm.dial(DialOpts::unknown_peer_id().address(address).build());
-                }
-            }
-        }
-    }
-
-    /// A connection came up: was it a bootstrap address that named no peer?
-    pub(super) fn match_bootstrap(&mut self, peer: PeerId, remote: &Multiaddr) {
-        let remote = address::without_peer(remote);
-        for bootstrap in &mut self.bootstrap {
-            if bootstrap.peer == Some(peer) || (bootstrap.peer.is_none() && bootstrap.dialled.contains(&remote)) {
-                bootstrap.peer = Some(peer);
-                bootstrap.pause = BOOTSTRAP_FIRST;
-                bootstrap.connected = true;
-                bootstrap.problem = None;
-                self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
-                self.swarm.behaviour_mut().gate.trust(peer);
-            }
-        }
-    }
-
-    /// A bootstrap node was lost or could not be reached: try again later.
-    pub(super) fn bootstrap_lost(&mut self, peer: Option<PeerId>, now: Instant) {
-        for index in 0..self.bootstrap.len() {
-            let bootstrap = &mut self.bootstrap[index];
-            if bootstrap.peer.is_some() && bootstrap.peer == peer {
-                bootstrap.connected = false;
-                // Who answers at an address without /p2p may be somebody else the next time.
-                bootstrap.peer = bootstrap.address.peer;
-                let pause = jitter(bootstrap.pause);
-                self.agenda.no_later(Due::Bootstrap(index), now + pause);
-            }
-        }
-    }
-
-    /// A dial failed: if a bootstrap node was meant, `ogctl status` says why it is not reached.
-    pub(super) fn note_bootstrap_failure(&mut self, peer: Option<PeerId>, error: &DialError) {
-        let failed: Vec<Multiaddr> = match error {
-            DialError::Transport(errors) => errors.iter().map(|(address, _)| address::without_peer(address)).collect(),
-            DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => vec![address::without_peer(address)],
-            _ => Vec::new(),
-        };
-        for bootstrap in &mut self.bootstrap {
-            let meant = match bootstrap.peer {
-                Some(wanted) => peer == Some(wanted),
-                None => failed.iter().any(|address| bootstrap.dialled.contains(address)),
-            };
-            if meant && !bootstrap.connected {
-                bootstrap.problem = Some(why_not(error));
-                self.dirty = true;
-            }
-        }
-    }
-
-    /// The bootstrap nodes that are not reached, a sentence each.
-    pub(super) fn bootstrap_problems(&self) -> impl Iterator<Item = String> + '_ {
-        self.bootstrap.iter().filter_map(|bootstrap| {
-            let reason = bootstrap.problem.as_ref()?;
-            Some(format!(
-                "bootstrap node {} is not reached: {reason}; compare with what \"ogctl status\" shows there, and let its port through the firewall",
-                bootstrap.address.text()
-            ))
-        })
-    }
-
-    pub(super) fn is_bootstrap(&self, peer: &PeerId) -> bool {
-        self.bootstrap.iter().any(|bootstrap| bootstrap.peer.as_ref() == Some(peer))
     }
 
     /// Hints from mDNS, the DHT or a view.
@@ -420,7 +174,7 @@ impl Task<'_> {
         let planned =
             ANNOUNCE_AGAIN.get(cluster.announcements as usize).map_or(now + ANNOUNCE_EVERY, |&after| cluster.joined + after);
         cluster.announcements += 1;
-        self.agenda.set(Due::Announce(id.clone()), planned.max(now + BOOTSTRAP_FIRST));
+        self.agenda.set(Due::Announce(id.clone()), planned.max(now + ANNOUNCE_LEAST));
         self.publish_record(id);
     }
 
@@ -543,68 +297,6 @@ impl Task<'_> {
             add(address.clone());
         }
         addresses
-    }
-
-    fn networks_changed(&mut self) {
-        self.networks = address::networks_of(self.swarm.listeners());
-        self.swarm.behaviour_mut().kad.networks.clone_from(&self.networks);
-    }
-
-    /// A listener got an address. Where no NAT can lie between, it is also what others may dial.
-    pub(super) fn on_new_listen_address(&mut self, listening: Multiaddr) {
-        self.networks_changed();
-        // Loopback is told first. Once there is a network, it must not be announced: others would dial themselves.
-        let stale: Vec<Multiaddr> =
-            self.swarm.external_addresses().filter(|known| !address::announceable(known, &self.networks)).cloned().collect();
-        for address in stale {
-            self.unreachable(&address);
-        }
-        if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
-            self.reachable(listening);
-        }
-        // A cable is in again, or a network was joined: what failed before may work now.
-        self.policy.network_changed();
-        self.agenda.no_later(Due::Dial, Instant::now());
-        self.dirty = true;
-    }
-
-    /// Somebody saw us at `observed`. If that is an IP address that we listen on, no NAT lies between, and whoever can
-    /// reach that peer can reach us.
-    pub(super) fn on_observed(&mut self, observed: &Multiaddr) {
-        for address in address::same_host(observed, self.swarm.listeners()) {
-            if address::announceable(&address, &self.networks) {
-                self.reachable(address);
-            }
-        }
-    }
-
-    fn reachable(&mut self, address: Multiaddr) {
-        if self.swarm.external_addresses().any(|known| *known == address) {
-            return;
-        }
-        tracing::debug!(%address, "reachable address");
-        self.swarm.add_external_address(address);
-        self.swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Server));
-        let ids: Vec<ClusterId> = self.clusters.keys().cloned().collect();
-        for id in ids {
-            self.publish_record(&id);
-        }
-    }
-
-    fn unreachable(&mut self, address: &Multiaddr) {
-        self.swarm.remove_external_address(address);
-        if self.swarm.external_addresses().next().is_none() {
-            self.swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Client));
-        }
-    }
-
-    pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
-        self.networks_changed();
-        self.unreachable(address);
-        // A QUIC connection does not survive the change of an address: members are dialled again at once.
-        self.policy.network_changed();
-        self.agenda.no_later(Due::Dial, Instant::now());
-        self.dirty = true;
     }
 
     /// Closes connections that are one too many, if it is ours to do so.

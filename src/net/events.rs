@@ -114,7 +114,7 @@ impl Task<'_> {
                 self.bootstrap_lost(Some(peer), now);
                 self.agenda.no_later(Due::Dial, now);
             }
-            None => tracing::info!(reason = super::discovery::why_not(error), "bootstrap address not reached"),
+            None => tracing::info!(reason = super::bootstrap::why_not(error), "bootstrap address not reached"),
         }
     }
 

@@ -1,11 +1,11 @@
 //! The one task that owns the swarm: its loop, its commands, its agenda, and the snapshot that it publishes.
 //!
-//! `membership` (sessions and members), `discovery` (candidates, dials, Kademlia) and `events` (the swarm's events) are
-//! further parts of the same `Task`. Nothing in the loop waits for I/O; what takes time is a task of its own that
-//! reports back through a bounded channel.
+//! `membership` (sessions and members), `discovery` (candidates, dials, Kademlia), `bootstrap`, `listen`, `joining`,
+//! `publish` and `events` (the swarm's events) are further parts of the same `Task`. Nothing in the loop waits for I/O;
+//! what takes time is a task of its own that reports back through a bounded channel.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +28,7 @@ use super::dedup::Seen;
 use super::dial::Policy;
 use super::gate::Gate;
 use super::guard::Bans;
-use super::handle::{Command, Directory, Event, JoinError, JoinOptions, LeaveError, Service, Snapshot};
+use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service, Snapshot};
 use super::lanes::{Lane, NoLane, Pool};
 use super::mdns_meter::MdnsMeter;
 use super::members::Members;
@@ -36,7 +36,7 @@ use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{ClusterState, ClusterView, NodeId, Offer};
+use crate::domain::node::Offer;
 use crate::wire::control::ByeReason;
 use crate::wire::keys::Root;
 use crate::wire::version::INFERENCE_PROTOCOL;
@@ -49,8 +49,6 @@ const INBOUND_QUEUE: usize = 256;
 const REPORT_QUEUE: usize = 1024;
 /// Between two looks for idle lanes, while there are some.
 const TRIM: Duration = Duration::from_secs(60);
-/// Between two looks whether the prompts of a cluster that is being left have ended.
-const DRAIN_LOOK: Duration = Duration::from_millis(100);
 /// How long the swarm is driven after the goodbyes, so that they leave the machine.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -180,7 +178,7 @@ pub(crate) struct Task<'a> {
     pub(super) last_beat: Instant,
     pub(super) lookups: HashMap<libp2p::kad::QueryId, ClusterId>,
     pub(super) announces: HashMap<libp2p::kad::QueryId, ClusterId>,
-    pub(super) bootstrap: Vec<super::discovery::Bootstrap>,
+    pub(super) bootstrap: Vec<super::bootstrap::Bootstrap>,
     pub(super) problems: BTreeMap<&'static str, String>,
     pub(super) networks: Vec<super::address::Network>,
     pub(super) membership_changed: bool,
@@ -421,125 +419,6 @@ impl Task<'_> {
         }
     }
 
-    fn join(&mut self, cluster: ClusterId, options: JoinOptions) -> Result<(), JoinError> {
-        if !self.clusters.contains_key(&cluster) && self.clusters.len() >= MAX_CLUSTERS {
-            return Err(JoinError::TooMany(MAX_CLUSTERS));
-        }
-        self.add_bootstrap(&options.bootstrap)?;
-        let (entry, joined_at) =
-            self.lasting.joined.entry(cluster.clone()).or_insert_with(|| (options.clone(), SystemTime::now()));
-        entry.serve = options.serve;
-        for address in &options.bootstrap {
-            if !entry.bootstrap.contains(address) {
-                entry.bootstrap.push(address.clone());
-            }
-        }
-        let joined_at = *joined_at;
-        if let Some(joined) = self.clusters.get_mut(&cluster) {
-            let back = joined.leaving.take();
-            let changed = joined.serve != options.serve || back.is_some();
-            joined.serve = options.serve;
-            if changed {
-                self.state_changed();
-            }
-            if let Some(Leaving { replies, .. }) = back {
-                // In again before it was out: take back what leaving began.
-                for reply in replies {
-                    let _ = reply.send(Ok(()));
-                }
-                self.agenda.forget(|due| *due == Due::Leave(cluster.clone()));
-                self.publish_record(&cluster);
-                self.greet_connected(&cluster, Instant::now());
-            }
-            self.dirty = true;
-            return Ok(());
-        }
-        self.enter(cluster, &options, joined_at, Instant::now());
-        Ok(())
-    }
-
-    fn enter(&mut self, id: ClusterId, options: &JoinOptions, joined_at: SystemTime, now: Instant) {
-        let root = Root::public(&id);
-        let reference = root.cluster_ref();
-        let cluster = Cluster {
-            id: id.clone(),
-            root,
-            reference,
-            serve: options.serve,
-            looks: 0,
-            joined_at,
-            joined: now,
-            announcements: 0,
-            announced: false,
-            leaving: None,
-        };
-        self.clusters.insert(id.clone(), cluster);
-        self.publish_permits();
-        tracing::info!(cluster = %id, serve = options.serve, "joined cluster {id}");
-        self.dirty = true;
-        self.greet_connected(&id, now);
-        self.announce(&id, now);
-        self.look_up(&id, now);
-        self.agenda.no_later(Due::Dial, now);
-    }
-
-    fn leave(&mut self, cluster: ClusterId, drain: Duration, reply: oneshot::Sender<Result<(), LeaveError>>) {
-        let Some(joined) = self.clusters.get_mut(&cluster) else {
-            let _ = reply.send(Err(LeaveError::NotJoined(cluster)));
-            return;
-        };
-        let now = Instant::now();
-        let until = now + drain;
-        if let Some(leaving) = &mut joined.leaving {
-            // Asked twice: both are told, and the more impatient one is followed.
-            leaving.until = leaving.until.min(until);
-            leaving.replies.push(reply);
-        } else {
-            joined.leaving = Some(Leaving { until, replies: vec![reply] });
-            self.lasting.joined.remove(&cluster);
-            self.stop_providing(&cluster);
-            self.state_changed();
-            self.dirty = true;
-        }
-        self.agenda.set(Due::Leave(cluster), now);
-    }
-
-    /// Leaves as soon as no prompt of a member is being answered any more, or when the time for that is over.
-    fn try_depart(&mut self, id: &ClusterId, now: Instant) {
-        let Some(until) = self.clusters.get(id).and_then(|cluster| cluster.leaving.as_ref()).map(|leaving| leaving.until) else {
-            return;
-        };
-        let busy = self.offer.borrow().queued > 0 || self.working.load(Ordering::Relaxed) > 0;
-        if busy && now < until {
-            self.agenda.set(Due::Leave(id.clone()), (now + DRAIN_LOOK).min(until));
-        } else {
-            self.depart(id);
-        }
-    }
-
-    /// The last act of leaving: goodbye to the members, who are forgotten at once.
-    pub(super) fn depart(&mut self, id: &ClusterId) {
-        let Some(cluster) = self.clusters.remove(id) else { return };
-        let generations: Vec<Generation> =
-            self.sessions.iter().filter(|(_, session)| session.cluster == *id).map(|(&generation, _)| generation).collect();
-        for generation in generations {
-            self.end_session(generation, Some(ByeReason::Leave));
-        }
-        self.agenda.forget(|due| match due {
-            Due::Announce(cluster) | Due::Lookup(cluster) | Due::Hello(_, cluster) | Due::Leave(cluster) => cluster == id,
-            _ => false,
-        });
-        // A query that still runs must not keep a node that comes back at once from asking and announcing anew.
-        self.lookups.retain(|_, asked| asked != id);
-        self.announces.retain(|_, announced| announced != id);
-        self.refused.retain(|(_, refused), _| refused != id);
-        tracing::info!(cluster = %id, "left cluster {id}");
-        self.dirty = true;
-        for reply in cluster.leaving.into_iter().flat_map(|leaving| leaving.replies) {
-            let _ = reply.send(Ok(()));
-        }
-    }
-
     fn on_timer(&mut self, now: Instant) {
         while let Some(due) = self.agenda.pop(now) {
             match due {
@@ -628,89 +507,5 @@ impl Task<'_> {
             self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
             let _ = self.swarm.disconnect_peer_id(peer);
         }
-    }
-
-    fn publish(&mut self) {
-        self.dirty = false;
-        let clusters: BTreeMap<ClusterId, Arc<ClusterView>> = self
-            .clusters
-            .values()
-            .map(|cluster| {
-                let members = self.members.list(&cluster.id);
-                let state = if cluster.leaving.is_some() {
-                    ClusterState::Disconnecting
-                } else if members.is_empty() {
-                    // Greeting somebody, or greeted and waiting to hear a name.
-                    if self.hellos.values().any(|(_, greeted)| greeted.as_ref() == Some(&cluster.id))
-                        || self.sessions.values().any(|session| session.cluster == cluster.id)
-                    {
-                        ClusterState::Connecting
-                    } else {
-                        ClusterState::Discovering
-                    }
-                } else if members.iter().any(|member| member.serving) || cluster.serve {
-                    ClusterState::Connected
-                } else {
-                    ClusterState::Degraded
-                };
-                let view = ClusterView {
-                    id: cluster.id.clone(),
-                    state,
-                    serving: cluster.serve,
-                    joined_at: cluster.joined_at,
-                    announced: cluster.announced,
-                    discovery: self.ways_of_discovery(),
-                    members,
-                };
-                (cluster.id.clone(), Arc::new(view))
-            })
-            .collect();
-        if std::mem::take(&mut self.membership_changed) {
-            for view in clusters.values() {
-                let mut names: Vec<String> =
-                    view.members.iter().map(|member| super::membership::loggable(&member.name)).collect();
-                names.sort();
-                tracing::info!(cluster = %view.id, "peers: {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") });
-            }
-        }
-        let snapshot = Snapshot {
-            peer_id: Some(NodeId::new(self.local.to_string())),
-            listen_addresses: self.swarm.listeners().map(ToString::to_string).collect(),
-            dialable_addresses: super::address::for_others(self.swarm.listeners().collect::<Vec<_>>().into_iter())
-                .into_iter()
-                .map(ToString::to_string)
-                .collect(),
-            clusters,
-            connected_peers: self.swarm.connected_peers().count(),
-            connections: self.swarm.behaviour().streams.all().count(),
-            problems: self.problems.values().cloned().chain(self.bootstrap_problems()).collect(),
-        };
-        self.lasting.publish.send_replace(Arc::new(snapshot));
-    }
-
-    /// Rebuilds what serving lanes may read of the member table.
-    pub(super) fn publish_permits(&self) {
-        let permits: Permits = self
-            .sessions
-            .iter()
-            .filter(|(generation, session)| self.members.generation(&session.cluster, &session.peer) == Some(**generation))
-            .filter_map(|(_, session)| {
-                let cluster = self.clusters.get(&session.cluster)?;
-                let permit = answer::Permit {
-                    cluster: session.cluster.clone(),
-                    node: NodeId::new(session.peer.to_string()),
-                    name: self.members.name(&session.cluster, &session.peer).unwrap_or_default().to_owned(),
-                    serving: cluster.serve && cluster.leaving.is_none(),
-                    gone: session.gone.clone(),
-                };
-                Some(((session.peer, cluster.reference), permit))
-            })
-            .collect();
-        let directory = Directory {
-            clusters: self.clusters.values().map(|cluster| (cluster.id.clone(), cluster.reference)).collect(),
-            peers: permits.iter().map(|((peer, _), permit)| (permit.node.clone(), *peer)).collect(),
-        };
-        self.permits.send_replace(Arc::new(permits));
-        self.lasting.directory.send_replace(Arc::new(directory));
     }
 }

@@ -1,0 +1,234 @@
+//! The part of the network task that reaches the configured bootstrap nodes, again and again, and says why it does not.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use libp2p::swarm::DialError;
+use libp2p::swarm::dial_opts::DialOpts;
+use libp2p::{Multiaddr, PeerId};
+use tokio::time::Instant;
+
+use super::address::{self, BootstrapAddress};
+use super::book::Source;
+use super::handle::JoinError;
+use super::jitter;
+use super::task::{Due, Task};
+
+/// First and longest pause between two dials of a bootstrap address.
+pub(super) const BOOTSTRAP_FIRST: Duration = Duration::from_secs(1);
+const BOOTSTRAP_LONGEST: Duration = Duration::from_secs(300);
+
+/// A configured node to dial at the start.
+#[derive(Debug)]
+pub(super) struct Bootstrap {
+    pub address: BootstrapAddress,
+    /// Who is there: configured, or who answered when nobody was.
+    pub peer: Option<PeerId>,
+    /// Where it was dialled last: what its name stood for.
+    pub dialled: Vec<Multiaddr>,
+    pub pause: Duration,
+    pub connected: bool,
+    /// Why the last try did not reach it.
+    pub problem: Option<String>,
+}
+
+/// Why a dial failed, for people: who answered instead, or what each address said.
+pub(super) fn why_not(error: &DialError) -> String {
+    match error {
+        DialError::WrongPeerId { obtained, .. } => format!("another node answers there, {obtained}"),
+        DialError::LocalPeerId { .. } => "it is this node itself".to_owned(),
+        DialError::Transport(errors) => {
+            let mut said: Vec<String> = errors.iter().map(|(_, error)| why(error)).collect();
+            said.dedup();
+            said.join("; ")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// What is wrong, down to the cause: a transport's error says little itself, or nothing.
+pub(super) fn why(error: &dyn std::error::Error) -> String {
+    let mut said: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !text.is_empty() && said.last() != Some(&text) {
+            said.push(text);
+        }
+        next = error.source();
+    }
+    said.join(": ")
+}
+
+impl Task<'_> {
+    pub(super) fn start_bootstrap(&mut self) {
+        for text in self.lasting.config.bootstrap.clone() {
+            if let Err(error) = self.add_bootstrap(std::slice::from_ref(&text)) {
+                tracing::warn!("bootstrap address ignored: {error}");
+                self.problems.insert("bootstrap", format!("a bootstrap address is ignored: {error}"));
+            }
+        }
+    }
+
+    /// Adds addresses to dial at once and again until connected.
+    pub(super) fn add_bootstrap(&mut self, texts: &[String]) -> Result<(), JoinError> {
+        let parsed: Vec<BootstrapAddress> = texts
+            .iter()
+            .map(|text| {
+                BootstrapAddress::parse(text)
+                    .map_err(|error| JoinError::BadAddress { address: text.clone(), reason: error.to_string() })
+            })
+            .collect::<Result<_, _>>()?;
+        let now = Instant::now();
+        for address in parsed {
+            if self.bootstrap.iter().any(|known| known.address == address) || address.peer == Some(self.local) {
+                continue;
+            }
+            let index = self.bootstrap.len();
+            if let Some(peer) = address.peer {
+                self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
+                self.swarm.behaviour_mut().gate.trust(peer);
+            }
+            let peer = address.peer;
+            self.bootstrap.push(Bootstrap {
+                address,
+                peer,
+                dialled: Vec::new(),
+                pause: BOOTSTRAP_FIRST,
+                connected: false,
+                problem: None,
+            });
+            self.dial_bootstrap(index, now);
+        }
+        Ok(())
+    }
+
+    /// Dials one bootstrap address, resolving its name first, and plans the next try.
+    pub(super) fn dial_bootstrap(&mut self, index: usize, now: Instant) {
+        let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
+        if bootstrap.peer.is_some_and(|peer| self.swarm.is_connected(&peer)) {
+            bootstrap.pause = BOOTSTRAP_FIRST;
+            bootstrap.connected = true;
+            return;
+        }
+        bootstrap.connected = false;
+        let pause = jitter(bootstrap.pause);
+        bootstrap.pause = (bootstrap.pause * 2).min(BOOTSTRAP_LONGEST);
+        self.agenda.set(Due::Bootstrap(index), now + pause);
+        let address = bootstrap.address.clone();
+        match address.name {
+            None => self.on_resolved(index, vec![address.address]),
+            Some(ref name) => {
+                let (name, resolved) = (name.clone(), self.resolved.clone());
+                tokio::spawn(async move {
+                    // The system's own resolver: it knows /etc/hosts, .local names and changes of the network.
+                    match tokio::net::lookup_host((name.as_str(), 0)).await {
+                        Ok(found) => {
+                            let addresses = found.filter_map(|found: SocketAddr| address.with_ip(found.ip())).take(8).collect();
+                            let _ = resolved.send((index, addresses)).await;
+                        }
+                        Err(error) => {
+                            tracing::info!(name, %error, "bootstrap name not resolved");
+                            let _ = resolved.send((index, Vec::new())).await;
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    pub(super) fn on_resolved(&mut self, index: usize, addresses: Vec<Multiaddr>) {
+        let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
+        let now = Instant::now();
+        bootstrap.dialled.clone_from(&addresses);
+        if addresses.is_empty() {
+            bootstrap.problem = Some("its name is not known here".to_owned());
+            self.dirty = true;
+            return;
+        }
+        match bootstrap.peer {
+            Some(peer) => {
+                for address in &addresses {
+                    self.swarm.behaviour_mut().kad.configured.insert(address.clone());
+                    self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
+                }
+                self.book.learn(peer, Source::Bootstrap, addresses.clone(), now.into_std());
+                self.dial_now(peer, addresses);
+            }
+            None => {
+                let connected = |address: &Multiaddr| self.swarm.behaviour().streams.is_connected_to(address);
+                // It may be somebody whom we know by another way, and a second connection would tell us nothing.
+                if let Some((peer, address)) = addresses.iter().find_map(|address| Some((connected(address)?, address.clone()))) {
+                    self.match_bootstrap(peer, &address);
+                    return;
+                }
+                for address in addresses {
+                    let _ = self.swarm.dial(DialOpts::unknown_peer_id().address(address).build());
+                }
+            }
+        }
+    }
+
+    /// A connection came up: was it a bootstrap address that named no peer?
+    pub(super) fn match_bootstrap(&mut self, peer: PeerId, remote: &Multiaddr) {
+        let remote = address::without_peer(remote);
+        for bootstrap in &mut self.bootstrap {
+            if bootstrap.peer == Some(peer) || (bootstrap.peer.is_none() && bootstrap.dialled.contains(&remote)) {
+                bootstrap.peer = Some(peer);
+                bootstrap.pause = BOOTSTRAP_FIRST;
+                bootstrap.connected = true;
+                bootstrap.problem = None;
+                self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
+                self.swarm.behaviour_mut().gate.trust(peer);
+            }
+        }
+    }
+
+    /// A bootstrap node was lost or could not be reached: try again later.
+    pub(super) fn bootstrap_lost(&mut self, peer: Option<PeerId>, now: Instant) {
+        for index in 0..self.bootstrap.len() {
+            let bootstrap = &mut self.bootstrap[index];
+            if bootstrap.peer.is_some() && bootstrap.peer == peer {
+                bootstrap.connected = false;
+                // Who answers at an address without /p2p may be somebody else the next time.
+                bootstrap.peer = bootstrap.address.peer;
+                let pause = jitter(bootstrap.pause);
+                self.agenda.no_later(Due::Bootstrap(index), now + pause);
+            }
+        }
+    }
+
+    /// A dial failed: if a bootstrap node was meant, `ogctl status` says why it is not reached.
+    pub(super) fn note_bootstrap_failure(&mut self, peer: Option<PeerId>, error: &DialError) {
+        let failed: Vec<Multiaddr> = match error {
+            DialError::Transport(errors) => errors.iter().map(|(address, _)| address::without_peer(address)).collect(),
+            DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => vec![address::without_peer(address)],
+            _ => Vec::new(),
+        };
+        for bootstrap in &mut self.bootstrap {
+            let meant = match bootstrap.peer {
+                Some(wanted) => peer == Some(wanted),
+                None => failed.iter().any(|address| bootstrap.dialled.contains(address)),
+            };
+            if meant && !bootstrap.connected {
+                bootstrap.problem = Some(why_not(error));
+                self.dirty = true;
+            }
+        }
+    }
+
+    /// The bootstrap nodes that are not reached, a sentence each.
+    pub(super) fn bootstrap_problems(&self) -> impl Iterator<Item = String> + '_ {
+        self.bootstrap.iter().filter_map(|bootstrap| {
+            let reason = bootstrap.problem.as_ref()?;
+            Some(format!(
+                "bootstrap node {} is not reached: {reason}; compare with what \"ogctl status\" shows there, and let its port through the firewall",
+                bootstrap.address.text()
+            ))
+        })
+    }
+
+    pub(super) fn is_bootstrap(&self, peer: &PeerId) -> bool {
+        self.bootstrap.iter().any(|bootstrap| bootstrap.peer.as_ref() == Some(peer))
+    }
+}

@@ -1,0 +1,102 @@
+//! The part of the network task that listens, and knows which of its addresses others can reach.
+
+use libp2p::{Multiaddr, kad};
+use tokio::time::Instant;
+
+use super::bootstrap::why;
+use super::task::{Due, StartError, Task};
+use super::{address, port};
+use crate::domain::cluster::ClusterId;
+
+impl Task<'_> {
+    /// Opens the listeners. A port that is taken is replaced by a free one when the configuration allows it.
+    pub(super) fn listen(&mut self) -> Result<(), StartError> {
+        let mut problems = Vec::new();
+        let mut listening = 0;
+        for text in self.lasting.config.listen.clone() {
+            let refused = |reason: String| StartError::Listen { address: text.clone(), reason };
+            let address: Multiaddr =
+                text.parse().map_err(|error| StartError::Address { address: text.clone(), reason: format!("{error}") })?;
+            let mut open = |address: Multiaddr| {
+                port::check(&address).map_err(|error| error.to_string())?;
+                self.swarm.listen_on(address).map_err(|error| why(&error))
+            };
+            let any_port = self.lasting.config.any_port;
+            match open(address.clone()).or_else(|error| if any_port { open(address::any_port(&address)) } else { Err(error) }) {
+                Ok(_) => listening += 1,
+                Err(error) => problems.push(refused(error)),
+            }
+        }
+        // A machine without IPv6 has half of the listeners, which is well; none at all is not.
+        match problems.into_iter().next() {
+            Some(problem) if listening == 0 || !self.lasting.config.any_port => Err(problem),
+            Some(problem) => {
+                tracing::info!("{problem}");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn networks_changed(&mut self) {
+        self.networks = address::networks_of(self.swarm.listeners());
+        self.swarm.behaviour_mut().kad.networks.clone_from(&self.networks);
+    }
+
+    /// A listener got an address. Where no NAT can lie between, it is also what others may dial.
+    pub(super) fn on_new_listen_address(&mut self, listening: Multiaddr) {
+        self.networks_changed();
+        // Loopback is told first. Once there is a network, it must not be announced: others would dial themselves.
+        let stale: Vec<Multiaddr> =
+            self.swarm.external_addresses().filter(|known| !address::announceable(known, &self.networks)).cloned().collect();
+        for address in stale {
+            self.unreachable(&address);
+        }
+        if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
+            self.reachable(listening);
+        }
+        // A cable is in again, or a network was joined: what failed before may work now.
+        self.policy.network_changed();
+        self.agenda.no_later(Due::Dial, Instant::now());
+        self.dirty = true;
+    }
+
+    /// Somebody saw us at `observed`. If that is an IP address that we listen on, no NAT lies between, and whoever can
+    /// reach that peer can reach us.
+    pub(super) fn on_observed(&mut self, observed: &Multiaddr) {
+        for address in address::same_host(observed, self.swarm.listeners()) {
+            if address::announceable(&address, &self.networks) {
+                self.reachable(address);
+            }
+        }
+    }
+
+    fn reachable(&mut self, address: Multiaddr) {
+        if self.swarm.external_addresses().any(|known| *known == address) {
+            return;
+        }
+        tracing::debug!(%address, "reachable address");
+        self.swarm.add_external_address(address);
+        self.swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Server));
+        let ids: Vec<ClusterId> = self.clusters.keys().cloned().collect();
+        for id in ids {
+            self.publish_record(&id);
+        }
+    }
+
+    fn unreachable(&mut self, address: &Multiaddr) {
+        self.swarm.remove_external_address(address);
+        if self.swarm.external_addresses().next().is_none() {
+            self.swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Client));
+        }
+    }
+
+    pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
+        self.networks_changed();
+        self.unreachable(address);
+        // A QUIC connection does not survive the change of an address: members are dialled again at once.
+        self.policy.network_changed();
+        self.agenda.no_later(Due::Dial, Instant::now());
+        self.dirty = true;
+    }
+}

@@ -1,0 +1,97 @@
+//! The part of the network task that lets others see its state: snapshots for readers, permits for the serving lanes, a
+//! directory for those who ask.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::answer::{self, Permits};
+use super::handle::{Directory, Snapshot};
+use super::task::Task;
+use crate::domain::cluster::ClusterId;
+use crate::domain::node::{ClusterState, ClusterView, NodeId};
+
+impl Task<'_> {
+    pub(super) fn publish(&mut self) {
+        self.dirty = false;
+        let clusters: BTreeMap<ClusterId, Arc<ClusterView>> = self
+            .clusters
+            .values()
+            .map(|cluster| {
+                let members = self.members.list(&cluster.id);
+                let state = if cluster.leaving.is_some() {
+                    ClusterState::Disconnecting
+                } else if members.is_empty() {
+                    // Greeting somebody, or greeted and waiting to hear a name.
+                    if self.hellos.values().any(|(_, greeted)| greeted.as_ref() == Some(&cluster.id))
+                        || self.sessions.values().any(|session| session.cluster == cluster.id)
+                    {
+                        ClusterState::Connecting
+                    } else {
+                        ClusterState::Discovering
+                    }
+                } else if members.iter().any(|member| member.serving) || cluster.serve {
+                    ClusterState::Connected
+                } else {
+                    ClusterState::Degraded
+                };
+                let view = ClusterView {
+                    id: cluster.id.clone(),
+                    state,
+                    serving: cluster.serve,
+                    joined_at: cluster.joined_at,
+                    announced: cluster.announced,
+                    discovery: self.ways_of_discovery(),
+                    members,
+                };
+                (cluster.id.clone(), Arc::new(view))
+            })
+            .collect();
+        if std::mem::take(&mut self.membership_changed) {
+            for view in clusters.values() {
+                let mut names: Vec<String> =
+                    view.members.iter().map(|member| super::membership::loggable(&member.name)).collect();
+                names.sort();
+                tracing::info!(cluster = %view.id, "peers: {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") });
+            }
+        }
+        let snapshot = Snapshot {
+            peer_id: Some(NodeId::new(self.local.to_string())),
+            listen_addresses: self.swarm.listeners().map(ToString::to_string).collect(),
+            dialable_addresses: super::address::for_others(self.swarm.listeners().collect::<Vec<_>>().into_iter())
+                .into_iter()
+                .map(ToString::to_string)
+                .collect(),
+            clusters,
+            connected_peers: self.swarm.connected_peers().count(),
+            connections: self.swarm.behaviour().streams.all().count(),
+            problems: self.problems.values().cloned().chain(self.bootstrap_problems()).collect(),
+        };
+        self.lasting.publish.send_replace(Arc::new(snapshot));
+    }
+
+    /// Rebuilds what serving lanes may read of the member table.
+    pub(super) fn publish_permits(&self) {
+        let permits: Permits = self
+            .sessions
+            .iter()
+            .filter(|(generation, session)| self.members.generation(&session.cluster, &session.peer) == Some(**generation))
+            .filter_map(|(_, session)| {
+                let cluster = self.clusters.get(&session.cluster)?;
+                let permit = answer::Permit {
+                    cluster: session.cluster.clone(),
+                    node: NodeId::new(session.peer.to_string()),
+                    name: self.members.name(&session.cluster, &session.peer).unwrap_or_default().to_owned(),
+                    serving: cluster.serve && cluster.leaving.is_none(),
+                    gone: session.gone.clone(),
+                };
+                Some(((session.peer, cluster.reference), permit))
+            })
+            .collect();
+        let directory = Directory {
+            clusters: self.clusters.values().map(|cluster| (cluster.id.clone(), cluster.reference)).collect(),
+            peers: permits.iter().map(|((peer, _), permit)| (permit.node.clone(), *peer)).collect(),
+        };
+        self.permits.send_replace(Arc::new(permits));
+        self.lasting.directory.send_replace(Arc::new(directory));
+    }
+}
