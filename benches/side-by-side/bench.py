@@ -199,9 +199,14 @@ class Bench:
                 note(name, result)
             for contestant in everybody:
                 result = contestant.bench()
-                if result is None:
+                if result is not None:
+                    note(contestant.name, result)
+                elif contestant.name == GatewayMdns.name:
                     raise RuntimeError(f"{contestant.name}: no bench; see {contestant.log}")
-                note(contestant.name, result)
+                else:
+                    # A peer that fails a round is compared by its other rounds, and it is told.
+                    key = f"{contestant.name}_rounds_without_bench"
+                    self.also[key] = self.also.get(key, 0) + 1
         rows = {field: {name: summary(values, 1) for name, values in column.items()} for field, column in columns.items()}
         p50, p99, per_s = rows["p50_us"], rows["p99_us"], rows["per_s"]
         ours = p50.pop(GatewayMdns.name)

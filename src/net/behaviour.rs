@@ -26,7 +26,7 @@ use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL};
 /// Names the software family and nothing else: strangers read it.
 const IDENTIFY_PROTOCOL: &str = "opengateway/1";
 /// A lost announcement is made good by the next query of anybody; the record outlives two lost queries. Each query is
-/// answered by every node, to every node, over IPv4 and IPv6: with 20 s it was a third of the wake-ups of an idle node.
+/// answered by every node, to every node, over IPv4 and IPv6, and so wakes each of them several times.
 const MDNS_TTL: Duration = Duration::from_secs(90);
 const MDNS_QUERY: Duration = Duration::from_secs(30);
 /// Lifetime of a provider record at the nodes that store it.
