@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::Endpoint;
-use libp2p::core::transport::PortUse;
+use libp2p::core::transport::{ListenerId, PortUse};
 use libp2p::identity::Keypair;
 use libp2p::kad::{self, StoreInserts};
+use libp2p::swarm::behaviour::NewListenAddr;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
@@ -108,7 +109,7 @@ impl Behaviour {
     }
 
     /// Switches discovery on the local network on, over IPv4 and IPv6. What fails is left off and reported.
-    pub(crate) fn start_mdns(&mut self, local: PeerId) -> Vec<String> {
+    pub(crate) fn start_mdns(&mut self, local: PeerId, listening: &[Multiaddr]) -> Vec<String> {
         let mut problems = Vec::new();
         let mut build = |enable_ipv6| {
             let config = mdns::Config { ttl: MDNS_TTL, query_interval: MDNS_QUERY, enable_ipv6 };
@@ -119,6 +120,13 @@ impl Behaviour {
         };
         self.mdns4 = build(false).into();
         self.mdns6 = build(true).into();
+        // A listener tells its addresses once: mDNS that begins later would announce none.
+        for addr in listening {
+            for mdns in [&mut self.mdns4, &mut self.mdns6] {
+                let listener_id = ListenerId::next();
+                mdns.on_swarm_event(FromSwarm::NewListenAddr(NewListenAddr { listener_id, addr }));
+            }
+        }
         problems
     }
 

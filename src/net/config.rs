@@ -19,7 +19,7 @@ pub struct Timings {
     pub patience: Duration,
     /// How long the higher peer id waits for the lower one to dial, when both heard of each other on the local network.
     pub patience_lan: Duration,
-    /// Between two looks into the DHT while there are fewer than three members.
+    /// Longest time between two looks into the DHT while there is no member.
     pub lookup_lonely: Duration,
     /// Between two looks into the DHT otherwise.
     pub lookup: Duration,

@@ -33,7 +33,8 @@ const LOOK_FIRST: Duration = Duration::from_secs(1);
 impl Task<'_> {
     pub(super) fn start_mdns(&mut self) {
         let local = self.local;
-        let problems = self.swarm.behaviour_mut().start_mdns(local);
+        let listening: Vec<Multiaddr> = self.swarm.listeners().cloned().collect();
+        let problems = self.swarm.behaviour_mut().start_mdns(local, &listening);
         self.mdns_meter.restarted(std::time::Instant::now());
         match problems.first() {
             Some(problem) => {

@@ -116,11 +116,11 @@ async fn mdns_is_switched_off_and_on_again() {
     let local = keypair.public().to_peer_id();
     let mut behaviour = Behaviour::new(&keypair, caps(), Gate::default(), mpsc::channel(1).0);
     assert!(!behaviour.mdns4.is_enabled());
-    let problems = behaviour.start_mdns(local);
+    let problems = behaviour.start_mdns(local, &[]);
     assert_eq!(behaviour.mdns4.is_enabled(), !problems.iter().any(|problem| problem.contains("IPv4")), "{problems:?}");
     behaviour.stop_mdns();
     assert!(!behaviour.mdns4.is_enabled() && !behaviour.mdns6.is_enabled());
-    assert_eq!(behaviour.start_mdns(local), problems);
+    assert_eq!(behaviour.start_mdns(local, &[]), problems);
 }
 
 /// Starts pairs that dial each other in the same moment; each ends with one connection and members that never left.
