@@ -201,7 +201,9 @@ impl ErrorName {
             Self::InteractiveAuthorizationRequired => "run it on a terminal to be asked for a password, or as root",
             Self::Failed => "please report it with what the daemon logged: journalctl -u opengatewayd",
             Self::AccessDenied => "the policy of the bus forbids it: is the package installed whole?",
-            Self::NameHasNoOwner => "is it installed? Try: systemctl start opengatewayd",
+            Self::NameHasNoOwner => {
+                "is it installed? Try: systemctl start opengatewayd, or on a bus of your own: opengatewayd --bus ADDRESS"
+            }
             Self::ServiceUnknown => "is it installed and enabled? Try: systemctl start opengatewayd",
             Self::TimedOut => "see why with: journalctl -u opengatewayd",
             Self::NoReply => "see whether it hangs with: systemctl status opengatewayd",
