@@ -40,6 +40,7 @@ need_rust() {
   if have_rust; then return 0; fi
   say "installing Rust (stable, $(rust_wanted) or newer) with rustup into ${CARGO_HOME:-$HOME/.cargo}"
   need curl=curl
+  [ -e /etc/ssl/certs/ca-certificates.crt ] || need missing-certificates=ca-certificates
   if command -v rustup >/dev/null 2>&1; then
     rustup toolchain install stable --profile minimal >&2 && rustup default stable >&2
   else
