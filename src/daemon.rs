@@ -196,6 +196,7 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
         started_with: settings.clone(),
         settings,
         wishes: BTreeMap::new(),
+        unjoined: BTreeMap::new(),
         restart_note: None,
         roots,
         environment,

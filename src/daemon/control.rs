@@ -29,6 +29,8 @@ pub(super) struct Keeper {
     /// Who said what about serving a joined cluster: the configuration, or the caller of `Connect`. `None` is nothing:
     /// such a cluster follows the machine's setting. Nothing but its owner's word makes a consumer serve.
     pub wishes: BTreeMap<ClusterId, Option<bool>>,
+    /// Clusters that could not be joined, with what was said about it: the next reload may mend it.
+    pub unjoined: BTreeMap<ClusterId, String>,
     /// What was last said about changes that need a restart.
     pub restart_note: Option<String>,
     pub roots: Roots,
@@ -115,9 +117,25 @@ impl Keeper {
             self.gauge.recent().await;
         }
         let serve = self.serves(&id);
-        if let Err(error) = self.net.join(id.clone(), JoinOptions { bootstrap, serve }).await {
-            tracing::error!(cluster = %id, %error, "cluster not joined");
-            self.change(|state| state.problems.push(format!("cluster {id} is not joined: {error}")));
+        match self.net.join(id.clone(), JoinOptions { bootstrap, serve }).await {
+            Ok(()) => self.note_joined(&id),
+            Err(error) => {
+                tracing::error!(cluster = %id, %error, "cluster not joined");
+                if !self.net.snapshot().clusters.contains_key(&id) {
+                    self.wishes.remove(&id);
+                }
+                self.note_joined(&id);
+                let problem = format!("cluster {id} is not joined: {error}");
+                self.change(|state| state.problems.push(problem.clone()));
+                self.unjoined.insert(id, problem);
+            }
+        }
+    }
+
+    /// What was said about a failed try is over.
+    fn note_joined(&mut self, id: &ClusterId) {
+        if let Some(old) = self.unjoined.remove(id) {
+            self.change(|state| state.problems.retain(|problem| *problem != old));
         }
     }
 
@@ -199,6 +217,7 @@ impl Keeper {
         }
         match self.net.join(id.clone(), JoinOptions { bootstrap, serve }).await {
             Ok(()) => {
+                self.note_joined(&id);
                 self.wishes.insert(id, wish);
                 Ok(())
             }
@@ -338,7 +357,8 @@ impl Keeper {
     async fn apply_clusters(&mut self, old: &Settings) {
         for cluster in self.settings.clusters.clone() {
             let before = old.clusters.iter().find(|known| known.id == cluster.id);
-            if before != Some(&cluster) && (before.is_none() || self.wishes.contains_key(&cluster.id)) {
+            let wanted = before.is_none() || self.wishes.contains_key(&cluster.id) || self.unjoined.contains_key(&cluster.id);
+            if before != Some(&cluster) && wanted {
                 self.join(cluster.id, cluster.serve, cluster.bootstrap).await;
             }
         }

@@ -152,3 +152,26 @@ async fn a_reload_makes_no_consumer_serve_and_brings_back_nothing_that_was_left(
     call(&connection, "Reload", &()).await.unwrap();
     assert!(says_restart().await, "reading the same again does not make it true");
 }
+
+#[tokio::test]
+async fn a_cluster_that_could_not_be_joined_is_joined_when_a_reload_mends_it_and_told_once_until_then() {
+    let Some(bus) = bus_or_skip() else { return };
+    let config = bus.dir().join("opengatewayd.toml");
+    let with = |address: &str| format!("[[cluster]]\nid = \"room\"\nbootstrap = [\"{address}\"]\n");
+    std::fs::write(&config, with("/ip4/192.0.2.1")).unwrap();
+    let node = Node::start_on(bus, "a", &["--config", config.to_str().unwrap()]).await;
+    let told = async || {
+        let status = node.json(&["status"]).await;
+        let problems = status["problems"].as_array().unwrap().iter().filter_map(Value::as_str);
+        problems.filter(|problem| problem.contains("cluster room is not joined")).count()
+    };
+    assert_eq!(told().await, 1);
+    let connection = node.bus.connect().await;
+    std::fs::write(&config, with("/ip4/192.0.2.2")).unwrap();
+    call(&connection, "Reload", &()).await.unwrap();
+    assert_eq!(told().await, 1, "another mistake replaces the first");
+    std::fs::write(&config, "[[cluster]]\nid = \"room\"\n").unwrap();
+    call(&connection, "Reload", &()).await.unwrap();
+    assert_eq!(told().await, 0);
+    node.until(&["clusters"], |clusters| clusters["clusters"][0]["state"] == "discovering").await;
+}
