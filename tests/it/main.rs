@@ -7,11 +7,15 @@ mod bus;
 #[cfg(feature = "daemon")]
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "daemon")]
+mod completion;
 mod config;
 #[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
 mod gauge;
+#[cfg(feature = "daemon")]
+mod man;
 #[cfg(feature = "daemon")]
 mod net;
 mod ogctl;

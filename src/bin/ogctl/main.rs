@@ -7,6 +7,7 @@
 mod args;
 mod bus;
 mod commands;
+mod complete;
 mod details;
 mod errors;
 mod json;
@@ -18,6 +19,10 @@ use clap::Parser as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(request) = complete::request() {
+        complete::answer(request);
+        return ExitCode::SUCCESS;
+    }
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(error) => return output::clap_error(&error),

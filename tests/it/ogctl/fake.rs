@@ -164,7 +164,8 @@ impl Manager {
             ("TierIds", Variant::from(vec!["Llama-3.2-3B"])),
             ("Version", Variant::from("0.1.0")),
         ]);
-        vec![("12D3KooWa".to_owned(), peer)]
+        let other = details(vec![("Name", Variant::from("Ann's node")), ("Models", Variant::from(vec!["llama3.2:3b"]))]);
+        vec![("12D3KooWa".to_owned(), peer), ("12D3KooWb".to_owned(), other)]
     }
 
     async fn get_resources(&self, _options: Details) -> Details {
@@ -188,7 +189,11 @@ impl Manager {
     }
 
     async fn list_jobs(&self) -> Vec<(u64, OwnedObjectPath, Details)> {
-        vec![(1, OwnedObjectPath::try_from(job_path(1)).unwrap(), details(vec![("State", Variant::from("running"))]))]
+        vec![(
+            1,
+            OwnedObjectPath::try_from(job_path(1)).unwrap(),
+            details(vec![("State", Variant::from("running")), ("ClusterId", Variant::from("gatewayai-poc"))]),
+        )]
     }
 
     async fn connect(&self, cluster: String, options: Details) -> OwnedObjectPath {

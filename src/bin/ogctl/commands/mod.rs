@@ -88,7 +88,7 @@ async fn default_cluster(bus: &mut Bus) -> Result<String, Failure> {
 }
 
 /// Whether a cluster in this state counts as joined.
-fn is_joined(state: &str) -> bool {
+pub fn is_joined(state: &str) -> bool {
     matches!(state, "discovering" | "connecting" | "connected" | "degraded")
 }
 
