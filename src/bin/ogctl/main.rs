@@ -4,6 +4,7 @@
 //! knows comes from the daemon by D-Bus, in the words of `opengateway::api`. One connection a run, no
 //! introspection, no property cache, one thread: a prompt costs one method call and a pipe.
 
+mod agent;
 mod args;
 mod bus;
 mod commands;
@@ -14,6 +15,7 @@ mod json;
 mod output;
 mod render;
 mod term;
+mod unit;
 
 use clap::Parser as _;
 use std::process::ExitCode;

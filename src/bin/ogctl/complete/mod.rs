@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn nothing_is_offered_where_nothing_is_known() {
-        assert_eq!(words(&["monitor", ""]), [String::new(); 0]);
+        assert!(words(&["monitor", ""]).is_empty());
         assert!(candidates(vec!["ogctl".into()]).is_empty() && candidates(Vec::new()).is_empty());
     }
 }
