@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # package-lib.sh - the parts of package.sh: what goes where, which programs may be packaged, what they need. Sourced by it
-# and by the tests of the packages, after lib.sh.
+# and by the tests of the packages, after lib.sh; $binaries, $made and $work are package.sh's.
+# shellcheck disable=SC2034,SC2154
 
 # The C library of the oldest systems that are supported: RHEL 9 has 2.34, Ubuntu 22.04 2.35, Debian 12 2.36.
 readonly oldest_glibc=2.34
@@ -16,7 +17,6 @@ source_date() {
 
 # listed PACKAGES: the lines of packaging/files for deb, rpm or tar: SOURCE KIND MODE DESTINATION. Sources are whole paths,
 # destinations whole names.
-# shellcheck disable=SC2154  # package.sh sets $binaries and $made
 listed() {
   local wanted=$1 packages kind source destination file mode units=/usr/lib/systemd/system zsh=/usr/share/zsh/site-functions
   if [ "$wanted" = deb ]; then units=/lib/systemd/system zsh=/usr/share/zsh/vendor-completions; fi
@@ -65,23 +65,39 @@ one_date() { find "$1" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH"
 # installed_kib ROOT: what the files take, counted as Debian does: a file in whole KiB, a folder 1 KiB.
 installed_kib() { find "$1" -mindepth 1 \( -type f -printf '%s\n' -o -printf '1\n' \) | awk '{n += int(($1 + 1023) / 1024)} END {print n}'; }
 
-# build_programs TARGET: sets $built to the folder with the programs. The bytes do not depend on where the sources, the
-# crates and the compiler lie.
+# build_programs TARGET: sets $built to the folder with the programs. Their bytes do not depend on where the sources, the
+# crates and the compiler lie, nor on which registry brought the crates.
 build_programs() {
-  local cargo_home=${CARGO_HOME:-$HOME/.cargo} sysroot flags cc_flags from
+  local maps map folder flags='' c_flags=''
   need_build
-  sysroot=$(rustc --print sysroot)
-  flags="--remap-path-prefix=$here=/usr/src/opengateway"
-  cc_flags=''
-  for from in "$here=/usr/src/opengateway" "$cargo_home=/usr/src/cargo" "$sysroot=/usr/src/rust"; do
-    flags+=$'\x1f'"--remap-path-prefix=$from"
-    cc_flags+=" -ffile-prefix-map=$from"
-  done
+  need_target "$1"
   say "building opengatewayd and ogctl for $1 (link-time optimisation takes minutes) ..."
-  (cd "$here" && CARGO_ENCODED_RUSTFLAGS=$flags CFLAGS="${CFLAGS:-}$cc_flags" CXXFLAGS="${CXXFLAGS:-}$cc_flags" \
+  (cd "$here" && cargo fetch --locked --target "$1") >&2 || die "the crates could not be fetched; see above"
+  # The last one that matches counts.
+  maps=("$here=/usr/src/opengateway")
+  for folder in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do maps+=("$folder=/usr/src/crates"); done
+  # What the compiler's own library is called where its sources are not installed.
+  maps+=("$(rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(rustc -vV | sed -n 's/^commit-hash: //p')")
+  for map in "${maps[@]}"; do
+    flags+=${flags:+$'\x1f'}--remap-path-prefix=$map
+    c_flags+=" -ffile-prefix-map=$map"
+  done
+  (cd "$here" && CARGO_ENCODED_RUSTFLAGS=$flags CFLAGS="${CFLAGS:-}$c_flags" CXXFLAGS="${CXXFLAGS:-}$c_flags" \
     cargo build --release --locked --bins --target "$1") >&2 || die "the build failed; see above"
   built=${CARGO_TARGET_DIR:-$here/target}/$1/release
 }
+
+# need_target TARGET: what building for it needs. For the other processor that is Debian's cross compiler.
+need_target() {
+  [ "$1" != "$(rustc -vV | sed -n 's/^host: //p')" ] || return 0
+  local triple=${1/-unknown/} name=${1//-/_}
+  need "$triple-gcc=gcc-${triple/x86_64/x86-64}"
+  [ -e "/usr/$triple/include/stdlib.h" ] || need "missing-libc-headers=libc6-dev-$(debian_arch "${1%%-*}")-cross"
+  [ -e "$(rustc --print target-libdir --target "$1")" ] || rustup target add "$1" >&2 ||
+    die "Rust has no library for $1. With rustup: rustup target add $1"
+  export "CARGO_TARGET_${name^^}_LINKER=$triple-gcc"
+}
+debian_arch() { case $1 in x86_64) echo amd64 ;; aarch64) echo arm64 ;; esac; }
 
 # check_program FILE ARCH: it is there, for that processor, stripped, and runs on the oldest supported system.
 check_program() {

@@ -29,13 +29,12 @@ while [ $# -gt 0 ]; do
 done
 [ ${#formats[@]} -gt 0 ] || formats=(deb rpm tarball)
 case $arch in
-  x86_64) debian_arch=amd64 target=x86_64-unknown-linux-gnu ;;
-  aarch64) debian_arch=arm64 target=aarch64-unknown-linux-gnu ;;
+  x86_64 | aarch64) target=$arch-unknown-linux-gnu ;;
   *) say "package.sh: unknown architecture $arch; there are x86_64 and aarch64"; exit 2 ;;
 esac
 [[ $revision =~ ^[1-9][0-9]*$ ]] || { say "package.sh: a revision is a number from 1: $revision"; exit 2; }
 
-need python3=python3-minimal git=git readelf=binutils xz=xz-utils
+need python3=python3 git=git readelf=binutils xz=xz-utils
 need_rust
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/Cargo.toml" | head -n 1)
 source_date
@@ -61,36 +60,39 @@ made changelog deb "$revision" >"$made/changelog.Debian"
 
 package_deb() {
   need dpkg-deb=dpkg dpkg-shlibdeps=dpkg-dev
-  local root=$work/deb size file=opengateway_$version-${revision}_$debian_arch.deb
-  stage deb "$root"
-  size=$(installed_kib "$root")
-  mkdir "$root/DEBIAN"
-  sed -e "s/@VERSION@/$version-$revision/; s/@ARCHITECTURE@/$debian_arch/; s/@INSTALLED_SIZE@/$size/" \
-    -e "s/@SHLIBS@/$(library_packages "$debian_arch")/" "$here/packaging/debian/control" >"$root/DEBIAN/control"
-  install -m 755 "$here"/packaging/debian/{postinst,prerm,postrm} "$root/DEBIAN/"
-  listed deb | awk '$2 == "config" {print $4}' >"$root/DEBIAN/conffiles"
-  (cd "$root" && find . -type f ! -path './DEBIAN/*' -printf '%P\0' | LC_ALL=C sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
-  chmod 644 "$root"/DEBIAN/{control,conffiles,md5sums}
-  one_date "$root"
+  local tree=$work/deb architecture size depends
+  architecture=$(debian_arch "$arch")
+  stage deb "$tree"
+  size=$(installed_kib "$tree")
+  depends=$(library_packages "$architecture")
+  mkdir "$tree/DEBIAN"
+  sed -e "s/@VERSION@/$version-$revision/; s/@ARCHITECTURE@/$architecture/; s/@INSTALLED_SIZE@/$size/; s/@LIBRARIES@/$depends/" \
+    "$here/packaging/debian/control" >"$tree/DEBIAN/control"
+  install -m 755 "$here"/packaging/debian/{postinst,prerm,postrm} "$tree/DEBIAN/"
+  listed deb | awk '$2 == "config" {print $4}' >"$tree/DEBIAN/conffiles"
+  (cd "$tree" && find . -type f ! -path './DEBIAN/*' -printf '%P\0' | LC_ALL=C sort -z | xargs -0 md5sum) >"$work/md5sums"
+  mv "$work/md5sums" "$tree/DEBIAN/"
+  chmod 644 "$tree"/DEBIAN/{control,conffiles,md5sums}
+  one_date "$tree"
   # One thread: how xz splits its work would show in the bytes.
-  dpkg-deb --root-owner-group --threads-max=1 -Zxz --build "$root" "$out/$file" >&2
+  dpkg-deb --root-owner-group --threads-max=1 -Zxz --build "$tree" "$out/opengateway_$version-${revision}_$architecture.deb" >"$work/log" ||
+    die "dpkg-deb failed: $(cat "$work/log")"
 }
 
 package_rpm() {
   need rpmbuild=rpm
-  local root=$work/rpm top=$work/rpmbuild
-  stage rpm "$root"
-  mkdir -p "$top"
-  {
-    rpm_requires | sed 's/^/Requires: /' >"$top/requires"
-    rpm_files >"$top/files"
-    made changelog rpm "$revision" >"$top/changelog"
-  }
-  one_date "$root"
-  SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH rpmbuild -bb --quiet --target "$arch-linux" \
-    --define "_topdir $top" --define "_rpmdir $out" --define "_tmppath $work" --define "_dbpath $work/rpmdb" \
-    --define "og_version $version" --define "og_revision $revision" --define "og_root $root" --define "og_made $top" \
-    "$here/packaging/rpm/opengateway.spec" >"$work/rpm.log" 2>&1 || die "rpmbuild failed: $(cat "$work/rpm.log")"
+  local tree=$work/rpm lists=$work/rpm-lists
+  stage rpm "$tree"
+  one_date "$tree"
+  mkdir "$lists"
+  rpm_requires | sed 's/^/Requires: /' >"$lists/requires"
+  rpm_files >"$lists/files"
+  made changelog rpm "$revision" >"$lists/changelog"
+  rpmbuild -bb --quiet --target "$arch-linux" --define "_topdir $work/rpmbuild" --define "_rpmdir $work/rpmbuild" \
+    --define "_tmppath $work" --define "_dbpath $work/rpmdb" --define "og_version $version" --define "og_revision $revision" \
+    --define "og_tree $tree" --define "og_lists $lists" "$here/packaging/rpm/opengateway.spec" >"$work/log" 2>&1 ||
+    die "rpmbuild failed: $(cat "$work/log")"
+  mv "$work/rpmbuild/$arch/opengateway-$version-$revision.$arch.rpm" "$out/"
 }
 
 package_tarball() {
@@ -101,4 +103,7 @@ package_tarball() {
     gzip -9n >"$out/$name.tar.gz"
 }
 
-for format in "${formats[@]}"; do package_"$format"; done
+for format in "${formats[@]}"; do
+  say "packing the $format ..."
+  package_"$format"
+done
