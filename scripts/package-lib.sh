@@ -18,12 +18,12 @@ source_date() {
 # listed PACKAGES: the lines of packaging/files for deb, rpm or tar: SOURCE KIND MODE DESTINATION. Sources are whole paths,
 # destinations whole names.
 listed() {
-  local wanted=$1 packages kind source destination file mode units=/usr/lib/systemd/system zsh=/usr/share/zsh/site-functions
-  if [ "$wanted" = deb ]; then units=/lib/systemd/system zsh=/usr/share/zsh/vendor-completions; fi
+  local wanted=$1 packages kind source destination file mode systemd=/usr/lib/systemd zsh=/usr/share/zsh/site-functions
+  if [ "$wanted" = deb ]; then systemd=/lib/systemd zsh=/usr/share/zsh/vendor-completions; fi
   while read -r packages kind source destination; do
     case $packages in '' | '#'*) continue ;; esac
     case ,$packages, in *,all,* | *,"$wanted",*) ;; *) continue ;; esac
-    destination=${destination//%units%/$units}
+    destination=${destination//%systemd%/$systemd}
     destination=${destination//%zsh%/$zsh}
     case $source in
       @programs/*) source=${binaries-@programs}/${source#*/} ;;
