@@ -80,7 +80,8 @@ build_programs() {
   maps+=("$(rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(rustc -vV | sed -n 's/^commit-hash: //p')")
   for map in "${maps[@]}"; do
     flags+=${flags:+$'\x1f'}--remap-path-prefix=$map
-    c_flags+=" -ffile-prefix-map=$map"
+    # These flags are separated by blanks.
+    [[ $map == *[[:space:]]* ]] || c_flags+=" -ffile-prefix-map=$map"
   done
   (cd "$here" && CARGO_ENCODED_RUSTFLAGS=$flags CFLAGS="${CFLAGS:-}$c_flags" CXXFLAGS="${CXXFLAGS:-}$c_flags" \
     cargo build --release --locked --bins --target "$1") >&2 || die "the build failed; see above"
