@@ -9,6 +9,8 @@ mod guard;
 mod job;
 mod manager;
 mod options;
+mod polkit;
+mod private;
 mod publish;
 mod stream;
 
