@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use zbus::message::{Flags, Header};
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, Error as BusError};
+use zbus::{Connection, DBusError as _, Error as BusError};
 use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthorizationFlags, Subject};
 
 use super::access::Action;
@@ -57,7 +57,10 @@ pub(super) async fn check(connection: &Connection, header: &Header<'_>, action: 
         Ok(Ok(result)) => verdict(&result, ask),
         Ok(Err(error)) => Verdict::Unknown(unavailable(&error)),
         Err(_) => {
-            let _ = tokio::time::timeout(QUIET, authority.cancel_check_authorization(&cancellation)).await;
+            // Beside: a polkit that does not decide may not hear this either, and the caller has waited long enough.
+            tokio::spawn(async move {
+                let _ = tokio::time::timeout(QUIET, authority.cancel_check_authorization(&cancellation)).await;
+            });
             Verdict::Unknown(format!("polkit did not decide within {} s", limit.as_secs()))
         }
     }
@@ -75,14 +78,16 @@ fn verdict(result: &AuthorizationResult, asked: bool) -> Verdict {
 
 /// A sentence about a failed question.
 fn unavailable(error: &BusError) -> String {
-    let BusError::MethodError(name, message, _) = error else {
-        return format!("polkit could not be asked: {error}");
+    let (name, said) = match error {
+        BusError::MethodError(name, message, _) => (name.to_string(), message.clone()),
+        // The standard names come as a type of their own.
+        BusError::FDO(error) => (error.name().to_string(), error.description().map(str::to_owned)),
+        error => return format!("polkit could not be asked: {error}"),
     };
-    let name = name.as_str();
     let not_there = name.starts_with("org.freedesktop.DBus.Error.Spawn.")
-        || ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"].contains(&name)
+        || ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"].contains(&name.as_str())
         || name.starts_with("org.freedesktop.systemd1.");
-    let said = message.as_deref().unwrap_or(name);
+    let said = said.unwrap_or(name);
     if not_there {
         format!("polkit is not installed or cannot be started, and without it only root may ({said})")
     } else {
@@ -112,6 +117,14 @@ mod tests {
         }
         assert_eq!(verdict(&said(false, true), false), Verdict::PasswordWouldHelp);
         assert_eq!(verdict(&said(false, true), true), Verdict::Refused { without_agent: true });
+    }
+
+    #[test]
+    fn a_polkit_that_is_not_there_is_told_from_one_that_does_not_answer() {
+        let absent = BusError::FDO(Box::new(zbus::fdo::Error::ServiceUnknown("no such name".to_owned())));
+        assert!(unavailable(&absent).contains("not installed") && unavailable(&absent).contains("no such name"));
+        let silent = BusError::FDO(Box::new(zbus::fdo::Error::NoReply("it left".to_owned())));
+        assert_eq!(unavailable(&silent), "polkit could not be asked: it left");
     }
 
     #[test]

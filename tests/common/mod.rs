@@ -6,3 +6,4 @@
 pub mod bus;
 pub mod node;
 pub mod seeded;
+pub mod system_bus;
