@@ -38,7 +38,16 @@ pub(super) fn may_ask(header: &Header<'_>) -> bool {
 }
 
 /// Asks about the sender of a message: the connection that called, never a process id, which may be another's by now.
-pub(super) async fn check(connection: &Connection, header: &Header<'_>, action: Action, ask: bool) -> Verdict {
+///
+/// `open` is dropped when polkit has answered, which may be long after the verdict: the bus counts the answers that a
+/// connection waits for, and one that waits for too many can ask nothing at all.
+pub(super) async fn check(
+    connection: &Connection,
+    header: &Header<'_>,
+    action: Action,
+    ask: bool,
+    open: impl Send + 'static,
+) -> Verdict {
     let subject = match Subject::new_for_message_header(header) {
         Ok(subject) => subject,
         Err(error) => return Verdict::Unknown(error.to_string()),
@@ -51,16 +60,19 @@ pub(super) async fn check(connection: &Connection, header: &Header<'_>, action: 
     let (flags, limit) =
         if ask { (CheckAuthorizationFlags::ALLOW_USER_INTERACTION, ASKING) } else { (CheckAuthorizationFlags::empty(), QUIET) };
     let cancellation = cancellation();
-    let details = HashMap::new();
-    let asked = authority.check_authorization(&subject, action.id(), &details, flags, &cancellation);
+    let (asking, name) = (authority.clone(), cancellation.clone());
+    let asked = tokio::spawn(async move {
+        let answer = asking.check_authorization(&subject, action.id(), &HashMap::new(), flags, &name).await;
+        drop(open);
+        answer
+    });
     match tokio::time::timeout(limit, asked).await {
-        Ok(Ok(result)) => verdict(&result, ask),
-        Ok(Err(error)) => Verdict::Unknown(unavailable(&error)),
+        Ok(Ok(Ok(result))) => verdict(&result, ask),
+        Ok(Ok(Err(error))) => Verdict::Unknown(unavailable(&error)),
+        Ok(Err(panicked)) => Verdict::Unknown(format!("polkit could not be asked: {panicked}")),
         Err(_) => {
-            // Beside: a polkit that does not decide may not hear this either, and the caller has waited long enough.
-            tokio::spawn(async move {
-                let _ = tokio::time::timeout(QUIET, authority.cancel_check_authorization(&cancellation)).await;
-            });
+            // Without waiting: a polkit that does not decide may not hear this either.
+            let _ = authority.inner().call_noreply("CancelCheckAuthorization", &(cancellation.as_str(),)).await;
             Verdict::Unknown(format!("polkit did not decide within {} s", limit.as_secs()))
         }
     }
