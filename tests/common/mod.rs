@@ -5,3 +5,5 @@
 
 pub mod bus;
 pub mod node;
+pub mod seeded;
+pub mod system_bus;

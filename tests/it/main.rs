@@ -15,11 +15,15 @@ mod daemon;
 #[cfg(feature = "daemon")]
 mod gauge;
 #[cfg(feature = "daemon")]
+mod installed;
+#[cfg(feature = "daemon")]
 mod man;
 #[cfg(feature = "daemon")]
 mod net;
 mod ogctl;
 #[cfg(feature = "daemon")]
 mod openai;
+#[cfg(feature = "daemon")]
+mod polkit;
 #[cfg(feature = "daemon")]
 mod wire;

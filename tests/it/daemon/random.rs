@@ -2,8 +2,8 @@
 
 use zbus::wire::StructureBuilder;
 
-use super::storage::{Seeded, seed};
 use super::*;
+use crate::common::seeded::{Seeded, seed};
 
 /// Methods with the types of their arguments.
 const METHODS: &[(&str, &str, &str)] = &[
@@ -107,7 +107,7 @@ fn options(random: &mut Seeded, depth: usize) -> HashMap<String, Variant<'static
 }
 
 /// Mostly what the method wants, sometimes one wrong, sometimes anything.
-fn arguments(random: &mut Seeded, types: &str) -> Option<zbus::wire::Structure<'static>> {
+pub fn arguments(random: &mut Seeded, types: &str) -> Option<zbus::wire::Structure<'static>> {
     let mut fields = StructureBuilder::new();
     let anything = random.below(6) == 0;
     let count = if anything { random.below(5) } else { types.len() };
