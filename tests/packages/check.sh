@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-need rpm2cpio=rpm2cpio cpio=cpio python3=python3
+need rpm=rpm rpm2cpio=rpm2cpio cpio=cpio dpkg-parsechangelog=dpkg-dev python3=python3
 if [ "$(id -u)" = 0 ]; then need lintian=lintian rpmlint=rpmlint unshare=util-linux; fi
 need_rust
 source_date
