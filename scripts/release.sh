@@ -40,7 +40,7 @@ if [ -z "$test_keys" ] && { [ -z "$key" ] || [ -z "$gpg_key" ]; }; then
   exit 2
 fi
 
-need git=git ssh-keygen=openssh-client gpg=gpg gpgv=gpgv python3=python3 apt-ftparchive=apt-utils createrepo_c=createrepo-c
+need git=git ssh-keygen=openssh-client gpg=gpg gpg-agent=gpg-agent gpgv=gpgv python3=python3 apt-ftparchive=apt-utils createrepo_c=createrepo-c
 commit=$(git -C "$here" rev-parse HEAD 2>/dev/null) || die "a release is made from a clone: this folder has no git history"
 changes=$(git -C "$here" status --porcelain)
 if [ -n "$changes" ]; then
