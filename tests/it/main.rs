@@ -7,6 +7,8 @@ mod bus;
 #[cfg(feature = "daemon")]
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "daemon")]
+mod completion;
 mod config;
 #[cfg(feature = "daemon")]
 mod daemon;
@@ -14,6 +16,8 @@ mod daemon;
 mod gauge;
 #[cfg(feature = "daemon")]
 mod installed;
+#[cfg(feature = "daemon")]
+mod man;
 #[cfg(feature = "daemon")]
 mod net;
 mod ogctl;
