@@ -118,10 +118,6 @@ collect_packages() {
 # The key that install.sh checks the signature with is part of it.
 make_installer() {
   local installer=$here/scripts/install.sh
-  if [ ! -e "$installer" ]; then
-    say "warning: no scripts/install.sh here; the release has none"
-    return
-  fi
   [ "$(grep -c "^release_key=''\$" "$installer")" = 1 ] || die "scripts/install.sh has no line release_key='' to put the key into"
   sed "s|^release_key=''\$|release_key='$release_key'|" "$installer" >"$made/install.sh"
   chmod 755 "$made/install.sh"
