@@ -183,8 +183,8 @@ is_installed() { if [ $mode = system ]; then installed_kind >/dev/null; else [ -
 
 installed_version() {
   case $kind in
-    deb) dpkg-query -W -f '${Version}' opengateway 2>/dev/null | sed 's/-[^-]*$//' ;;
-    dnf | zypper) rpm -q --qf '%{VERSION}' opengateway ;;
+    deb) dpkg-query -W -f '${Version}' opengateway ;;
+    dnf | zypper) rpm -q --qf '%{VERSION}-%{RELEASE}' opengateway ;;
     *) sed -n 's/^# version //p' "$manifest" ;;
   esac
 }
@@ -430,7 +430,7 @@ install_software() {
 
 install_deb() {
   local options=()
-  refuse_downgrade "$(dpkg-deb -f "$artefact" Version | sed 's/-[^-]*$//')"
+  refuse_downgrade "$(dpkg-deb -f "$artefact" Version)"
   if [ $changes = same ]; then
     if dpkg-deb --ctrl-tarfile "$artefact" | tar -xO ./md5sums | cmp -s - /var/lib/dpkg/info/opengateway.md5sums; then
       note "is installed already: nothing to do"
@@ -446,7 +446,7 @@ install_deb() {
 
 install_rpm() {
   local verb=install options=()
-  refuse_downgrade "$(rpm -qp --nosignature --qf '%{VERSION}' "$artefact")"
+  refuse_downgrade "$(rpm -qp --nosignature --qf '%{VERSION}-%{RELEASE}' "$artefact")"
   if [ $changes = same ]; then
     if [ "$(rpm -qp --nosignature --qf '%{SHA256HEADER}' "$artefact")" = "$(rpm -q --qf '%{SHA256HEADER}' opengateway)" ]; then
       note "is installed already: nothing to do"
