@@ -358,6 +358,9 @@ verify_sums() {
   fetch SHA256SUMS
   fetch SHA256SUMS.sig
   printf '%s namespaces="opengateway-release" %s\n' "$signer" "$release_key" >"$work/signers"
+  # ssh-keygen overlooks a version 0, and what comes after the last line: no release has that.
+  [[ "$(cat "$work/release/SHA256SUMS.sig"; echo .)" == $'-----BEGIN SSH SIGNATURE-----\nU1NIU0lHAAAAAQ'*$'\n-----END SSH SIGNATURE-----\n.' ]] ||
+    die "SHA256SUMS.sig is no signature of ssh" "nothing was installed. Take the release from elsewhere"
   ssh-keygen -Y verify -f "$work/signers" -I "$signer" -n opengateway-release -s "$work/release/SHA256SUMS.sig" \
     <"$work/release/SHA256SUMS" >"$work/log" 2>&1 ||
     die "the signature of SHA256SUMS is wrong: $(tail -n 1 "$work/log")" "nothing was installed. Tell who gave you this release; take it from elsewhere"
@@ -728,7 +731,9 @@ service_log() { journalctl --no-pager -n 15 "--$([ $mode = system ] || echo user
 private_node() {
   local bin=$1 as=() node=$work/node
   shift
-  mkdir -m 700 "$node"
+  mkdir -m 700 "$node" "$node/config"
+  # The disk that counts is the one that an installation would use.
+  printf '[models]\ndirectory = "%s"\n' "$([ $mode = system ] && echo /var/lib/opengateway || echo "$root")/models" >"$node/config/opengatewayd.toml"
   cat >"$node/bus.conf" <<CONF
 <busconfig><type>session</type><listen>unix:path=$node/bus</listen><policy context="default"><allow user="*"/>
 <allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy></busconfig>
@@ -905,10 +910,10 @@ daemon_options() {
 
 finish() {
   say
-  say "Done: OpenGateway $(installed_version) ($([ $mode = system ] && echo "system service" || echo "for $(id -un), in $root"))."
+  say "Done: OpenGateway $(installed_version) ($([ $mode = system ] && echo "system service" || echo "for $(id -un), in $root")). Remove it: this script with --uninstall"
   [ $mode = system ] || path_hints
-  note "ogctl status | ogctl peers | ogctl prompt 'What is 2+2?'      logs: journalctl $([ $mode = system ] || echo '--user ')-u opengatewayd
-remove it: this script with --uninstall"
+  can_start || return 0
+  note "ogctl status | ogctl peers | ogctl prompt 'What is 2+2?'      logs: journalctl $([ $mode = system ] || echo '--user ')-u opengatewayd"
 }
 
 path_hints() {

@@ -149,7 +149,9 @@ fn is_gone(host: &Host) {
 fn listing(host: &Host) -> BTreeSet<String> {
     let volatile = "-path /var/log -o -path /var/lib/dpkg -o -path /var/lib/apt -o -path /var/cache/apt -o -path /var/tmp -o \
                     -path /tmp -o -path /root/.rpmdb -o -path /var/lib/systemd -o -path /etc/systemd/system/multi-user.target.wants";
-    let list = format!("find / -xdev \\( {volatile} \\) -prune -o -printf '%y %m %u:%g %p %l\\n'; find /var/lib/systemd/deb-* /etc/systemd -printf '%p\\n'");
+    let list = format!(
+        "find / -xdev \\( {volatile} \\) -prune -o -printf '%y %m %u:%g %p %l\\n'; find /var/lib/systemd/deb-* /etc/systemd -printf '%p\\n'"
+    );
     host.exec(&list).stdout.lines().map(str::to_owned).collect()
 }
 
