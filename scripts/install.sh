@@ -228,7 +228,7 @@ check_platform() {
 undo=()
 on_exit() {
   local code=$? at
-  trap - EXIT
+  trap - EXIT ERR
   trap '' INT TERM HUP
   set +e
   stop_private_node
@@ -246,6 +246,9 @@ prepare_work() {
   chmod 711 "$work"
   mkdir -m 755 "$work/release" "$work/tree" "$work/stage"
   trap on_exit EXIT
+  # What fails without a word of its own.
+  set -E
+  trap 'say "install.sh: error: line $LINENO failed: $BASH_COMMAND"' ERR
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
 }
