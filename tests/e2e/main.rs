@@ -9,6 +9,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod install;
 mod lab;
 mod package;
 mod packages;
+mod releases;
