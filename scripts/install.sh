@@ -319,7 +319,11 @@ install_dependencies() {
     note "a clone, $place: scripts/package.sh installs what building needs"
   fi
   look_for_engines
-  once || can_start || note "systemd$([ $mode = system ] || echo ' of this user') is not running here: the node will have to be started by hand"
+  if once || can_start; then return; fi
+  if [ $mode = system ] || ! has_systemd; then note "systemd is not running here: the node will have to be started by hand"; else
+    note "the service manager and session bus of $(id -un) are not there: the node will have to be started by hand. They are there
+after a login (su and sudo are none), or after loginctl enable-linger; Debian and Ubuntu need the package dbus-user-session"
+  fi
 }
 
 look_for_engines() {
@@ -404,23 +408,25 @@ suffix() {
   esac
 }
 
-# An older release could be one whose faults are known: nobody gets it without asking for it.
-refuse_downgrade() {
+# compare VERSION: sets $changes to install, same, upgrade or downgrade. An older release could be one whose faults are known:
+# nobody gets it without asking for it.
+compare() {
   local now
   changes=install
   is_installed || return 0
   now=$(installed_version)
-  changes=upgrade
-  [ "$now" != "$1" ] || changes=same
-  [ "$now" = "$1" ] || [ "$(printf '%s\n%s\n' "$now" "$1" | sort -V | tail -n 1)" = "$1" ] || [ -n "$downgrade" ] ||
-    die "version $now is installed, and this release is the older $1" "--allow-downgrade takes it all the same"
+  if [ "$now" = "$1" ]; then changes=same
+  elif [ "$(printf '%s\n%s\n' "$now" "$1" | sort -V | tail -n 1)" = "$1" ]; then changes=upgrade
+  elif [ -n "$downgrade" ]; then changes=downgrade
+  else die "version $now is installed, and this release is the older $1" "--allow-downgrade takes it all the same"; fi
 }
 
 install_software() {
   step 2 "CLI"
   get_artefact "$(suffix "$kind")"
-  fresh=''
+  fresh='' was_active=''
   is_installed || fresh=yes
+  if can_start && is_active; then was_active=yes; fi
   case $kind in
     deb) install_deb ;;
     dnf | zypper) install_rpm ;;
@@ -436,7 +442,7 @@ install_software() {
 
 install_deb() {
   local options=()
-  refuse_downgrade "$(dpkg-deb -f "$artefact" Version)"
+  compare "$(dpkg-deb -f "$artefact" Version)"
   if [ $changes = same ]; then
     if dpkg-deb --ctrl-tarfile "$artefact" | tar -xO ./md5sums | cmp -s - /var/lib/dpkg/info/opengateway.md5sums; then
       note "is installed already: nothing to do"
@@ -445,14 +451,14 @@ install_deb() {
     changes=upgrade options=(--reinstall) # the same version, other files: built again
   fi
   [ -z "$fresh" ] || { remember_before; remember_packages; undo+=(undo_package); }
-  [ -z "$downgrade" ] || options+=(--allow-downgrades)
+  [ $changes != downgrade ] || options=(--allow-downgrades)
   quietly apt_install ${options[@]+"${options[@]}"} "$artefact" || die "apt could not install $(basename "$artefact"); see above"
   note "installed with apt"
 }
 
 install_rpm() {
   local verb=install options=()
-  refuse_downgrade "$(rpm -qp --nosignature --qf '%{VERSION}-%{RELEASE}' "$artefact")"
+  compare "$(rpm -qp --nosignature --qf '%{VERSION}-%{RELEASE}' "$artefact")"
   if [ $changes = same ]; then
     if [ "$(rpm -qp --nosignature --qf '%{SHA256HEADER}' "$artefact")" = "$(rpm -q --qf '%{SHA256HEADER}' opengateway)" ]; then
       note "is installed already: nothing to do"
@@ -461,7 +467,7 @@ install_rpm() {
     changes=upgrade verb=reinstall options=(--force)
   fi
   [ -z "$fresh" ] || { remember_before; remember_packages; undo+=(undo_package); }
-  [ -z "$downgrade" ] || { verb=downgrade options=(--oldpackage); }
+  [ $changes != downgrade ] || { verb=downgrade options=(--oldpackage); }
   # Its bytes were verified above, by a signature that covers more than the package.
   if [ "$kind" = zypper ]; then
     quietly zypper --non-interactive --no-gpg-checks install --allow-unsigned-rpm ${options[@]+"${options[@]}"} "$artefact"
@@ -508,6 +514,14 @@ make_directory() {
   printf -- '- %s\n' "$1" >>"$work/made"
 }
 
+# changes_file PATH: it is about to be made, changed or removed; undo_files puts it back as it is now.
+changes_file() {
+  printf '%s\n' "$1" >>"$work/put"
+  [ -e "$1" ] || return 0
+  mkdir -p "$work/old$(dirname "$1")"
+  cp -p "$1" "$work/old$1"
+}
+
 # put SOURCE DESTINATION MODE [config]: what the user edited stays, and the new one is put beside it.
 put() {
   local new was target=$2
@@ -524,11 +538,7 @@ put() {
     fi
   fi
   make_directory "$(dirname "$target")" 755
-  if [ -e "$target" ]; then
-    mkdir -p "$work/old$(dirname "$target")"
-    cp -p "$target" "$work/old$target"
-  fi
-  printf '%s\n' "$target" >>"$work/put"
+  changes_file "$target"
   install -m "$3" "$1" "$target.opengateway-new"
   mv -f "$target.opengateway-new" "$target"
 }
@@ -542,13 +552,14 @@ undo_files() {
   [ -z "$fresh" ] || forget_new
   sed -n 's/^- //p' "$work/made" | tac | while read -r path; do rmdir "$path" 2>/dev/null; done
   reload_managers
+  [ -z "$was_active" ] || "${control[@]}" restart opengatewayd # the program of before
 }
 
 install_tarball() {
   local name
   name=$(basename "$artefact")
   name=${name#opengateway-}
-  refuse_downgrade "${name%-linux-*}"
+  compare "${name%-linux-*}"
   tar -xzf "$artefact" -C "$work/tree" --strip-components=1 --no-same-owner ||
     die "$(basename "$artefact") cannot be unpacked"
   "$work/tree/usr/bin/ogctl" --version >/dev/null ||
@@ -626,7 +637,12 @@ drop_old_files() {
     case $hash in
       '#') continue ;;
       -) grep -qxF -- "- $path" "$work/made" || printf -- '- %s\n' "$path" >>"$work/made.kept" ;;
-      *) awk -v path="$path" '$2 == path { found = 1 } END { exit !found }' "$work/manifest" || is_config "$path" || rm -f "$path" ;;
+      *)
+        if ! is_config "$path" && ! awk -v path="$path" '$2 == path { found = 1 } END { exit !found }' "$work/manifest"; then
+          changes_file "$path"
+          rm -f "$path"
+        fi
+        ;;
     esac
   done <"$manifest"
 }
@@ -635,8 +651,7 @@ write_manifest() {
   make_directory "$(dirname "$manifest")" 755
   { printf '# version %s\n' "$1"; cat "$work/manifest" "$work/made.kept" "$work/made"; } >"$work/manifest.whole"
   if cmp -s "$work/manifest.whole" "$manifest"; then return; fi
-  [ ! -e "$manifest" ] || { mkdir -p "$work/old$(dirname "$manifest")"; cp -p "$manifest" "$work/old$manifest"; }
-  printf '%s\n' "$manifest" >>"$work/put"
+  changes_file "$manifest"
   install -m 644 "$work/manifest.whole" "$manifest"
 }
 
@@ -700,15 +715,13 @@ keep_settings() {
     sed '1{/^$/d}' >"$work/environment"
   if cmp -s "$work/environment" "$environment_file"; then return; fi
   mkdir -p "$(dirname "$environment_file")"
-  if [ -e "$environment_file" ]; then
-    cp -p "$environment_file" "$work/environment.old"
-    undo+=(undo_settings)
-  fi
+  [ ! -e "$environment_file" ] || cp -p "$environment_file" "$work/environment.old"
+  undo+=(undo_settings)
   cat "$work/environment" >"$environment_file" # in place: owner, mode and label stay
   changed=yes
   note "kept in $environment_file: ${given[*]%%=*}"
 }
-undo_settings() { if [ -e "$environment_file" ]; then cat "$work/environment.old" >"$environment_file"; fi; }
+undo_settings() { if [ -e "$work/environment.old" ]; then cat "$work/environment.old" >"$environment_file"; else rm -f "$environment_file"; fi; }
 
 is_active() { "${control[@]}" is-active -q opengatewayd; }
 
