@@ -273,7 +273,13 @@ quietly() {
   "$@" >"$log" 2>&1 9>&- || { tail -n 40 "$log" >&2; return 1; }
 }
 
-all_packages() { if [ "$(distribution_kind)" = deb ]; then dpkg-query -W -f '${binary:Package}\n'; else rpm -qa --qf '%{NAME}\n'; fi | sort; }
+all_packages() {
+  if [ "$(distribution_kind)" = deb ]; then
+    dpkg-query -W -f '${db:Status-Status} ${binary:Package}\n' | sed -n 's/^installed //p'
+  else
+    rpm -qa --qf '%{NAME}\n'
+  fi | sort
+}
 
 # need_command COMMAND DEB RPM: installs, as root, the package that has it.
 need_command() {
@@ -486,18 +492,20 @@ remove_package() {
 
 # What an installation that is taken back, or that was for one prompt, must leave as it was.
 remember_before() {
-  had_user=$(getent passwd opengateway || true) had_group=$(getent group opengateway-users || true) had_state='' path=''
-  if [ $mode = system ]; then set -- /var/lib/opengateway /etc/opengateway; else set -- "$root/state" "$root/config" "$root/models"; fi
-  for path in "$@"; do if [ -e "$path" ]; then had_state=yes; fi; done
+  local path
+  had_user=$(getent passwd opengateway || true) had_group=$(getent group opengateway-users || true) had=()
+  for path in $(leftovers); do [ ! -e "$path" ] || had+=("$path"); done
 }
 forget_new() {
-  [ -n "$had_state" ] || remove_leftovers
+  local path
+  for path in $(leftovers); do [[ " ${had[*]-} " == *" $path "* ]] || rm -rf "$path"; done
   [ "$mode" = system ] || return 0
+  find /etc/opengateway /etc/default -maxdepth 1 -name 'opengatewayd*.dpkg-dist' -cnewer "$work/packages" -delete 2>/dev/null
   [ -n "$had_user" ] || userdel opengateway 2>/dev/null
   [ -n "$had_group" ] || groupdel opengateway-users 2>/dev/null
 }
 undo_package() {
-  keep_state=$had_state
+  keep_state=${had[*]-}
   remove_package
   forget_new
 }
@@ -606,7 +614,7 @@ stage_user() {
   done
   cp "$work/tree/etc/opengateway/opengatewayd.toml" "$to/config/"
   printf '[models]\ndirectory = "%s/models"\n' "$root" >"$to/config/opengatewayd.toml.d/10-layout.toml"
-  sed "s|@ROOT@|$root|g" "$work/tree/usr/share/opengateway/opengatewayd-user.service" >"$work/stage$units/opengatewayd.service"
+  sed "/^#/!s|@ROOT@|$root|g" "$work/tree/usr/share/opengateway/opengatewayd-user.service" >"$work/stage$units/opengatewayd.service"
 }
 
 # Never over files that somebody else put there.
@@ -684,14 +692,17 @@ remove_files() {
   reload_managers
 }
 
-# State, configuration and cache: made at run time, so neither package nor manifest has them.
-remove_leftovers() {
+# State, configuration and cache: made at run time, so neither package nor manifest has all of them.
+leftovers() {
   if [ $mode = system ]; then
-    rm -rf /var/lib/opengateway /var/cache/opengateway /etc/opengateway
-    rm -f /etc/default/opengatewayd /etc/default/opengatewayd.rpmsave /etc/default/opengatewayd.new
+    echo /var/lib/opengateway /var/cache/opengateway /etc/opengateway /etc/default/opengatewayd{,.new,.rpmsave}
   else
-    rm -rf "$root/state" "$root/models" "$root/config"
+    echo "$root/state" "$root/models" "$root/config"
   fi
+}
+remove_leftovers() {
+  # shellcheck disable=SC2046 # their names have no blanks
+  rm -rf $(leftovers)
 }
 
 # --- the service and what it was told --------------------------------------------------------------------------------------
@@ -929,7 +940,13 @@ finish() {
   say "Done: OpenGateway $(installed_version) ($([ $mode = system ] && echo "system service" || echo "for $(id -un), in $root")). Remove it: this script with --uninstall"
   [ $mode = system ] || path_hints
   can_start || return 0
-  note "ogctl status | ogctl peers | ogctl prompt 'What is 2+2?'      logs: journalctl $([ $mode = system ] || echo '--user ')-u opengatewayd"
+  local ogctl=ogctl
+  # ogctl finds the session bus by this variable, which a login sets.
+  [ $mode = system ] || [ -n "${DBUS_SESSION_BUS_ADDRESS:-}" ] || ogctl=${og[*]}
+  note "$ogctl status
+$ogctl peers
+$ogctl prompt 'What is 2+2?'
+${control[*]} status opengatewayd; journalctl $([ $mode = system ] || echo '--user ')-u opengatewayd"
 }
 
 path_hints() {
