@@ -808,14 +808,20 @@ eligible() {
 }
 
 sees_somebody() { [[ $("${og[@]}" peers "$cluster" --json 2>/dev/null) == *'"peer_id":'* ]]; }
-# The role of this node in the cluster, or nothing when it is not in.
-role_now() {
-  "${og[@]}" clusters --json 2>/dev/null | sed 's/{"id":/\n&/g' |
-    { grep -iF "{\"id\":\"$cluster\"," || true; } | sed -n 's/.*"joined":true.*"role":"\([a-z]*\)".*/\1/p'
+# Clusters that this node is in, each with its role.
+joined() { "${og[@]}" clusters --json 2>/dev/null | sed 's/{"id":/\n&/g' | sed -n 's/^{"id":"\([^"]*\)".*"joined":true.*"role":"\([a-z]*\)".*/\1 \2/p'; }
+role_now() { joined | awk -v id="$cluster" 'tolower($1) == tolower(id) { print $2 }'; }
+# An installation that is in other clusters than the default one, and was told of none, stays in those.
+keep_clusters() {
+  if [ -n "${POC_CLUSTER_ID:-}" ] || [ -n "$fresh" ] || [ -n "$(role_now)" ]; then return; fi
+  local first
+  read -r first _ < <(joined) || return 0
+  cluster=$first
 }
 
 # join SECONDS: joins, unless that is done, and looks round for so long.
 join() {
+  keep_clusters
   step 5 "Join: cluster $cluster"
   local now wanted options=() address said
   now=$(role_now)

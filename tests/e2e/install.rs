@@ -98,11 +98,11 @@ fn three_commands_make_a_cluster_and_get_an_answer_and_the_asker_is_as_it_was() 
     assert_eq!(said.stdout, "What is 2+2?\n");
     assert!(said.stderr.contains("served by Node"), "{}", said.stderr);
     is_unchanged(c, &before.1);
-    assert_ne!(c.exec("pgrep -f opengatewayd").code, 0);
+    assert_ne!(c.exec("pgrep -x opengatewayd").code, 0);
 
     done(&pipe(b, FOLDER, "", "--uninstall"));
     assert_eq!(left(b, &before.0), Vec::<String>::new());
-    assert_ne!(b.exec("dpkg -s opengateway || pgrep -f opengatewayd").code, 0);
+    assert_ne!(b.exec("dpkg -s opengateway || pgrep -x opengatewayd").code, 0);
     a.until(DEADLINE, "ogctl peers --json | grep -q '\"peers\":\\[\\]'");
 }
 
@@ -201,7 +201,7 @@ fn a_user_has_a_node_of_their_own_on_the_session_bus() {
     b.until(DEADLINE, "test -S /run/user/1000/bus");
     let home = || {
         // Enabling makes directories that disabling leaves.
-        b.sh("cd /home/alice; find . ! -name resources.json ! -path './.config*' -printf '%y %m %p %l\\n' | sort; find .config -type f -o -type l")
+        b.sh("cd /home/alice; find . ! -name resources.json ! -path './.config*' -printf '%y %m %p %l\\n' | sort; find .config ! -type d 2>/dev/null || true")
     };
     let empty = home();
     let alice = |environment: &str, options: &str| {
@@ -230,7 +230,7 @@ fn a_user_has_a_node_of_their_own_on_the_session_bus() {
 
     done(&alice("", "--uninstall"));
     assert_eq!(home(), empty);
-    assert_ne!(b.exec("pgrep -f opengatewayd").code, 0);
+    assert_ne!(b.exec("pgrep -x opengatewayd").code, 0);
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn the_dnf_repository_installs_what_its_key_signed() {
     host.sh("dnf -y install opengateway");
     host.sh("systemctl start opengatewayd && ogctl status");
     host.sh("dnf -y remove opengateway");
-    assert_ne!(host.exec("pgrep -f opengatewayd").code, 0);
+    assert_ne!(host.exec("pgrep -x opengatewayd").code, 0);
 
     host.sh(&format!("dnf clean all; rm -rf /var/cache/dnf; printf '<!-- -->' >>{FOLDER}/dnf/repodata/repomd.xml"));
     assert_ne!(host.exec("dnf -y install opengateway").code, 0);
