@@ -320,6 +320,8 @@ install_dependencies() {
     need_command ssh-keygen openssh-client openssh
     need_command tar tar tar
     need_command gzip gzip gzip
+    # Without systemd the node for one prompt needs a bus of its own; it goes again with the rest.
+    ! once || { need_command dbus-daemon dbus-daemon dbus-daemon; need_command setpriv util-linux util-linux; }
     note "curl, ssh-keygen, tar: here. Python, EXO, Node.js and Hyperswarm are not needed"
   else
     note "a clone, $place: scripts/package.sh installs what building needs"
@@ -893,7 +895,7 @@ run_install() {
   if [ -z "$start" ] || ! can_start; then
     gauge_without_service
     say_how_to_start
-    [ -z "$prompt" ] || [ -z "$start" ] || die "POC_PROMPT cannot be sent: there is neither systemd nor a dbus-daemon" "install dbus-daemon, then run this again"
+    [ -z "$prompt" ] || [ -z "$start" ] || die "POC_PROMPT was not sent: OpenGateway is installed, and no systemd runs the node" "run it by hand as said above; ogctl prompt sends it"
   else
     start_service
     gauge
@@ -1016,8 +1018,9 @@ describe() {
   else note "4. say how to run it by hand: there is no systemd here that could"; fi
 }
 
-# A prompt on a machine without OpenGateway needs no installation, when there is a dbus-daemon for a private bus.
-once() { [ -n "$prompt" ] && [ -n "$start" ] && ! is_installed && can_run_privately; }
+# A prompt on a machine without OpenGateway needs no installation, when there is a dbus-daemon for a private bus; without
+# systemd there is no other way.
+once() { [ -n "$prompt" ] && [ -n "$start" ] && ! is_installed && { can_run_privately || ! can_start; }; }
 artefact_kind() { if once; then echo tar; else echo "$kind"; fi; }
 
 main() {

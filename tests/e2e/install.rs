@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::time::Duration;
+use std::time::Instant;
 
 use crate::common::bus::Said;
 use crate::lab::{Bus, DEADLINE, Host, Lab};
@@ -78,8 +78,10 @@ fn three_commands_make_a_cluster_and_get_an_answer_and_the_asker_is_as_it_was() 
     let [a, b, c] = lab.hosts() else { panic!("three hosts") };
     let before = (disk(b), state(c));
 
+    let begun = Instant::now();
     let said = pipe(a, FOLDER, "NODE_NAME=NodeA POC_SERVE=1", "");
     done(&said);
+    eprintln!("MEASURED install.sh with a .deb, 5 s of looking round included: {:.1} s", begun.elapsed().as_secs_f64());
     assert_eq!(said.stdout, "", "announcements are on stderr");
     for step in ["1/5 Dependencies", "2/5 CLI", "3/5 Gauge", "4/5 Eligible", "5/5 Join"] {
         assert!(said.stderr.contains(step), "{step}: {}", said.stderr);
@@ -93,8 +95,10 @@ fn three_commands_make_a_cluster_and_get_an_answer_and_the_asker_is_as_it_was() 
     done(&pipe(b, "http://127.0.0.1:8000", "NODE_NAME=NodeB POC_SERVE=1", ""));
     assert_eq!(peer_names(b), BTreeSet::from(["NodeA".to_owned()]), "it has looked round");
 
+    let begun = Instant::now();
     let said = pipe(c, FOLDER, "NODE_NAME=NodeC POC_PROMPT='What is 2+2?'", "");
     done(&said);
+    eprintln!("MEASURED install.sh for one prompt, from download to nothing left: {:.1} s", begun.elapsed().as_secs_f64());
     assert_eq!(said.stdout, "What is 2+2?\n");
     assert!(said.stderr.contains("served by Node"), "{}", said.stderr);
     is_unchanged(c, &before.1);
@@ -293,15 +297,4 @@ fn the_dnf_repository_installs_what_its_key_signed() {
 
     host.sh(&format!("dnf clean all; rm -rf /var/cache/dnf; printf '<!-- -->' >>{FOLDER}/dnf/repodata/repomd.xml"));
     assert_ne!(host.exec("dnf -y install opengateway").code, 0);
-}
-
-/// A run takes as long as its network: this is the lab's, without downloads.
-#[test]
-fn an_installation_takes_seconds() {
-    let Some(lab) = hosts(1, Bus::Daemon) else { return };
-    let host = lab.host();
-    let begun = std::time::Instant::now();
-    done(&pipe(host, FOLDER, "", ""));
-    eprintln!("MEASURED install.sh, a .deb from a folder, with 5 s of looking round: {:.1} s", begun.elapsed().as_secs_f64());
-    assert!(begun.elapsed() < Duration::from_secs(60));
 }

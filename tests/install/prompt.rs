@@ -58,3 +58,23 @@ fn an_interrupted_run_leaves_nothing() {
     let Some(ran) = run("", &format!("{ask}\n{NOTHING_RUNS}")) else { return };
     ran.ok().changed_nothing();
 }
+
+/// As in a container: no service manager, and no bus.
+#[test]
+fn what_a_prompt_needs_is_installed_and_removed_again() {
+    let ask =
+        "OPENGATEWAY_RELEASE=/fixture/release OPENGATEWAY_BOOTSTRAP=$address POC_PROMPT=hello bash /fixture/release/install.sh";
+    let packages = "
+        stub dpkg-query 'case \"$*\" in *opengateway*) exit 1 ;; esac; [ ! -e /usr/bin/dbus-daemon ] || echo installed dbus-daemon'
+        stub apt-get 'cp /usr/bin/elsewhere /usr/bin/dbus-daemon'
+        stub dpkg 'rm /usr/bin/dbus-daemon'
+        cp /usr/bin/dbus-daemon /usr/bin/elsewhere; rm -f /etc/os-release; echo ID=debian >/etc/os-release";
+    // The bus of the server runs already when the program goes.
+    let script = format!(
+        "{SERVER}\nrm /usr/bin/dbus-daemon\n{ask}\ncat /run/calls >&2\ntest ! -e /usr/bin/dbus-daemon\nmv /usr/bin/elsewhere /usr/bin/dbus-daemon"
+    );
+    let Some(ran) = run(packages, &script) else { return };
+    assert_eq!(ran.ok().stdout, "hello\n", "{}", ran.stderr);
+    let calls = &ran.stderr;
+    assert!(calls.contains("install dbus-daemon") && calls.contains("dpkg --purge dbus-daemon"), "{calls}");
+}
