@@ -15,7 +15,7 @@ const ANY_LINUX: &str = "rm -f /etc/os-release; echo ID=other >/etc/os-release";
 /// What differs from a host that never booted: names, rights, and hashes of files.
 fn disk(host: &Host) -> BTreeSet<String> {
     // Logs, lists of packages, what measures the machine, and what systemd notes about itself.
-    let volatile = "-path ./var/log -o -path ./var/lib/dpkg -o -path ./var/lib/apt -o -path ./var/cache -o -path ./var/tmp \
+    let volatile = "-path ./var/log -o -path ./var/lib/dpkg -o -path ./var/lib/apt -o -path ./var/lib/dnf -o -path ./var/cache -o -path ./var/tmp \
                     -o -path ./root/.rpmdb -o -path ./var/lib/systemd -o -path ./srv -o -name resources.json -o -name .updated";
     let list = format!(
         "cd \"$1\"; find . \\( {volatile} \\) -prune -o ! -type d -printf '%y %m %U:%G %p %l\\n'
@@ -256,6 +256,36 @@ fn a_system_without_packages_gets_the_tarball() {
     assert_eq!(left(host, &before), Vec::<String>::new());
 }
 
+/// dnf and rpm are the real ones, on a host that is Debian's otherwise.
+#[test]
+fn a_system_of_rpm_gets_the_rpm() {
+    let Some(lab) = hosts(1, Bus::Broker) else { return };
+    let host = lab.host();
+    know_fedora(host);
+    // Debian's rpm wants this word before it does anything.
+    let shim = "#!/bin/sh\nexec /usr/bin/rpm.real --force-debian \"$@\"\n";
+    host.sh(&format!("mv /usr/bin/rpm /usr/bin/rpm.real; printf '{shim}' >/usr/bin/rpm; chmod 755 /usr/bin/rpm"));
+    host.sh("rm -f /etc/os-release; echo ID=fedora >/etc/os-release");
+    let before = disk(host);
+    let run = || done(&pipe(host, FOLDER, "NODE_NAME=NodeA POC_SERVE=1", ""));
+    run();
+    host.sh("rpm -q opengateway && rpm -V opengateway | { ! grep -v ' c '; }");
+    assert_eq!(host.json(&["status"])["node_name"], "NodeA");
+    let installed = state(host);
+    run();
+    is_unchanged(host, &installed);
+    done(&pipe(host, FOLDER, "", "--uninstall"));
+    assert_ne!(host.exec("rpm -q opengateway").code, 0);
+    let left: Vec<_> = left(host, &before).into_iter().filter(|line| !line.contains("/rpm/")).collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
+/// Debian has no packages of Fedora's names: rpm is told what is there.
+fn know_fedora(host: &Host) {
+    host.push(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/lab/rpm-provides.sh").as_ref(), "/var/tmp/rpm-provides.sh");
+    host.sh("/var/tmp/rpm-provides.sh");
+}
+
 #[test]
 fn the_apt_repository_installs_what_its_key_signed() {
     let Some(lab) = hosts(1, Bus::Daemon) else { return };
@@ -281,9 +311,7 @@ fn the_apt_repository_installs_what_its_key_signed() {
 fn the_dnf_repository_installs_what_its_key_signed() {
     let Some(lab) = hosts(1, Bus::Broker) else { return };
     let host = lab.host();
-    // Debian has no packages of Fedora's names: rpm is told what is there.
-    host.push(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/lab/rpm-provides.sh").as_ref(), "/var/tmp/rpm-provides.sh");
-    host.sh("/var/tmp/rpm-provides.sh");
+    know_fedora(host);
     host.write(
         "/etc/yum.repos.d/opengateway.repo",
         format!(
