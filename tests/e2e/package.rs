@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::lab::{Bus, Host, Lab};
 use crate::packages::{next_revision, package};
+use crate::{CLUSTER, CONFIG};
 
-const CONFIG: &str = "/etc/opengateway/opengatewayd.toml";
-const CLUSTER: &str = "gatewayai-poc";
 
 /// What a fresh installation must be: there, and nothing more.
 fn is_quiet(host: &Host) {
