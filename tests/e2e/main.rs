@@ -42,11 +42,12 @@ fn in_background(mut command: Command) -> JoinHandle<Said> {
 /// daemon that uses it.
 fn slow_upstream(host: &Host, words: usize, pause: f64) {
     host.push(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/upstream.py")), "/usr/local/bin/upstream");
-    host.sh(&format!("systemd-run --quiet --unit=upstream upstream 8000 {words} {pause}"));
+    host.sh(&format!("systemd-run --quiet --unit=upstream /usr/local/bin/upstream 8000 {words} {pause}"));
     host.sh(&format!("printf '[[backend]]\\nkind = \"openai\"\\nurl = \"http://127.0.0.1:8000/v1\"\\n' >>{CONFIG}"));
     host.sh("systemctl restart opengatewayd");
     if host.json(&["clusters"])["clusters"] == serde_json::json!([]) {
         assert_eq!(host.ogctl(&["connect", CLUSTER, "--serve", "--wait", "0"]).code, 0);
     }
-    host.until(DEADLINE, "ogctl models --json | grep -q slow");
+    let own = "journalctl --no-pager _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID opengatewayd)";
+    host.until(DEADLINE, &format!("{own} | grep -q 'backend is there'"));
 }
