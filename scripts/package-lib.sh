@@ -80,7 +80,8 @@ build_programs() {
   maps+=("$(rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(rustc -vV | sed -n 's/^commit-hash: //p')")
   for map in "${maps[@]}"; do
     flags+=${flags:+$'\x1f'}--remap-path-prefix=$map
-    c_flags+=" -ffile-prefix-map=$map"
+    # These flags are separated by blanks.
+    [[ $map == *[[:space:]]* ]] || c_flags+=" -ffile-prefix-map=$map"
   done
   (cd "$here" && CARGO_ENCODED_RUSTFLAGS=$flags CFLAGS="${CFLAGS:-}$c_flags" CXXFLAGS="${CXXFLAGS:-}$c_flags" \
     cargo build --release --locked --bins --target "$1") >&2 || die "the build failed; see above"
@@ -109,15 +110,16 @@ check_program() {
     *) die "$1 is a program for \"$machine\", not for $2. Choose with --arch" ;;
   esac
   if readelf -SW "$1" | grep -q ' \.symtab '; then die "$1 is not stripped. Build it with --release"; fi
-  symbols=$(too_new "$1")
+  symbols=$(too_new "$1" $oldest_glibc)
   [ -z "$symbols" ] || die "$1 needs a newer C library than $oldest_glibc, the oldest supported: $symbols"
 }
 
-# too_new FILE: the symbols that want a newer C library than the oldest supported.
+# too_new FILE VERSION: the symbols that want a newer C library than VERSION.
 too_new() {
-  readelf -W --dyn-syms "$1" | awk '$7 == "UND" {print $8}' | sed -n 's/^\(.*\)@\(GLIBC_[0-9.]*\)$/\1 \2/p' |
+  local symbol needs
+  readelf -W --dyn-syms "$1" | sed -n 's/.* UND \([^ ]*\)@GLIBC_\([0-9.]*\).*/\1 \2/p' | sort -u |
     while read -r symbol needs; do
-      [ "$(printf '%s\n' "${needs#GLIBC_}" "$oldest_glibc" | sort -V | tail -n 1)" = "$oldest_glibc" ] || printf '%s@%s ' "$symbol" "$needs"
+      [ "$(printf '%s\n' "$needs" "$2" | sort -V | tail -n 1)" = "$2" ] || printf '%s@GLIBC_%s ' "$symbol" "$needs"
     done
 }
 
@@ -163,5 +165,7 @@ rpm_files() {
     [ "$kind" != config ] || printf '%%config(noreplace) '
     printf '%%attr(%s,root,root) %s\n' "$mode" "$destination"
   done < <(listed rpm)
+  # systemd-tmpfiles makes it; listed, it goes with the package.
+  echo '%ghost %dir %attr(700,root,root) /etc/opengateway/credentials'
   printf '%%dir %s\n' /etc/opengateway /usr/share/doc/opengateway /usr/share/licenses/opengateway
 }

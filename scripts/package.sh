@@ -34,6 +34,7 @@ case $arch in
 esac
 [[ $revision =~ ^[1-9][0-9]*$ ]] || { say "package.sh: a revision is a number from 1: $revision"; exit 2; }
 
+umask 022
 need python3=python3 git=git readelf=binutils xz=xz-utils
 need_rust
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/Cargo.toml" | head -n 1)

@@ -3,10 +3,13 @@
 #
 #   ./scripts/test.sh              all rings
 #   ./scripts/test.sh RING...      some of them:
-#     lint    formatting, clippy, shell scripts, interface files, the client alone (without libp2p)
-#     unit    beside the code: pure functions, codecs, limits
-#     it      in one process, and the real daemon on private buses
-#     netns   the real daemon in network namespaces; needs root
+#     lint      formatting, clippy, shell scripts, interface files, the client alone (without libp2p)
+#     unit      beside the code: pure functions, codecs, limits
+#     it        in one process, and the real daemon on private buses
+#     netns     the real daemon in network namespaces; needs root
+#     packages  the .deb, the .rpm, the tarball and the release, without a booted host
+#     install   install.sh on copies of this machine; needs root
+#     e2e       the packages on booted hosts: systemd, bus, polkit; needs root
 #
 # It installs what is missing and says so; only apt packages need root. With CI=true a skipped test is a failed one.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
@@ -14,12 +17,12 @@
 rings=()
 for argument in "$@"; do
   case $argument in
-    lint | unit | it | netns) rings+=("$argument") ;;
+    lint | unit | it | netns | packages | install | e2e) rings+=("$argument") ;;
     -h | --help) sed -n '2,/^\. /{/^\. /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
     *) say "test.sh: unknown ring $argument; see: $0 --help"; exit 2 ;;
   esac
 done
-[ ${#rings[@]} -gt 0 ] || rings=(lint unit it netns)
+[ ${#rings[@]} -gt 0 ] || rings=(lint unit it netns packages install e2e)
 wants() { [[ " ${rings[*]} " == *" $1 "* ]]; }
 
 cd "$here"
@@ -35,7 +38,7 @@ skip() {
 step() {
   local name=$1 start=$SECONDS log=$logs/${1// /-}
   shift
-  printf '%-34s' "$name" >&2
+  printf '%-40s' "$name" >&2
   if "$@" >"$log" 2>&1 </dev/null; then
     say "ok      $((SECONDS - start)) s$(awk '/^test result:/ {n += $4} END {if (n) printf ", %d tests", n}' "$log")"
   else
@@ -65,12 +68,12 @@ if wants lint; then
   fi
   if [ "$(id -u)" = 0 ]; then need shellcheck=shellcheck xmllint=libxml2-utils; fi
   if command -v shellcheck >/dev/null; then
-    step "shell scripts" shellcheck -x -P scripts scripts/*.sh .ci/run
+    step "shell scripts" shellcheck -x -P scripts -P tests/e2e/lab scripts/*.sh tests/*/*.sh tests/e2e/lab/*.sh .ci/run
   else
     skip "shell scripts" "shellcheck is not here: apt-get install shellcheck"
   fi
   if command -v xmllint >/dev/null; then
-    step "interface files" xmllint --noout --nonet dbus/*.xml
+    step "interface files" xmllint --noout --nonet dbus/*.xml dbus/*.conf dbus/*.policy
   else
     skip "interface files" "xmllint is not here: apt-get install libxml2-utils"
   fi
@@ -81,9 +84,21 @@ if wants lint; then
   step "the client alone" client_has_no_daemon
 fi
 
-if wants unit || wants it || wants netns; then step "building the tests" cargo test --locked --no-run; fi
+# root_ring NAME TEST ARGUMENT...
+root_ring() {
+  local name=$1 test=$2
+  shift 2
+  if [ "$(id -u)" = 0 ]; then
+    step "$name" cargo test --locked --test "$test" -- --show-output "$@"
+  else
+    skip "$name" "needs root"
+  fi
+}
+if wants unit || wants it || wants netns || wants install || wants e2e; then step "building the tests" cargo test --locked --no-run; fi
 if wants unit; then step "unit tests" cargo test --locked --lib --bins -- --show-output; fi
 if wants it; then step "in process and on private buses" cargo test --locked --test it -- --show-output; fi
+if wants netns; then root_ring "in network namespaces" netns --test-threads=3; fi
+
 if wants netns; then
   if [ "$(id -u)" = 0 ]; then
     step "in network namespaces" cargo test --locked --test netns -- --show-output --test-threads=3
@@ -91,6 +106,16 @@ if wants netns; then
     skip "in network namespaces" "needs root"
   fi
 fi
+# The rings below test what users install: release programs, built as a release builds them.
+programs=$here/target/$(uname -m)-unknown-linux-gnu/release
+export OPENGATEWAY_PACKAGES=$here/target/packages
+if wants packages || wants install || wants e2e; then
+  rm -rf "$OPENGATEWAY_PACKAGES"
+  step "building the packages" ./scripts/package.sh --out "$OPENGATEWAY_PACKAGES"
+fi
+if wants packages; then step "packages and release" ./tests/packages/check.sh --binaries "$programs"; fi
+if wants install; then root_ring "install.sh on copies of this machine" install; fi
+if wants e2e; then root_ring "on booted hosts" e2e; fi
 
 say
 if [ ${#skipped[@]} -gt 0 ]; then

@@ -1,12 +1,15 @@
 //! Wiring and lifecycle: load → bind → spawn → serve the bus → ready → wait → drain → goodbye.
 
 mod control;
+mod status;
+mod watchdog;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use zbus::connection::Builder;
@@ -16,6 +19,7 @@ use crate::dbus::control::{Control, ControlState, Request};
 use crate::dbus::{self, Mode, ServeError};
 use crate::domain::resources::{Lent, Resources, lendable};
 use crate::domain::tier;
+use crate::logging::Log;
 use crate::net::identity::Identity;
 use crate::serve::backend::{Backend, Limits};
 use crate::serve::{Echo, OpenAi, OpenAiError, OpenAiSettings};
@@ -24,6 +28,8 @@ use crate::{dispatch, gauge, net, serve};
 
 /// Running prompts may end within this time after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(30);
+/// What comes after that: goodbye to members and to the bus.
+const GOODBYE: Duration = Duration::from_secs(5);
 /// Exit code for a configuration or state that a restart does not mend (sysexits.h: EX_CONFIG). systemd does not restart it.
 pub const EXIT_CONFIG: u8 = 78;
 
@@ -134,26 +140,36 @@ pub fn settings(options: &Options) -> Result<Settings, ConfigError> {
     config::load(&roots(options, &environment), &environment, &options.overrides)
 }
 
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     // Not run by systemd: nothing to tell.
     let _ = sd_notify::notify(state);
 }
 
-fn ready() {
-    notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("ready")]);
+fn ready(status: &str) {
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 fn reloading() {
-    let mut state = vec![sd_notify::NotifyState::Reloading, sd_notify::NotifyState::Status("reading the configuration again")];
-    state.extend(sd_notify::NotifyState::monotonic_usec_now());
+    let mut state = vec![NotifyState::Reloading, NotifyState::Status("Reading the configuration again")];
+    state.extend(NotifyState::monotonic_usec_now());
     notify(&state);
+}
+
+fn stopping() {
+    // Whoever set a shorter time for the unit still gets the promise that running prompts may end.
+    let patience = u32::try_from((DRAIN + GOODBYE).as_micros()).unwrap_or(u32::MAX);
+    notify(&[
+        NotifyState::Stopping,
+        NotifyState::Status("Stopping: running prompts may end"),
+        NotifyState::ExtendTimeoutUsec(patience),
+    ]);
 }
 
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
 /// [`DaemonError`], with its exit code.
-pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError> {
+pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), DaemonError> {
     let started_at = SystemTime::now();
     // Before anybody can see this process: whoever stops it as soon as its name is on the bus gets the orderly end.
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
@@ -189,10 +205,13 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
         node_name: settings.node_name.clone(),
         features: vec!["prompt-fd".to_owned(), "nvml".to_owned()],
         started_at,
+        log: log.clone(),
     };
     let environment = Environment::of_process();
     let roots = roots(&options, &environment);
+    let mut status = status::Status::new(&net, publish.subscribe());
     let mut keeper = control::Keeper {
+        log,
         started_with: settings.clone(),
         settings,
         wishes: BTreeMap::new(),
@@ -217,7 +236,8 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
             return Err(error.into());
         }
     };
-    ready();
+    ready(&status.now());
+    watchdog::start(watchdog::Parts { net: net.clone(), serve: serve.clone(), bus: service.pinger() });
     tracing::info!(peer_id = %identity.peer_id(), name = keeper.settings.node_name, "ready");
 
     let mut requests = requests;
@@ -227,7 +247,7 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
                 let reload = matches!(request, Request::Reload(_));
                 if reload { reloading() }
                 keeper.on_request(request).await;
-                if reload { ready() }
+                if reload { ready(&status.now()) }
             }
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
@@ -237,8 +257,9 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
                     Ok(()) => tracing::info!("configuration read again"),
                     Err(error) => tracing::error!(%error, "the old configuration stays in force"),
                 }
-                ready();
+                ready(&status.now());
             }
+            line = status.next() => notify(&[NotifyState::Status(&line)]),
             closed = service.closed() => break Err(match closed {
                 dbus::Closed::BusLost => DaemonError::BusLost,
                 dbus::Closed::Mute => DaemonError::Task("the task that announces changes on the bus ended".to_owned()),
@@ -255,7 +276,7 @@ pub async fn run(options: Options, settings: Settings) -> Result<(), DaemonError
     drop(requests);
     keeper.stopping();
     service.prepare_for_shutdown().await;
-    notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("letting running prompts end")]);
+    stopping();
     drain(&serve, &service, &mut terminate, &mut interrupt).await;
     net.shutdown().await;
     service.stop().await;

@@ -14,6 +14,7 @@
 //! | [`domain`] | plain data and decisions; no async, no I/O, no clock |
 //! | `config` | the configuration as written (`raw`) and as checked (`settings`) |
 //! | `wire` | what peers say to each other: frames, limits, cluster keys, the hello |
+//! | `logging` | where log lines go, and which |
 //! | `gauge` | what this machine has and can spare |
 //! | `state` | the state directory: lock, atomic files, identity bytes, saved clusters |
 //! | `net` | the libp2p swarm and its only owner |
@@ -34,6 +35,8 @@ pub mod dbus;
 pub mod dispatch;
 #[cfg(feature = "daemon")]
 pub mod gauge;
+#[cfg(feature = "daemon")]
+pub mod logging;
 #[cfg(feature = "daemon")]
 pub mod net;
 #[cfg(feature = "daemon")]

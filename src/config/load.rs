@@ -63,10 +63,17 @@ impl Environment {
     /// Of this process.
     pub fn of_process() -> Self {
         Self(
-            ["NODE_NAME", "POC_CLUSTER_ID", "POC_SERVE", "OPENGATEWAY_BOOTSTRAP", "OPENGATEWAY_POC_ROOT"]
-                .into_iter()
-                .filter_map(|key| std::env::var(key).ok().filter(|value| !value.is_empty()).map(|value| (key.to_owned(), value)))
-                .collect(),
+            [
+                "NODE_NAME",
+                "POC_CLUSTER_ID",
+                "POC_SERVE",
+                "OPENGATEWAY_BOOTSTRAP",
+                "OPENGATEWAY_POC_ROOT",
+                "CREDENTIALS_DIRECTORY",
+            ]
+            .into_iter()
+            .filter_map(|key| std::env::var(key).ok().filter(|value| !value.is_empty()).map(|value| (key.to_owned(), value)))
+            .collect(),
         )
     }
 
@@ -104,6 +111,7 @@ impl Environment {
             let found = list.split([',', ' ', '\n']).filter(|address| !address.is_empty()).map(str::to_owned).collect();
             raw.network.get_or_insert_default().bootstrap = Some(found);
         }
+        raw.credentials = self.0.get("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         Ok(())
     }
 }

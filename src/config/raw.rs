@@ -23,6 +23,9 @@ pub struct Raw {
     pub http: Option<Http>,
     /// `[log]`.
     pub log: Option<Log>,
+    /// Where the service manager puts secrets: of the environment, not of a file.
+    #[serde(skip)]
+    pub credentials: Option<PathBuf>,
 }
 
 /// `[node]`.
@@ -87,6 +90,8 @@ pub struct Backend {
     pub url: Option<String>,
     /// File with the key for it.
     pub api_key_file: Option<PathBuf>,
+    /// Or the name of a secret that the service manager passes.
+    pub api_key_credential: Option<String>,
     /// Only these models of it.
     pub models: Option<Vec<String>>,
     /// Prompts running at once.

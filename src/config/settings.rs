@@ -1,6 +1,6 @@
 //! The configuration as checked: nothing optional that has a default, every value in range.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::raw::{self, Raw};
 use crate::domain::cluster::ClusterId;
@@ -15,6 +15,10 @@ const MAX_BACKENDS: usize = 16;
 pub const MAX_ADDRESSES: usize = 64;
 /// Bytes of one address.
 pub const MAX_ADDRESS_BYTES: usize = 256;
+/// Bytes of the name of a credential.
+const MAX_CREDENTIAL_BYTES: usize = 64;
+/// Where systemd puts the credentials of the unit; `$CREDENTIALS_DIRECTORY` says so to the daemon, and to nobody else.
+const CREDENTIALS: &str = "/run/credentials/opengatewayd.service";
 const GB: f64 = 1e9;
 
 /// A cluster that is joined at the start.
@@ -134,12 +138,25 @@ fn bytes(key: &str, value: Option<f64>) -> Result<Option<u64>, String> {
     Ok(amount(key, value)?.map(|value| (value * GB) as u64))
 }
 
-fn backend(at: usize, raw: raw::Backend) -> Result<BackendSettings, String> {
+/// The file that holds a secret which the service manager passes: `LoadCredential=secret:DIRECTORY` in the unit gives each
+/// file NAME of that directory the name `secret_NAME`.
+fn credential(name: &str, directory: Option<&Path>) -> Result<PathBuf, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if name.is_empty() || name.len() > MAX_CREDENTIAL_BYTES || name.starts_with('.') || !name.bytes().all(allowed) {
+        return Err(format!(
+            "{:?} is no name of a credential: 1 to {MAX_CREDENTIAL_BYTES} of A-Z a-z 0-9 . _ -, not beginning with a dot",
+            name.chars().take(80).collect::<String>()
+        ));
+    }
+    Ok(directory.unwrap_or(Path::new(CREDENTIALS)).join(format!("secret_{name}")))
+}
+
+fn backend(at: usize, raw: raw::Backend, credentials: Option<&Path>) -> Result<BackendSettings, String> {
     let key = format!("backend number {}", at + 1);
     let (kind, slots, queue, running, queued) = match raw.kind.as_str() {
         "echo" => {
-            if raw.url.is_some() || raw.api_key_file.is_some() || raw.models.is_some() {
-                return Err(format!("{key}: an echo has no url, api_key_file or models"));
+            if raw.url.is_some() || raw.api_key_file.is_some() || raw.api_key_credential.is_some() || raw.models.is_some() {
+                return Err(format!("{key}: an echo has no url, api_key_file, api_key_credential or models"));
             }
             (BackendKind::Echo, 64, 256, 64, 256)
         }
@@ -148,7 +165,14 @@ fn backend(at: usize, raw: raw::Backend) -> Result<BackendSettings, String> {
             if !url.starts_with("http://") && !url.starts_with("https://") {
                 return Err(format!("{key}: url is {url:?}; it begins with http:// or https://"));
             }
-            let kind = BackendKind::OpenAi { url, api_key_file: raw.api_key_file, models: raw.models.unwrap_or_default() };
+            let api_key_file = match (raw.api_key_file, raw.api_key_credential) {
+                (Some(_), Some(_)) => return Err(format!("{key}: api_key_file and api_key_credential exclude each other")),
+                (file, None) => file,
+                (None, Some(name)) => {
+                    Some(credential(&name, credentials).map_err(|why| format!("{key}: api_key_credential {why}"))?)
+                }
+            };
+            let kind = BackendKind::OpenAi { url, api_key_file, models: raw.models.unwrap_or_default() };
             (kind, 4, 32, 2, 8)
         }
         other => return Err(format!("{key}: kind {other:?} is not known; known are echo and openai")),
@@ -196,14 +220,18 @@ impl Settings {
         if clusters.len() > MAX_CLUSTERS {
             return Err(format!("{} clusters are named; a node is in at most {MAX_CLUSTERS}", clusters.len()));
         }
+        let credentials = raw.credentials.as_deref();
         let raw_backends = raw.backend.unwrap_or_default();
         if raw_backends.len() > MAX_BACKENDS {
             return Err(format!("{} backends are named; at most {MAX_BACKENDS} are taken", raw_backends.len()));
         }
         let mut backends: Vec<BackendSettings> =
-            raw_backends.into_iter().enumerate().map(|(at, raw)| backend(at, raw)).collect::<Result<_, _>>()?;
+            raw_backends.into_iter().enumerate().map(|(at, raw)| backend(at, raw, credentials)).collect::<Result<_, _>>()?;
         match backends.iter().filter(|backend| backend.kind == BackendKind::Echo).count() {
-            0 => backends.push(backend(backends.len(), raw::Backend { kind: "echo".to_owned(), ..raw::Backend::default() })?),
+            0 => {
+                let echo = raw::Backend { kind: "echo".to_owned(), ..raw::Backend::default() };
+                backends.push(backend(backends.len(), echo, None)?);
+            }
             1 => {}
             _ => return Err("there is one echo; it is named twice".to_owned()),
         }
@@ -260,9 +288,6 @@ pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     if old.models_dir != new.models_dir {
         sections.push("[models]");
     }
-    if old.log != new.log {
-        sections.push("[log]");
-    }
     sections
 }
 
@@ -315,6 +340,26 @@ mod tests {
         let named = |length: usize| settings(&format!("[node]\nname = \"{}\"", "n".repeat(length)));
         assert!(named(64).is_ok());
         assert!(named(65).is_err());
+    }
+
+    #[test]
+    fn a_credential_is_a_file_of_the_service_manager_and_never_a_path() {
+        let key_file = |credential: &str, directory: Option<&str>| {
+            let text = format!("[[backend]]\nkind = \"openai\"\nurl = \"http://x\"\napi_key_credential = {credential:?}");
+            let raw = Raw { credentials: directory.map(PathBuf::from), ..toml::from_str(&text).unwrap() };
+            Settings::check(raw, "host", "/state".into()).map(|settings| match settings.backends[0].kind.clone() {
+                BackendKind::OpenAi { api_key_file, .. } => api_key_file.unwrap(),
+                BackendKind::Echo => unreachable!(),
+            })
+        };
+        assert_eq!(key_file("groq", Some("/run/c")).unwrap(), Path::new("/run/c/secret_groq"));
+        assert_eq!(key_file("groq", None).unwrap(), Path::new("/run/credentials/opengatewayd.service/secret_groq"));
+        assert!(key_file(&"n".repeat(64), None).is_ok() && key_file(&"n".repeat(65), None).is_err());
+        for bad in ["", "../x", "a/b", ".x", "a b", "ä"] {
+            assert!(key_file(bad, None).unwrap_err().contains("api_key_credential"), "{bad}");
+        }
+        let both = "[[backend]]\nkind = \"openai\"\nurl = \"http://x\"\napi_key_file = \"/k\"\napi_key_credential = \"k\"";
+        assert!(settings(both).unwrap_err().contains("exclude each other"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::domain::node::ClusterState;
 use crate::domain::resources::{Lent, lendable};
 use crate::domain::tier;
 use crate::gauge;
+use crate::logging::Log;
 use crate::net::{self, JoinError, JoinOptions, LeaveError};
 use crate::state::{self, Memory, StorageError};
 
@@ -33,6 +34,7 @@ pub(super) struct Keeper {
     pub unjoined: BTreeMap<ClusterId, String>,
     /// What was last said about changes that need a restart.
     pub restart_note: Option<String>,
+    pub log: Log,
     pub roots: Roots,
     pub environment: Environment,
     pub overrides: Overrides,
@@ -343,6 +345,11 @@ impl Keeper {
                 state.sharing = new.serve;
                 state.lent = new.lent.clone();
             });
+        }
+        if new.log != self.settings.log
+            && let Err(error) = self.log.set(&new.log)
+        {
+            tracing::error!(%error, "the log stays as it is");
         }
         let old = std::mem::replace(&mut self.settings, new);
         let saved = shown(&self.memory, &self.settings);

@@ -1,5 +1,5 @@
-//! Who may do what: one place. Until polkit is asked here too, root may do everything, and in the per-user mode the
-//! daemon's own user; everybody else may read.
+//! Who may do what: one place. Root may do everything; on a bus of one's own, so may the daemon's user; about everybody else
+//! polkit decides. Reading is free.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,10 +9,13 @@ use zbus::message::Header;
 use zbus::names::OwnedUniqueName;
 
 use super::errors::Error;
+use super::polkit::{self, Verdict};
 use crate::api::names::ErrorName;
 
 /// Callers whose uid is remembered. Unique names are never given twice on one bus, so an entry never goes stale.
 const MAX_CALLERS: usize = 256;
+/// Questions of one user that wait for polkit at once: what one user can make this daemon hold is bounded.
+const MAX_QUESTIONS: usize = 64;
 
 /// What a caller wants to do: the polkit actions of the installed policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +33,9 @@ pub enum Action {
 }
 
 impl Action {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Connect, Self::Disconnect, Self::Prompt, Self::Configure, Self::Manage];
+
     /// The polkit action.
     pub const fn id(self) -> &'static str {
         match self {
@@ -47,7 +53,7 @@ impl Action {
 pub enum Mode {
     /// The system bus: the daemon's own user has no rights on it (an engine child has the same uid).
     System,
-    /// A session bus or a bus of one's own: this user may do everything.
+    /// A session bus or a bus of one's own: this user may do everything, and there is no polkit.
     PerUser(u32),
     /// A connection without a bus, for tests: every caller has this uid.
     PeerToPeer(u32),
@@ -67,12 +73,14 @@ pub struct Caller {
 pub struct Access {
     mode: Mode,
     uids: Mutex<HashMap<OwnedUniqueName, u32>>,
+    /// Questions to polkit in progress, by uid.
+    questions: Mutex<HashMap<u32, usize>>,
 }
 
 impl Access {
     /// For this kind of bus.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, uids: Mutex::default() }
+        Self { mode, uids: Mutex::default(), questions: Mutex::default() }
     }
 
     /// Who called, as the bus knows it.
@@ -111,7 +119,7 @@ impl Access {
         Ok(Caller { uid, name: Some(name) })
     }
 
-    /// Whether `uid` may do it without being asked anything.
+    /// Whether `uid` may do everything, without polkit being asked. Minimal systems have no polkit, and root's word needs none.
     pub fn allows(&self, uid: u32) -> bool {
         uid == 0
             || match self.mode {
@@ -124,16 +132,99 @@ impl Access {
     /// Lets the caller do `action`, or says why not.
     ///
     /// # Errors
-    /// `NotAuthorized`, naming the action.
+    /// `NotAuthorized` or `InteractiveAuthorizationRequired`, naming the action; `Busy` past the limit of open questions.
     pub async fn require(&self, connection: &Connection, header: &Header<'_>, action: Action) -> Result<Caller, Error> {
         let caller = self.caller(connection, header).await?;
         if self.allows(caller.uid) {
             return Ok(caller);
         }
-        Err(Error::new(
-            ErrorName::NotAuthorized,
-            format!("user {} may not do this: it needs {}, which only root has on this bus", caller.uid, action.id()),
-        ))
+        if let Mode::PerUser(owner) = self.mode {
+            let why = format!("this daemon is of user {owner}, and takes orders from it and root alone");
+            return Err(refusal(caller.uid, action, &Verdict::Unknown(why)));
+        }
+        match self.ask(connection, header, caller.uid, action, polkit::may_ask(header)).await? {
+            Verdict::Allowed => Ok(caller),
+            verdict => Err(refusal(caller.uid, action, &verdict)),
+        }
+    }
+
+    /// Whether the caller may touch what belongs to `owner`: its own, or everything. Nobody is asked for a password.
+    ///
+    /// # Errors
+    /// As [`Self::caller`].
+    pub async fn sees(&self, connection: &Connection, header: &Header<'_>, owner: u32) -> Result<bool, Error> {
+        let caller = self.caller(connection, header).await?;
+        Ok(caller.uid == owner || self.manages(connection, header, &caller).await)
+    }
+
+    /// Whether the caller manages this node. Nobody is asked for a password.
+    pub async fn manages(&self, connection: &Connection, header: &Header<'_>, caller: &Caller) -> bool {
+        self.allows(caller.uid)
+            || matches!(self.ask(connection, header, caller.uid, Action::Manage, false).await, Ok(Verdict::Allowed))
+    }
+
+    async fn ask(
+        &self,
+        connection: &Connection,
+        header: &Header<'_>,
+        uid: u32,
+        action: Action,
+        ask: bool,
+    ) -> Result<Verdict, Error> {
+        if self.mode != Mode::System {
+            // There is no polkit on a bus of one's own, and its owner was let through before.
+            return Ok(Verdict::Refused { without_agent: false });
+        }
+        let _question = Question::open(&self.questions, uid)?;
+        Ok(polkit::check(connection, header, action, ask).await)
+    }
+}
+
+/// The refusal of one caller.
+fn refusal(uid: u32, action: Action, verdict: &Verdict) -> Error {
+    let id = action.id();
+    let not_authorized = |why: &str| Error::new(ErrorName::NotAuthorized, format!("user {uid} may not do this ({id}): {why}"));
+    match verdict {
+        Verdict::PasswordWouldHelp => Error::new(
+            ErrorName::InteractiveAuthorizationRequired,
+            format!("user {uid} may do this ({id}) with an administrator's password"),
+        ),
+        Verdict::Refused { without_agent: true } => {
+            not_authorized("an administrator's password is needed, and it was not given or there is nobody to ask")
+        }
+        Verdict::Refused { without_agent: false } | Verdict::Allowed => not_authorized("its administrator has not allowed it"),
+        Verdict::Unknown(why) => not_authorized(why),
+    }
+}
+
+/// An open question to polkit, counted while it lives.
+struct Question<'a> {
+    open: &'a Mutex<HashMap<u32, usize>>,
+    uid: u32,
+}
+
+impl<'a> Question<'a> {
+    fn open(open: &'a Mutex<HashMap<u32, usize>>, uid: u32) -> Result<Self, Error> {
+        let mut counts = open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(uid).or_default();
+        if *count >= MAX_QUESTIONS {
+            let message = format!("{MAX_QUESTIONS} calls of user {uid} wait for polkit, which is the limit");
+            return Err(Error::new(ErrorName::Busy, message));
+        }
+        *count += 1;
+        Ok(Self { open, uid })
+    }
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.uid);
+            }
+        }
     }
 }
 
@@ -147,5 +238,47 @@ mod tests {
         assert!(system.allows(0) && !system.allows(1000));
         let own = Access::new(Mode::PerUser(1000));
         assert!(own.allows(0) && own.allows(1000) && !own.allows(1001));
+    }
+
+    #[test]
+    fn every_refusal_names_the_action_and_says_why() {
+        let cases = [
+            (Verdict::PasswordWouldHelp, ErrorName::InteractiveAuthorizationRequired, "password"),
+            (Verdict::Refused { without_agent: true }, ErrorName::NotAuthorized, "nobody to ask"),
+            (Verdict::Refused { without_agent: false }, ErrorName::NotAuthorized, "not allowed"),
+            (Verdict::Unknown("polkit is not installed".into()), ErrorName::NotAuthorized, "not installed"),
+        ];
+        for (verdict, name, why) in cases {
+            let error = refusal(1000, Action::Prompt, &verdict);
+            assert_eq!(error.name, name);
+            assert!(error.message.contains(why) && error.message.contains("org.opengateway.gateway1.prompt"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_user_has_so_many_open_questions_and_not_one_more() {
+        let open = Mutex::default();
+        let mut held: Vec<_> = (0..MAX_QUESTIONS).map(|_| Question::open(&open, 1000).ok().unwrap()).collect();
+        assert_eq!(Question::open(&open, 1000).err().unwrap().name, ErrorName::Busy);
+        assert!(Question::open(&open, 1001).is_ok(), "another user's are counted apart");
+        held.pop();
+        assert!(Question::open(&open, 1000).is_ok());
+        held.clear();
+        assert!(open.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_installed_policy_has_these_actions_and_no_other_each_owned_by_the_services_user() {
+        let policy = include_str!("../../dbus/org.opengateway.gateway1.policy");
+        let declared: Vec<&str> = policy.split("<action id=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
+        let known: Vec<&str> = Action::ALL.iter().map(|action| action.id()).collect();
+        assert_eq!(declared, known);
+        // Without it polkitd tells a daemon that is not root nothing about its callers.
+        let owner = "<annotate key=\"org.freedesktop.policykit.owner\">unix-user:opengateway</annotate>";
+        assert_eq!(policy.matches(owner).count(), Action::ALL.len());
+        assert!(include_str!("../../systemd/opengatewayd.service").lines().any(|line| line == "User=opengateway"));
+        assert!(
+            include_str!("../../systemd/sysusers.d/opengateway.conf").lines().any(|line| line.starts_with("u     opengateway "))
+        );
     }
 }

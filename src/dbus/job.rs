@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 
-use super::access::Access;
+use super::access::{Access, Action};
 use super::details::{Details, micros};
 use super::errors::Error;
 use crate::api::names::ErrorName;
@@ -166,9 +166,11 @@ impl Job {
         #[zbus(connection)] connection: &zbus::Connection,
     ) -> Result<(), Error> {
         let caller = self.access.caller(connection, &header).await?;
-        if caller.uid != self.record.uid && !self.access.allows(caller.uid) {
-            let message = format!("job {} belongs to another user", self.record.id);
-            return Err(Error::new(ErrorName::NotAuthorized, message));
+        if caller.uid != self.record.uid {
+            let manager = self.access.require(connection, &header, Action::Manage).await;
+            manager.map_err(|error| {
+                Error::new(error.name, format!("job {} belongs to another user: {}", self.record.id, error.message))
+            })?;
         }
         self.record.cancel.cancel();
         Ok(())

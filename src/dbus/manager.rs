@@ -18,6 +18,7 @@ use super::errors::{Error, without_nul};
 use super::guard::Guarded;
 use super::job::{Job, Jobs, Record};
 use super::options::{self, Raw};
+use super::private::Private;
 use super::stream::{self, Progress};
 use crate::api::keys::prompt_option;
 use crate::api::names::ErrorName;
@@ -337,13 +338,15 @@ impl Manager {
         let server = connection.object_server();
         for old in surplus {
             if let Ok(old) = object_path(path::job_path(old)) {
-                let _ = server.remove::<Guarded<Job>, _>(old).await;
+                let _ = server.remove::<Guarded<Private<Job>>, _>(old).await;
             }
         }
         // The work begins now; what is told of its end waits until there is an object to tell it of. Dropped on return.
         let (_registered, ready) = oneshot::channel();
         tokio::spawn(run(self.0.clone(), connection.clone(), caller, job, Arc::clone(&record), write, ready));
-        let _ = server.at(&object, Guarded(Job { record, access: Arc::clone(&self.0.access) })).await;
+        let access = Arc::clone(&self.0.access);
+        let job = Private { owner: record.uid, access: Arc::clone(&access), inner: Job { record, access } };
+        let _ = server.at(&object, Guarded(job)).await;
         Ok((object, zbus::OwnedFd::from(read)))
     }
 
@@ -354,7 +357,7 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<Vec<(u64, OwnedObjectPath, Details)>, Error> {
         let caller = self.0.access.caller(connection, &header).await?;
-        let all = self.0.access.allows(caller.uid);
+        let all = self.0.access.manages(connection, &header, &caller).await;
         let own = self.0.jobs.list().into_iter().filter(|record| all || record.uid == caller.uid);
         own.map(|record| {
             let details = Details::from([
@@ -561,5 +564,5 @@ async fn run(
         until.await;
     }
     shared.jobs.forget(record.id);
-    let _ = connection.object_server().remove::<Guarded<Job>, _>(object).await;
+    let _ = connection.object_server().remove::<Guarded<Private<Job>>, _>(object).await;
 }

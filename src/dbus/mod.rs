@@ -7,8 +7,11 @@ mod details;
 mod errors;
 mod guard;
 mod job;
+mod log_control;
 mod manager;
 mod options;
+mod polkit;
+mod private;
 mod publish;
 mod stream;
 
@@ -27,9 +30,11 @@ pub use errors::Error;
 pub use guard::Guarded;
 
 use crate::api::names::{BUS_NAME, ROOT_PATH};
+use crate::logging::Log;
 use crate::{dispatch, gauge, net, serve};
 use control::Control;
 use job::Jobs;
+use log_control::LogControl;
 use manager::{Manager, Shared};
 use publish::Publisher;
 
@@ -54,6 +59,8 @@ pub struct Node {
     pub features: Vec<String>,
     /// When the daemon started.
     pub started_at: SystemTime,
+    /// What the daemon logs.
+    pub log: Log,
 }
 
 /// Why the bus cannot be served.
@@ -100,7 +107,7 @@ pub struct Service {
 /// # Errors
 /// [`ServeError`].
 pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
-    let Node { net, serve, dispatch, gauge, control, version, node_name, features, started_at } = node;
+    let Node { net, serve, dispatch, gauge, control, version, node_name, features, started_at, log } = node;
     let (announce, requests) = mpsc::channel(16);
     let shared = Arc::new(Shared {
         net,
@@ -118,9 +125,11 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
         announce,
         reading: Arc::new(Semaphore::new(MAX_READING)),
     });
+    let log_control = LogControl { log, access: Arc::clone(&shared.access) };
     let connection = builder
         .serve_at(ROOT_PATH, ObjectManager)
         .serve_at(ROOT_PATH, Guarded(Manager(Arc::clone(&shared))))
+        .serve_at(log_control::PATH, Guarded(log_control))
         .build()
         .await
         .map_err(ServeError::Connect)?;
@@ -177,8 +186,24 @@ impl Service {
         let _ = self.connection.close().await;
     }
 
+    /// For the watchdog.
+    pub fn pinger(&self) -> Pinger {
+        Pinger(self.connection.clone())
+    }
+
     /// The connection, for tests.
     pub fn connection(&self) -> &Connection {
         &self.connection
+    }
+}
+
+/// Proves that the bus reaches this service's objects.
+#[derive(Debug, Clone)]
+pub struct Pinger(Connection);
+
+impl Pinger {
+    /// Calls our own root object by way of the bus; true when it answered.
+    pub async fn ping(&self) -> bool {
+        self.0.call_method(Some(BUS_NAME), ROOT_PATH, Some("org.freedesktop.DBus.Peer"), "Ping", &()).await.is_ok()
     }
 }

@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Serve(Served),
     /// Take no new prompts; tell when the running ones have ended.
     Drain(oneshot::Sender<()>),
+    /// Answer at once.
+    Probe(oneshot::Sender<()>),
 }
 
 /// What the worker shares with its handles, for answers that need no queue.
@@ -119,6 +121,12 @@ impl Handle {
         if self.commands.send(Command::Drain(reply)).await.is_ok() {
             let _ = tokio::time::timeout(deadline, drained).await;
         }
+    }
+
+    /// Resolves to true when the serving task answered: the watchdog's proof of life.
+    pub async fn probe(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.commands.try_send(Command::Probe(reply)).is_ok() && answer.await.is_ok()
     }
 
     /// What this node offers, as it changes.

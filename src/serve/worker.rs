@@ -122,6 +122,7 @@ impl Worker {
                 command = commands.recv() => match command {
                     Some(Command::Serve(prompt)) => self.on_prompt(prompt),
                     Some(Command::Drain(reply)) => self.on_drain(reply),
+                    Some(Command::Probe(reply)) => drop(reply.send(())),
                     None => return,
                 },
                 Some(ticket) = ends.recv() => self.on_end(ticket),

@@ -117,6 +117,7 @@ impl Played {
             node_name: "played".to_owned(),
             features: Vec::new(),
             started_at: SystemTime::now(),
+            log: opengateway::logging::Log::fixed(),
         };
         let builder = zbus::connection::Builder::address(bus.address());
         let service = dbus::serve(builder, node, Mode::PerUser(rustix::process::geteuid().as_raw())).await.unwrap();

@@ -141,12 +141,12 @@ async fn a_reload_makes_no_consumer_serve_and_brings_back_nothing_that_was_left(
     reload(format!("[serve]\nenabled = false\n{quiet}[[cluster]]\nid = \"new\"\n")).await;
     are(&[&mine[..], &["open:discovering:\"consume\"", "new:discovering:\"consume\""]].concat()).await;
     // A word about one cluster, and one that is gone from the file.
-    reload(format!("[log]\nlevel = \"warn\"\n{}", quiet.replace("serve = false", "serve = true"))).await;
+    reload(format!("[models]\ndirectory = \"/models\"\n{}", quiet.replace("serve = false", "serve = true"))).await;
     are(&["left:disconnected:null", "mine:discovering:\"consume\"", "quiet:discovering:\"serve\"", "open:discovering:\"serve\""])
         .await;
     let says_restart = async || {
         let status = node.json(&["status"]).await;
-        status["problems"].as_array().unwrap().iter().any(|problem| problem.as_str().unwrap().contains("[log]"))
+        status["problems"].as_array().unwrap().iter().any(|problem| problem.as_str().unwrap().contains("[models]"))
     };
     assert!(says_restart().await);
     call(&connection, "Reload", &()).await.unwrap();

@@ -17,8 +17,36 @@ impl Notified {
         (Self(socket), path)
     }
 
-    /// The next message, as lines.
+    /// The next message that tells of a change of state, as lines.
     async fn next(&self) -> Vec<String> {
+        loop {
+            let message = self.any().await;
+            if message.len() > 1 || !(message[0].starts_with("STATUS=") || message[0] == "WATCHDOG=1") {
+                return message;
+            }
+        }
+    }
+
+    /// Waits for a message that is this line alone.
+    async fn until(&self, line: &str) {
+        while self.any().await != [line] {}
+    }
+
+    /// The lines that come within `time`.
+    fn within(&self, time: Duration) -> Vec<String> {
+        self.0.set_read_timeout(Some(time)).unwrap();
+        let (end, mut bytes) = (std::time::Instant::now() + time, [0; 4096]);
+        let mut lines = Vec::new();
+        while std::time::Instant::now() < end {
+            let Ok(length) = self.0.recv(&mut bytes) else { break };
+            lines.extend(String::from_utf8(bytes[..length].to_vec()).unwrap().lines().map(str::to_owned));
+        }
+        self.0.set_read_timeout(Some(DEADLINE)).unwrap();
+        lines
+    }
+
+    /// The next message, as lines.
+    async fn any(&self) -> Vec<String> {
         let socket = self.0.try_clone().unwrap();
         let read = tokio::task::spawn_blocking(move || {
             let mut bytes = [0; 4096];
@@ -37,6 +65,68 @@ async fn has_owner(connection: &Connection) -> bool {
     let bus = "org.freedesktop.DBus";
     let reply = connection.call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "NameHasOwner", &NAME).await.unwrap();
     reply.body().deserialize().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_watchdog_is_fed_by_a_daemon_that_answers_and_by_no_other() {
+    let Some(bus) = bus_or_skip() else { return };
+    let (notified, path) = Notified::bind(&bus);
+    let plan = Plan::loopback("a", &[]).with("NOTIFY_SOCKET", &path).with("WATCHDOG_USEC", Path::new("400000"));
+    let node = Node::on(bus, plan);
+    for _ in 0..3 {
+        notified.until("WATCHDOG=1").await;
+    }
+    // The bus does not answer: the daemon may be well, but nobody can reach it.
+    node.bus.signal(Signal::STOP);
+    let _ = notified.within(Duration::from_millis(400));
+    let fed = notified.within(Duration::from_secs(2));
+    node.bus.signal(Signal::CONT);
+    assert!(!fed.iter().any(|line| line == "WATCHDOG=1"), "{fed:?}");
+    notified.until("WATCHDOG=1").await;
+    assert!(node.log().contains("parts=\"bus\""), "{}", node.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_line_says_where_the_node_is() {
+    let Some(bus) = bus_or_skip() else { return };
+    let (notified, path) = Notified::bind(&bus);
+    let mut node = Node::on(bus, Plan::loopback("a", &[]).with("NOTIFY_SOCKET", &path));
+    let first = notified.next().await;
+    assert!(says(&first, "STATUS=In no cluster; join one with: ogctl connect CLUSTER"), "{first:?}");
+    assert_eq!(node.ogctl(&["connect", "home", "--serve", "--wait", "0"]).await.code, 0);
+    notified.until("STATUS=home: 0 peers, serving, looking for peers").await;
+    node.signal(Signal::TERM);
+    let stopping = notified.next().await;
+    assert!(says(&stopping, "STOPPING=1") && says(&stopping, "EXTEND_TIMEOUT_USEC=35000000"), "{stopping:?}");
+    assert_eq!(node.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn the_log_level_is_set_over_the_bus_and_by_a_reload() {
+    let Some(bus) = bus_or_skip() else { return };
+    let config = bus.dir().join("opengatewayd.toml");
+    std::fs::write(&config, "").unwrap();
+    let node = Node::start_on(bus, "a", &["--config", config.to_str().unwrap()]).await;
+    let connection = node.bus.connect().await;
+    let (path, properties, of) =
+        ("/org/freedesktop/LogControl1", Some("org.freedesktop.DBus.Properties"), "org.freedesktop.LogControl1");
+    let level = async || {
+        let reply = connection.call_method(Some(NAME), path, properties, "Get", &(of, "LogLevel")).await.unwrap();
+        String::try_from(reply.body().deserialize::<zbus::OwnedVariant>().unwrap()).unwrap()
+    };
+    let set = async |name: &str, value: &str| {
+        let value = zbus::Variant::from(value);
+        let set = connection.call_method(Some(NAME), path, properties, "Set", &(of, name, value)).await;
+        set.map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(level().await, "info");
+    set("LogLevel", "debug").await.unwrap();
+    assert_eq!(level().await, "debug");
+    assert!(set("LogLevel", "loud").await.unwrap_err().contains("emerg, alert"));
+    assert!(set("LogTarget", "kmsg").await.unwrap_err().contains("console"));
+    std::fs::write(&config, "[log]\nlevel = \"error\"\n").unwrap();
+    call(&connection, "Reload", &()).await.unwrap();
+    assert_eq!(level().await, "err");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,131 @@
+//! Where log lines go, and which of them: chosen at the start, changed by the configuration and over the bus.
+//!
+//! Lines are structured: under systemd each field of an event becomes a journal field `OPENGATEWAY_<FIELD>`.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// The name under which the journal has the lines.
+pub const SYSLOG_IDENTIFIER: &str = "opengatewayd";
+/// Before the name of each field in the journal.
+const FIELD_PREFIX: &str = "OPENGATEWAY";
+
+/// Why a level is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LevelError {
+    /// It is no level and no filter.
+    #[error("{0:?} is no level (error, warn, info, debug, trace) and no filter")]
+    Unknown(String),
+    /// The log of this process is not ours to set.
+    #[error("the log of this process cannot be changed")]
+    Fixed,
+}
+
+/// Where lines go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The journal, with fields.
+    Journal,
+    /// Standard error.
+    Console,
+}
+
+type Apply = dyn Fn(EnvFilter) -> bool + Send + Sync;
+
+/// A cheap clone that changes which lines are written.
+#[derive(Clone)]
+pub struct Log {
+    apply: Arc<Apply>,
+    level: Arc<Mutex<String>>,
+    target: Target,
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").field("level", &self.level()).field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+/// A plain level is about this program; its libraries speak at warnings and above, at "trace" too.
+fn filter(level: &str) -> Result<EnvFilter, LevelError> {
+    let directives = match level {
+        "error" => "error".to_owned(),
+        // libp2p-kad warns that a first node knows nobody to ask: that is how every cluster begins.
+        "warn" | "info" | "debug" => format!("warn,libp2p_kad=error,opengateway={level},opengatewayd={level}"),
+        other => other.to_owned(),
+    };
+    EnvFilter::try_new(directives).map_err(|_| LevelError::Unknown(level.to_owned()))
+}
+
+impl Log {
+    /// Starts the log of this process. A level that is no level counts as "info".
+    pub fn start(level: &str) -> Self {
+        let (filter, handle) = reload::Layer::new(filter(level).unwrap_or_else(|_| EnvFilter::new("info")));
+        let registry = tracing_subscriber::registry().with(filter);
+        // systemd sets JOURNAL_STREAM for what it connects to the journal.
+        let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+        let target = match journald {
+            Some(layer) => {
+                let layer =
+                    layer.with_syslog_identifier(SYSLOG_IDENTIFIER.to_owned()).with_field_prefix(Some(FIELD_PREFIX.into()));
+                registry.with(layer).init();
+                Target::Journal
+            }
+            None => {
+                let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+                let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colour).with_target(false);
+                registry.with(layer).init();
+                Target::Console
+            }
+        };
+        let apply = Arc::new(move |filter| handle.reload(filter).is_ok());
+        Self { apply, level: Arc::new(Mutex::new(level.to_owned())), target }
+    }
+
+    /// A log that somebody else started, such as a test.
+    pub fn fixed() -> Self {
+        Self { apply: Arc::new(|_| false), level: Arc::new(Mutex::new("info".to_owned())), target: Target::Console }
+    }
+
+    /// Writes lines of this level or filter from now on.
+    ///
+    /// # Errors
+    /// [`LevelError`]; the old level stays.
+    pub fn set(&self, level: &str) -> Result<(), LevelError> {
+        if !(self.apply)(filter(level)?) {
+            return Err(LevelError::Fixed);
+        }
+        *self.level.lock().unwrap_or_else(PoisonError::into_inner) = level.to_owned();
+        Ok(())
+    }
+
+    /// The level or filter as it was set.
+    pub fn level(&self) -> String {
+        self.level.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where lines go.
+    pub const fn target(&self) -> Target {
+        self.target
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_filters_are_taken_and_nonsense_is_not() {
+        for level in ["error", "warn", "info", "debug", "trace", "info,opengateway::net=debug"] {
+            assert!(filter(level).is_ok(), "{level}");
+        }
+        assert_eq!(filter("a=b=c").unwrap_err(), LevelError::Unknown("a=b=c".into()));
+        assert_eq!(Log::fixed().set("debug"), Err(LevelError::Fixed));
+        assert_eq!(Log::fixed().level(), "info");
+    }
+}
