@@ -2,8 +2,8 @@
 
 use zbus::wire::StructureBuilder;
 
-use super::storage::{Seeded, seed};
 use super::*;
+use crate::common::seeded::{Seeded, seed};
 
 /// Methods with the types of their arguments.
 const METHODS: &[(&str, &str, &str)] = &[
