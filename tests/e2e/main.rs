@@ -9,10 +9,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod abuse;
 mod cluster;
 mod lab;
 mod package;
 mod packages;
+mod polkit;
+mod sandbox;
 mod service;
 
 use std::path::Path;
