@@ -1,5 +1,7 @@
 //! Who may do what, decided by the real polkit for real users.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::abuse;
@@ -97,24 +99,13 @@ fn without_polkit_root_may_and_nobody_else() {
     all_allowed(host, "alice");
 }
 
-/// Runs `ogctl` of a user on a terminal, where it may ask for a password; gives how it ended and what was shown.
+/// Runs a command of a user who logged in and sits at a terminal, where a password may be asked for; gives how it ended and
+/// what was shown. Polkit lets an agent on a terminal ask for a user of a session alone.
 fn on_a_terminal(host: &Host, user: &str, command: &str, password: &str) -> (u8, String) {
-    let expect = "import os, pty, select, sys, time\n\
-        child, terminal = pty.fork()\n\
-        if child == 0: os.execvp('sh', ['sh', '-c', sys.argv[1]])\n\
-        shown, typed, deadline = b'', False, time.monotonic() + 60\n\
-        while time.monotonic() < deadline:\n\
-        \x20   if not select.select([terminal], [], [], 0.2)[0]: continue\n\
-        \x20   try: piece = os.read(terminal, 4096)\n\
-        \x20   except OSError: break\n\
-        \x20   if not piece: break\n\
-        \x20   shown += piece\n\
-        \x20   if b'assword:' in shown and not typed:\n\
-        \x20       time.sleep(0.2); os.write(terminal, sys.argv[2].encode() + b'\\n'); typed = True\n\
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n\
-        sys.stdout.write(shown.decode(errors='replace')); sys.exit(status)\n";
-    host.write("/usr/local/lib/terminal.py", expect);
-    let said = host.as_user(user, &format!("python3 /usr/local/lib/terminal.py '{command}' '{password}'"));
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/terminal.py");
+    host.push(Path::new(program), "/usr/local/bin/terminal");
+    let login = "systemd-run --quiet --wait --pipe --collect --property=PAMName=login";
+    let said = host.exec(&format!("{login} --property=User={user} /usr/local/bin/terminal '{command}' '{password}'"));
     (said.code, said.stdout + &said.stderr)
 }
 
@@ -126,13 +117,15 @@ fn an_administrator_is_asked_for_a_password_on_a_terminal() {
     assert_eq!(code, 4, "{shown}");
     assert!(shown.contains("Authentication is required to join this machine to a cluster"), "{shown}");
     assert_eq!(clusters(host), ["kept"]);
-    let (code, shown) = on_a_terminal(host, "bob", "ogctl connect gatewayai-poc --wait 0", "bob");
-    assert_eq!(code, 0, "{shown}");
-    assert_eq!(host.json(&["clusters"])["clusters"].as_array().unwrap().len(), 2);
+    for (user, command) in [("bob", "ogctl connect one --wait 0"), ("alice", "ogctl connect two --wait 0")] {
+        let (code, shown) = on_a_terminal(host, user, command, "bob");
+        assert_eq!(code, 0, "{user}: {shown}");
+    }
+    assert_eq!(clusters(host), ["kept", "one", "two"]);
     // Without a terminal nobody can be asked, and bob hears what to do.
-    let said = host.as_user("bob", "ogctl disconnect gatewayai-poc </dev/null");
+    let said = host.as_user("bob", "ogctl disconnect one </dev/null");
     assert_eq!(said.code, 4, "{said:?}");
-    assert!(said.stderr.contains("sudo") || said.stderr.contains("opengateway-users"), "{said:?}");
+    assert!(said.stderr.contains("on a terminal"), "{said:?}");
 }
 
 #[test]

@@ -115,9 +115,9 @@ fn the_running_daemon_has_no_privilege_and_reads_what_the_machine_has() {
     for line in ["CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(status.contains(line), "{line}: {status}");
     }
-    let total: u64 = host.sh("awk '/^MemTotal/ {printf \"%d\", $2 * 1024}' /proc/meminfo").parse().unwrap();
+    let total: u64 = host.sh("awk '/^MemTotal/ {print $2}' /proc/meminfo").parse().unwrap();
     let resources = host.json(&["resources"]);
-    assert_eq!(resources["memory"]["total"], total, "{resources:#}");
+    assert_eq!(resources["memory"]["total"], total * 1024, "{resources:#}");
     assert_eq!(host.sh(&format!("stat -c '%a %U:%G' {STATE}")), "700 opengateway:opengateway");
     let modes = host.sh(&format!("find {STATE} -type f -printf '%m %f\\n'"));
     assert!(modes.lines().all(|line| line.starts_with("600 ") || line.starts_with("400 ")), "{modes}");

@@ -176,7 +176,7 @@ fn systemctl_status_tells_the_truth() {
     let text = host.property("StatusText");
     assert!(text.contains("no cluster"), "{text}");
     for host in [host, other] {
-        assert_eq!(host.ogctl(&["connect", CLUSTER, "--wait", "30"]).code, 0);
+        assert_eq!(host.ogctl(&["connect", CLUSTER, "--wait", "0"]).code, 0);
     }
     host.until(DEADLINE, &format!("systemctl show -P StatusText opengatewayd | grep {CLUSTER} | grep '1 peer'"));
     other.power_cut();
@@ -228,8 +228,7 @@ fn the_journal_has_fields_and_levels_and_plain_text() {
         let message = entry["MESSAGE"].as_str().expect("text, not bytes");
         assert!(!message.contains('\u{1b}') && !message.contains(" INFO "), "{message}");
     }
-    let fields = |entry: &serde_json::Value| entry.as_object().unwrap().keys().any(|key| key.starts_with("F_"));
-    assert!(entries.iter().any(fields), "what is counted or named is a field of its own: {entries:#?}");
+    assert!(entries.iter().any(|entry| entry["OPENGATEWAY_CLUSTER"] == CLUSTER), "{entries:#?}");
 }
 
 fn the_bus_restarts(bus: Bus) {
@@ -261,8 +260,8 @@ fn a_client_that_streams_is_told_when_the_daemon_dies() {
     host.until(DEADLINE, "grep -q word3 /tmp/answer");
     host.sh("systemctl kill --signal=KILL opengatewayd");
     let said = prompt.join().unwrap();
-    assert_eq!(said.code, 1, "{said:?}");
-    assert!(said.stderr.contains("opengatewayd"), "it says who is gone: {said:?}");
+    assert_eq!(said.code, 8, "{said:?}");
+    assert!(said.stderr.contains("opengatewayd went away before the answer was whole"), "{said:?}");
 }
 
 #[test]
