@@ -76,9 +76,8 @@ pub fn said(output: Output) -> Said {
 /// Waits for so many places: whoever waits lets nobody pass, so that many places come together too.
 fn take(places: usize) -> std::io::Result<Vec<(usize, File)>> {
     assert!(places <= PLACES, "no more than {PLACES} hosts at once");
-    let lock = |name: &str| {
-        File::options().create(true).truncate(false).write(true).open(format!("/run/opengateway-e2e-{name}.lock"))
-    };
+    let lock =
+        |name: &str| File::options().create(true).truncate(false).write(true).open(format!("/run/opengateway-e2e-{name}.lock"));
     let door = lock("door")?;
     rustix::fs::flock(&door, FlockOperation::LockExclusive)?;
     let mut taken = Vec::new();

@@ -7,7 +7,6 @@ use crate::lab::{Bus, Host, Lab};
 use crate::packages::{next_revision, package};
 use crate::{CLUSTER, CONFIG};
 
-
 /// What a fresh installation must be: there, and nothing more.
 fn is_quiet(host: &Host) {
     assert_eq!(host.exec("systemctl is-active opengatewayd").stdout.trim(), "inactive");
@@ -149,7 +148,9 @@ fn is_gone(host: &Host) {
 fn listing(host: &Host) -> BTreeSet<String> {
     let volatile = "-path /var/log -o -path /var/lib/dpkg -o -path /var/lib/apt -o -path /var/cache/apt -o -path /var/tmp -o \
                     -path /tmp -o -path /root/.rpmdb -o -path /var/lib/systemd -o -path /etc/systemd/system/multi-user.target.wants";
-    let list = format!("find / -xdev \\( {volatile} \\) -prune -o -printf '%y %m %u:%g %p %l\\n'; find /var/lib/systemd/deb-* /etc/systemd -printf '%p\\n'");
+    let list = format!(
+        "find / -xdev \\( {volatile} \\) -prune -o -printf '%y %m %u:%g %p %l\\n'; find /var/lib/systemd/deb-* /etc/systemd -printf '%p\\n'"
+    );
     host.exec(&list).stdout.lines().map(str::to_owned).collect()
 }
 

@@ -169,7 +169,8 @@ fn a_job_of_another_user_is_neither_seen_nor_cancelled() {
         let said = host.as_user("bob", &format!("busctl get-property {job} {property}"));
         assert_ne!(said.code, 0, "{property}: {said:?}");
     }
-    let objects = "busctl call org.opengateway.Gateway1 /org/opengateway/Gateway1 org.freedesktop.DBus.ObjectManager GetManagedObjects";
+    let objects =
+        "busctl call org.opengateway.Gateway1 /org/opengateway/Gateway1 org.freedesktop.DBus.ObjectManager GetManagedObjects";
     let said = host.as_user("bob", objects);
     assert!(!said.stdout.contains("CompletionTokens"), "{said:?}");
     let said = host.as_user("bob", &format!("busctl call {job} Cancel"));

@@ -15,7 +15,9 @@ fn probe(host: &Host) -> Value {
     let unit = host.sh("cat $(systemctl show -P FragmentPath opengatewayd)");
     let own = ["Type=", "BusName=", "ExecReload=", "Restart=", "RestartSec=", "WatchdogSec=", "Alias="];
     let kept = unit.lines().filter(|line| !own.iter().any(|key| line.starts_with(key)));
-    let text: Vec<&str> = kept.map(|line| if line.starts_with("ExecStart=") { "Type=exec\nExecStart=/usr/local/bin/sandbox-probe" } else { line }).collect();
+    let text: Vec<&str> = kept
+        .map(|line| if line.starts_with("ExecStart=") { "Type=exec\nExecStart=/usr/local/bin/sandbox-probe" } else { line })
+        .collect();
     host.write("/etc/systemd/system/sandbox-probe.service", text.join("\n"));
     host.sh("systemctl daemon-reload; systemctl start sandbox-probe");
     host.until(DEADLINE, "! systemctl is-active sandbox-probe");
@@ -46,7 +48,9 @@ fn a_process_of_the_service_can_do_what_it_needs_and_nothing_else() {
     host.sh("printf topsecret >/etc/opengateway/credentials/upstream; chmod 600 /etc/opengateway/credentials/upstream");
     host.sh("touch /tmp/of-the-host; mkdir -p /dev/dri");
     // Nodes that anybody may open as far as modes go: of a device that the unit does not name, and of two that it does.
-    host.sh("mknod -m 666 /dev/probe-fuse c 10 229; mknod -m 666 /dev/dri/renderD128 c 226 128; mknod -m 666 /dev/nvidia0 c 195 0");
+    host.sh(
+        "mknod -m 666 /dev/probe-fuse c 10 229; mknod -m 666 /dev/dri/renderD128 c 226 128; mknod -m 666 /dev/nvidia0 c 195 0",
+    );
     let outside = host.exec("setpriv --reuid opengateway --clear-groups --regid opengateway sh -c ': <>/dev/probe-fuse'");
     let found = probe(host);
     eprintln!("{found:#}");
@@ -65,7 +69,12 @@ fn a_process_of_the_service_can_do_what_it_needs_and_nothing_else() {
     assert_eq!((&found["state_mode"], &found["made_mode"]), (&json!("0o700"), &json!("0o600")));
     all(&found, "list", &["EACCES", "EPERM", "ENOENT"]);
     these(&found, "read", &["/etc/shadow", "/etc/opengateway/credentials/upstream", "/proc/kmsg", "/proc/kcore"], &refused);
-    these(&found, "read", &["/etc/opengateway/opengatewayd.toml", "/proc/meminfo", "/proc/cpuinfo", "/proc/loadavg", "/sys/class/net"], &["ok"]);
+    these(
+        &found,
+        "read",
+        &["/etc/opengateway/opengatewayd.toml", "/proc/meminfo", "/proc/cpuinfo", "/proc/loadavg", "/sys/class/net"],
+        &["ok"],
+    );
     assert_eq!(found["credentials"], json!({"secret_upstream": "topsecret"}));
     assert_eq!(found["tmp"], json!([]), "its /tmp is its own");
     assert_eq!(found["others"], json!([]), "processes of others are hidden");
