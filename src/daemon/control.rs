@@ -224,8 +224,11 @@ impl Keeper {
                 Ok(())
             }
             Err(error) => {
-                if self.memory != before {
-                    self.remember(before).await?;
+                if self.memory != before
+                    && let Err(kept) = self.remember(before).await
+                {
+                    let error = joined(error);
+                    return Err(ControlError::Storage(format!("not joined ({error}), but still remembered as joined: {kept}")));
                 }
                 Err(joined(error))
             }

@@ -2,7 +2,7 @@
 //! the last good version stays beside it.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -105,16 +105,29 @@ fn checksum(content: &serde_json::Value) -> String {
     Sha256::digest(content.to_string().as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn read(path: &Path) -> Result<Found, ClustersError> {
-    let unreadable = |source| ClustersError::Unreadable { path: path.to_owned(), source };
-    match fs::metadata(path) {
-        Ok(found) if found.len() > MAX_FILE_BYTES => return Ok(Found::Damaged("it is too large".to_owned())),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::None),
-        Err(error) => return Err(unreadable(error)),
+/// At most one byte more than a good file has. `None`: there is none.
+fn bytes(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    match fs::File::open(path) {
+        Ok(file) => file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map(|_| Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    let bytes = fs::read(path).map_err(unreadable)?;
-    let envelope: Envelope = match serde_json::from_slice(&bytes) {
+}
+
+fn read(path: &Path) -> Result<Found, ClustersError> {
+    match bytes(path) {
+        Ok(Some(bytes)) => parse(path, &bytes),
+        Ok(None) => Ok(Found::None),
+        Err(source) => Err(ClustersError::Unreadable { path: path.to_owned(), source }),
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<Found, ClustersError> {
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Ok(Found::Damaged("it is too large".to_owned()));
+    }
+    let envelope: Envelope = match serde_json::from_slice(bytes) {
         Ok(envelope) => envelope,
         Err(error) => return Ok(Found::Damaged(error.to_string())),
     };
@@ -142,9 +155,29 @@ fn read(path: &Path) -> Result<Found, ClustersError> {
     })
 }
 
+/// Gives a damaged file a second name. It keeps its own until a good one is there to take it: a crash in between costs
+/// nothing.
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let mut name = path.with_file_name(format!("{FILE}.corrupt-{stamp}"));
+    for number in 1.. {
+        if !name.exists() {
+            break;
+        }
+        name.set_file_name(format!("{FILE}.corrupt-{stamp}-{number}"));
+    }
+    // Not every file system knows second names.
+    fs::hard_link(path, &name).or_else(|_| {
+        let damaged = fs::read(path)?;
+        atomic::write(&name, &damaged).map_err(|error| error.source)
+    })?;
+    Ok(name)
+}
+
 impl Memory {
-    /// Reads what is remembered in `directory`; nothing is no error. A damaged file is set aside under a name of its own and
-    /// the version before it is used; the warning says so.
+    /// Reads what is remembered in `directory`; nothing is no error. Of a damaged file a copy is kept under a name of its own
+    /// and the version before it takes its place; the warning says so. A file that is gone while the version before it is
+    /// there is damage too.
     ///
     /// # Errors
     /// [`ClustersError`]; nothing was changed.
@@ -152,19 +185,29 @@ impl Memory {
         let (path, previous) = (directory.join(FILE), directory.join(PREVIOUS));
         let reason = match read(&path)? {
             Found::Good(memory) => return Ok((memory, None)),
-            Found::None => return Ok((Self::default(), None)),
-            Found::Damaged(reason) => reason,
+            Found::None if !previous.exists() => return Ok((Self::default(), None)),
+            Found::None => None,
+            Found::Damaged(reason) => Some(reason),
         };
         let Found::Good(memory) = read(&previous)? else {
+            let reason = reason.unwrap_or_else(|| "it is gone".to_owned());
             return Err(ClustersError::Damaged { path, reason });
         };
-        let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let aside = directory.join(format!("{FILE}.corrupt-{stamp}"));
-        let kept = match fs::rename(&path, &aside).and_then(|()| fs::copy(&previous, &path)) {
-            Ok(_) => format!("kept as {}", aside.display()),
-            Err(error) => format!("it could not be set aside: {error}"),
+        let what = match reason {
+            None => format!("{} was gone", path.display()),
+            Some(reason) => match set_aside(&path) {
+                Ok(aside) => format!("{} was damaged ({reason}), kept as {}", path.display(), aside.display()),
+                Err(error) => {
+                    // Without a copy it stays as it is; the next change that is remembered replaces it.
+                    let warning = format!("{} is damaged ({reason}) and cannot be set aside: {error}", path.display());
+                    return Ok((memory, Some(format!("{warning}; the version before it is used"))));
+                }
+            },
         };
-        Ok((memory, Some(format!("{} was damaged ({reason}); {kept}; the version before it is used", path.display()))))
+        let restored = fs::read(&previous).map_err(|error| error.to_string());
+        let restored = restored.and_then(|good| atomic::write(&path, &good).map_err(|error| error.to_string()));
+        let not = restored.err().map_or_else(String::new, |error| format!(", but not put in its place: {error}"));
+        Ok((memory, Some(format!("{what}; the version before it is used{not}"))))
     }
 
     /// Writes it: durable when this returns.
@@ -180,18 +223,19 @@ impl Memory {
             bootstrap: saved.bootstrap.clone(),
         };
         let content = Content { clusters: self.clusters.iter().map(raw).collect(), sharing: self.sharing.clone() };
-        let failed =
-            |error: serde_json::Error| StorageError { path: path.clone(), what: "cannot be encoded", source: error.into() };
-        let content = serde_json::to_value(content).map_err(failed)?;
+        let failed = |what| move |source| StorageError { path: directory.join(FILE), what, source };
+        let encode = |error: serde_json::Error| failed("cannot be encoded")(error.into());
+        let content = serde_json::to_value(content).map_err(encode)?;
         let envelope = Envelope { schema: SCHEMA, sha256: checksum(&content), content };
-        let bytes = serde_json::to_vec_pretty(&envelope).map_err(failed)?;
-        // Only a good version may become the one to fall back to.
-        if let Ok(Found::Good(_)) = read(&path)
-            && let Ok(old) = fs::read(&path)
-        {
-            atomic::write(&directory.join(PREVIOUS), &old)?;
+        let encoded = serde_json::to_vec_pretty(&envelope).map_err(encode)?;
+        if let Some(old) = bytes(&path).map_err(failed("cannot be read"))? {
+            let found = parse(&path, &old).map_err(|error| failed("is not ours to replace")(io::Error::other(error)))?;
+            // Only a good version may become the one to fall back to.
+            if matches!(found, Found::Good(_)) {
+                atomic::write(&directory.join(PREVIOUS), &old)?;
+            }
         }
-        atomic::write(&path, &bytes)
+        atomic::write(&path, &encoded)
     }
 }
 
@@ -247,6 +291,46 @@ mod tests {
         fs::write(directory.path().join(FILE), b"{").unwrap();
         assert!(matches!(Memory::load(directory.path()), Err(ClustersError::Damaged { .. })));
         assert_eq!(fs::read(directory.path().join(FILE)).unwrap(), b"{");
+    }
+
+    #[test]
+    fn every_number_that_can_be_lent_survives_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut bits = 0x3ff0_0000_0000_0001_u64;
+        for _ in 0..500 {
+            bits = bits.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            let cores = f64::from_bits(0x3fe0_0000_0000_0000 + (bits >> 8));
+            if !cores.is_finite() {
+                continue;
+            }
+            let wanted = Memory { sharing: Some((true, Lent { cores: Some(cores), ..Lent::default() })), ..Memory::default() };
+            wanted.save(directory.path()).unwrap();
+            assert_eq!(Memory::load(directory.path()).unwrap(), (wanted, None), "{cores}");
+        }
+    }
+
+    #[test]
+    fn a_list_that_is_gone_is_damage_while_the_version_before_it_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        memory(&["a"]).save(directory.path()).unwrap();
+        memory(&["a", "b"]).save(directory.path()).unwrap();
+        fs::remove_file(directory.path().join(FILE)).unwrap();
+        let (found, warning) = Memory::load(directory.path()).unwrap();
+        assert!(found == memory(&["a"]) && warning.unwrap().contains("was gone"));
+        assert_eq!(Memory::load(directory.path()).unwrap(), (memory(&["a"]), None));
+    }
+
+    #[test]
+    fn several_damaged_ones_of_one_second_are_all_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        memory(&["a"]).save(directory.path()).unwrap();
+        memory(&["a"]).save(directory.path()).unwrap();
+        for damage in ["1", "2", "3"] {
+            fs::write(directory.path().join(FILE), damage).unwrap();
+            assert!(Memory::load(directory.path()).unwrap().1.is_some());
+        }
+        let kept = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().contains("corrupt");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().flatten().filter(kept).count(), 3);
     }
 
     #[test]

@@ -13,7 +13,9 @@ use super::atomic;
 #[derive(Debug, thiserror::Error)]
 pub enum DirError {
     /// It cannot be made or opened.
-    #[error("the state directory {path} cannot be used: {source}")]
+    #[error(
+        "the state directory {path} cannot be used: {source}; see its owner, mode and mount: namei -l {path}; findmnt -T {path}"
+    )]
     Unusable {
         /// Which.
         path: PathBuf,

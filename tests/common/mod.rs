@@ -4,4 +4,6 @@
 #![allow(dead_code)]
 
 pub mod bus;
+pub mod calls;
 pub mod node;
+pub mod seeded;

@@ -1,7 +1,7 @@
 //! The real `opengatewayd` on a private bus, asked by the real `ogctl`.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ pub struct Plan {
     args: Vec<String>,
     /// Set in its environment.
     environment: Vec<(String, OsString)>,
+    /// A program with arguments that becomes the daemon, or runs it as its own child would: `strace -D …`, `setpriv …`.
+    under: Vec<OsString>,
 }
 
 /// What an environment may say to a daemon: not that of whoever runs the tests.
@@ -44,7 +46,13 @@ pub fn skipped(why: &str) {
 
 impl Plan {
     fn new(name: &str, namespace: Option<String>, args: &[&str]) -> Self {
-        Self { name: name.to_owned(), namespace, args: args.iter().map(|&arg| arg.to_owned()).collect(), environment: Vec::new() }
+        Self {
+            name: name.to_owned(),
+            namespace,
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            environment: Vec::new(),
+            under: Vec::new(),
+        }
     }
 
     /// On loopback alone, hearing of nobody but by bootstrap.
@@ -65,11 +73,23 @@ impl Plan {
         self
     }
 
+    /// Started by this program, which must leave the daemon its own pid.
+    #[must_use]
+    pub fn under(mut self, wrapper: &[&OsStr]) -> Self {
+        self.under = wrapper.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     pub fn command(&self, bus: &Bus) -> Command {
         let program = env!("CARGO_BIN_EXE_opengatewayd");
         // `ip netns exec` becomes the daemon: the pid is its own.
         let mut command = match &self.namespace {
-            None => Command::new(program),
+            None if self.under.is_empty() => Command::new(program),
+            None => {
+                let mut command = Command::new(&self.under[0]);
+                command.args(&self.under[1..]).arg(program);
+                command
+            }
             Some(namespace) => {
                 let mut command = Command::new("ip");
                 command.args(["netns", "exec", namespace, program]);
@@ -143,26 +163,30 @@ impl Node {
 
     /// Waits for the daemon's name on the bus.
     pub async fn ready(&mut self) {
+        assert!(self.comes_up().await, "not started: {}", self.log());
+    }
+
+    /// Waits until the daemon has its name on the bus, or has ended, which is `false`.
+    pub async fn comes_up(&mut self) -> bool {
         let connection = self.bus.connect().await;
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let owned: bool = connection
-                .call_method(
-                    Some("org.freedesktop.DBus"),
-                    "/org/freedesktop/DBus",
-                    Some("org.freedesktop.DBus"),
-                    "NameHasOwner",
-                    &NAME,
-                )
-                .await
-                .unwrap()
-                .body()
-                .deserialize()
-                .unwrap();
-            if owned {
-                return;
+            // The pid, since the bus may not have noticed yet that the daemon before this one is gone.
+            let owner = connection.call_method(
+                Some("org.freedesktop.DBus"),
+                "/org/freedesktop/DBus",
+                Some("org.freedesktop.DBus"),
+                "GetConnectionUnixProcessID",
+                &NAME,
+            );
+            let owner: Option<u32> = owner.await.ok().map(|reply| reply.body().deserialize().unwrap());
+            if owner == Some(self.child.id()) {
+                return true;
             }
-            assert!(Instant::now() < deadline && self.child.try_wait().unwrap().is_none(), "not started: {}", self.log());
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            assert!(Instant::now() < deadline, "neither started nor ended: {}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -229,6 +253,18 @@ impl Node {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Kills the daemon, unless it has ended.
+    pub async fn kill(&mut self) {
+        if self.is_running() {
+            self.signal(rustix::process::Signal::KILL);
+        }
+        self.ended().await;
+    }
+
     pub async fn ended(&mut self) -> Option<i32> {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -243,6 +279,11 @@ impl Node {
     /// Starts the daemon again, as it was started before, and waits for nothing.
     pub fn launch(&mut self) {
         self.child = self.plan.command(&self.bus).spawn().unwrap();
+    }
+
+    /// The same, started by this program.
+    pub fn launch_under(&mut self, wrapper: &[&OsStr]) {
+        self.child = self.plan.clone().under(wrapper).command(&self.bus).spawn().unwrap();
     }
 
     pub async fn restart(&mut self) {

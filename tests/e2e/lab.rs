@@ -66,7 +66,8 @@ impl Script {
     }
 }
 
-fn said(output: Output) -> Said {
+/// What a command left.
+pub fn said(output: Output) -> Said {
     let code = output.status.code().and_then(|code| u8::try_from(code).ok()).expect("it exits by itself");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Said { code, stdout: text(output.stdout), stderr: text(output.stderr) }

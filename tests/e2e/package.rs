@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::lab::{Bus, Host, Lab};
 use crate::packages::{next_revision, package};
-
-const CONFIG: &str = "/etc/opengateway/opengatewayd.toml";
-const CLUSTER: &str = "gatewayai-poc";
+use crate::{CLUSTER, CONFIG};
 
 /// What a fresh installation must be: there, and nothing more.
 fn is_quiet(host: &Host) {
@@ -71,9 +69,9 @@ struct InUse {
 
 impl InUse {
     fn make(host: &Host) -> Self {
-        host.sh(&format!("printf '\\n# mine\\n[node]\\nname = \"Mine\"\\n' >>{CONFIG}"));
+        host.sh(&format!("sed -i 's/^# name = .*/name = \"Mine\"/' {CONFIG}"));
         host.sh("systemctl enable --now opengatewayd");
-        assert_eq!(host.ogctl(&["connect", CLUSTER, "--no-wait"]).code, 0);
+        assert_eq!(host.ogctl(&["connect", CLUSTER, "--wait", "0"]).code, 0);
         let config = std::fs::read_to_string(host.path(CONFIG)).unwrap();
         let used = Self { identity: Self::identity(host), config };
         used.is_whole(host);
@@ -104,9 +102,10 @@ impl InUse {
 
 fn moves_between_versions(ending: &str, version: &str) {
     let Some(first) = package(ending) else { return };
-    let Some(lab) = Lab::with_package(1, Bus::Daemon, &first) else { return };
-    let (host, folder) = (lab.host(), tempfile::tempdir().unwrap());
+    let folder = tempfile::tempdir().unwrap();
     let second = next_revision(&first, folder.path());
+    let Some(lab) = Lab::with_package(1, Bus::Daemon, &first) else { return };
+    let host = lab.host();
     // A stopped service stays so.
     host.install(&[&second]);
     is_quiet(host);
@@ -213,7 +212,6 @@ fn an_rpm_verifies_and_an_erased_one_keeps_what_its_user_made() {
     used.is_whole(host);
 }
 
-/// What `packaging/files` says, and nothing else, is in the package: a glance from the other side.
 #[test]
 fn an_installation_is_smaller_than_25_mb() {
     let Some(deb) = package("deb") else { return };

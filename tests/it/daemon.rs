@@ -2,11 +2,15 @@
 
 mod cluster;
 mod contract;
+mod damage;
+mod faults;
 mod hand;
+mod kills;
 mod lifecycle;
 mod prompts;
 mod random;
 mod storage;
+mod strace;
 mod supervision;
 mod users;
 
