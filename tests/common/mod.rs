@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod bus;
+pub mod calls;
 pub mod node;
 pub mod seeded;
 pub mod system_bus;

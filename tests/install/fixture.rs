@@ -1,0 +1,87 @@
+//! What installations are tried with: the real programs, packed into a small signed release.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+/// Packs $1 (this repository) and the programs in $2 into a release in $3, signed with the key $4. The packages are no
+/// packages: those who install them are played by others.
+const PACK: &str = r#"
+set -eu
+repository=$1 programs=$2 release=$3 key=$4 version=${5:-0.1.0}
+tree=$(mktemp -d)
+top=$tree/opengateway-$version-linux-$(uname -m)
+file() { install -D -m "$1" "$2" "$top$3"; }
+mkdir -p "$top/usr/bin" "$release"
+# A debug build is large: what is installed leads to it.
+for program in opengatewayd ogctl; do
+  printf '#!/bin/sh\nexec %s/%s "$@"\n' /fixture/programs "$program" >"$top/usr/bin/$program"
+  chmod 755 "$top/usr/bin/$program"
+done
+file 644 "$repository/packaging/opengatewayd.toml" /etc/opengateway/opengatewayd.toml
+file 644 "$repository/packaging/opengatewayd.default" /etc/default/opengatewayd
+file 644 "$repository/systemd/opengatewayd.service" /usr/lib/systemd/system/opengatewayd.service
+file 644 "$repository/systemd/sysusers.d/opengateway.conf" /usr/lib/sysusers.d/opengateway.conf
+file 644 "$repository/systemd/tmpfiles.d/opengateway.conf" /usr/lib/tmpfiles.d/opengateway.conf
+file 644 "$repository/systemd/opengatewayd-user.service" /usr/share/opengateway/opengatewayd-user.service
+file 644 "$repository/LICENSE" /usr/share/doc/opengateway/copyright
+tar -czf "$release/$(basename "$top").tar.gz" -C "$tree" "$(basename "$top")"
+rm -rf "$tree"
+case $(uname -m) in x86_64) deb=amd64 ;; *) deb=arm64 ;; esac
+echo deb >"$release/opengateway_$version-1_$deb.deb"
+echo rpm >"$release/opengateway-$version-1.$(uname -m).rpm"
+sed "s|^release_key=''\$|release_key='$(cat "$key.pub")'|" "$repository/scripts/install.sh" >"$release/install.sh"
+printf 'version=%s\n' "$version" >"$release/RELEASE"
+cd "$release"
+sha256sum -- * >SHA256SUMS
+ssh-keygen -q -Y sign -n opengateway-release -f "$key" SHA256SUMS
+"#;
+
+const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
+
+fn must(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+fn readable(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A new key, of which nobody knows anything.
+fn make_key(path: &Path) {
+    must(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(path));
+}
+
+fn pack(release: &Path, key: &Path, version: &str) {
+    let mut command = Command::new("bash");
+    command.args(["-c", PACK, "pack", REPOSITORY, "-"]).arg(release).arg(key).arg(version);
+    must(&mut command);
+}
+
+fn make() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    readable(root);
+    fs::create_dir(root.join("programs")).unwrap();
+    readable(&root.join("programs"));
+    for (name, program) in [("opengatewayd", env!("CARGO_BIN_EXE_opengatewayd")), ("ogctl", env!("CARGO_BIN_EXE_ogctl"))] {
+        fs::copy(program, root.join("programs").join(name)).unwrap();
+        readable(&root.join("programs").join(name));
+    }
+    make_key(&root.join("key"));
+    make_key(&root.join("other-key"));
+    pack(&root.join("release"), &root.join("key"), "0.1.0");
+    pack(&root.join("newer"), &root.join("key"), "0.2.0");
+    directory
+}
+
+/// The directory that a sandbox sees as /fixture: `release`, `newer` (the next version), `programs`, `key`, `other-key`.
+pub fn directory() -> &'static Path {
+    static MADE: OnceLock<TempDir> = OnceLock::new();
+    MADE.get_or_init(make).path()
+}
