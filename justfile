@@ -31,6 +31,10 @@ deny:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
+# the manual pages in packaging/man, from docs/man, the command lines and dbus/*.xml
+man:
+    cargo run --locked --example man-pages -- packaging/man
+
 # three nodes, one cluster, one prompt, on this machine
 demo:
     scripts/demo.sh

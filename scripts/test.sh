@@ -53,6 +53,7 @@ step() {
 
 need_build
 need dbus-daemon=dbus-daemon
+if wants it && [ "$(id -u)" = 0 ]; then need strace=strace pkaction=polkitd; fi
 if wants netns && [ "$(id -u)" = 0 ]; then need ip=iproute2 nft=nftables; fi
 
 if wants lint; then
@@ -115,7 +116,7 @@ if wants packages || wants install || wants e2e; then
 fi
 if wants packages; then step "packages and release" ./tests/packages/check.sh --binaries "$programs"; fi
 if wants install; then root_ring "install.sh on copies of this machine" install; fi
-if wants e2e; then root_ring "on booted hosts" e2e; fi
+if wants e2e; then root_ring "on booted hosts" e2e --test-threads=8; fi
 
 say
 if [ ${#skipped[@]} -gt 0 ]; then

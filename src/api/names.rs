@@ -45,6 +45,10 @@ pub mod exit {
     pub const NOT_FOUND: u8 = 10;
     /// Interrupted by the user (SIGINT).
     pub const INTERRUPTED: u8 = 130;
+    /// Ended by SIGHUP: 128 and its number, as shells have it.
+    pub const HUNG_UP: u8 = 129;
+    /// Ended by SIGTERM.
+    pub const TERMINATED: u8 = 143;
 }
 
 /// Where an error name comes from.
@@ -191,14 +195,18 @@ impl ErrorName {
             Self::PeerLost => "try again; see who is still there with: ogctl peers",
             Self::Interrupted => "the text above is the beginning of the answer; ask again for all of it",
             Self::Cancelled => "ask again if that was not meant",
-            Self::NotAuthorized => "run it as root, or let an administrator add you to the group opengateway-users",
+            Self::NotAuthorized => {
+                "run it with sudo, or let an administrator add you with: sudo usermod -aG opengateway-users USER, and log in anew"
+            }
             Self::ProtocolError => "compare versions with: ogctl peers, and upgrade the older side",
             Self::Duplicate => "ask again",
             Self::StorageFull => "free some space on the file system of /var/lib/opengateway",
             Self::InvalidConfiguration => "find the mistake with: ogctl config check",
             Self::ShuttingDown => "start it again with: systemctl start opengatewayd",
             Self::InvalidArgs => "see what is accepted with: ogctl help",
-            Self::InteractiveAuthorizationRequired => "run it on a terminal to be asked for a password, or as root",
+            Self::InteractiveAuthorizationRequired => {
+                "run it on a terminal to be asked for a password, or with sudo, or let an administrator add you with: sudo usermod -aG opengateway-users USER, and log in anew"
+            }
             Self::Failed => "please report it with what the daemon logged: journalctl -u opengatewayd",
             Self::AccessDenied => "the policy of the bus forbids it: is the package installed whole?",
             Self::NameHasNoOwner => {

@@ -2,7 +2,7 @@
 //! polkit decides. Reading is free.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use zbus::Connection;
 use zbus::message::Header;
@@ -15,7 +15,9 @@ use crate::api::names::ErrorName;
 /// Callers whose uid is remembered. Unique names are never given twice on one bus, so an entry never goes stale.
 const MAX_CALLERS: usize = 256;
 /// Questions of one user that wait for polkit at once: what one user can make this daemon hold is bounded.
-const MAX_QUESTIONS: usize = 64;
+const MAX_QUESTIONS: usize = 32;
+/// Those of all users: the system bus lets a connection wait for 128 replies, and refuses it every further call.
+const MAX_ALL_QUESTIONS: usize = 96;
 
 /// What a caller wants to do: the polkit actions of the installed policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,13 +76,13 @@ pub struct Access {
     mode: Mode,
     uids: Mutex<HashMap<OwnedUniqueName, u32>>,
     /// Questions to polkit in progress, by uid.
-    questions: Mutex<HashMap<u32, usize>>,
+    questions: Arc<Mutex<HashMap<u32, usize>>>,
 }
 
 impl Access {
     /// For this kind of bus.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, uids: Mutex::default(), questions: Mutex::default() }
+        Self { mode, uids: Mutex::default(), questions: Arc::default() }
     }
 
     /// Who called, as the bus knows it.
@@ -175,8 +177,8 @@ impl Access {
             // There is no polkit on a bus of one's own, and its owner was let through before.
             return Ok(Verdict::Refused { without_agent: false });
         }
-        let _question = Question::open(&self.questions, uid)?;
-        Ok(polkit::check(connection, header, action, ask).await)
+        let question = Question::open(&self.questions, uid)?;
+        Ok(polkit::check(connection, header, action, ask, question).await)
     }
 }
 
@@ -198,25 +200,32 @@ fn refusal(uid: u32, action: Action, verdict: &Verdict) -> Error {
 }
 
 /// An open question to polkit, counted while it lives.
-struct Question<'a> {
-    open: &'a Mutex<HashMap<u32, usize>>,
+struct Question {
+    open: Arc<Mutex<HashMap<u32, usize>>>,
     uid: u32,
 }
 
-impl<'a> Question<'a> {
-    fn open(open: &'a Mutex<HashMap<u32, usize>>, uid: u32) -> Result<Self, Error> {
+impl Question {
+    fn open(open: &Arc<Mutex<HashMap<u32, usize>>>, uid: u32) -> Result<Self, Error> {
+        let busy = |limit: usize, whose: String| {
+            Error::new(
+                ErrorName::Busy,
+                format!("{limit} calls{whose} wait for polkit, which is the limit; try again in a moment"),
+            )
+        };
         let mut counts = open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(uid).or_default();
-        if *count >= MAX_QUESTIONS {
-            let message = format!("{MAX_QUESTIONS} calls of user {uid} wait for polkit, which is the limit");
-            return Err(Error::new(ErrorName::Busy, message));
+        if counts.get(&uid).is_some_and(|&count| count >= MAX_QUESTIONS) {
+            return Err(busy(MAX_QUESTIONS, format!(" of user {uid}")));
         }
-        *count += 1;
-        Ok(Self { open, uid })
+        if counts.values().sum::<usize>() >= MAX_ALL_QUESTIONS {
+            return Err(busy(MAX_ALL_QUESTIONS, String::new()));
+        }
+        *counts.entry(uid).or_default() += 1;
+        Ok(Self { open: Arc::clone(open), uid })
     }
 }
 
-impl Drop for Question<'_> {
+impl Drop for Question {
     fn drop(&mut self) {
         let mut counts = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.uid) {
@@ -257,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_user_has_so_many_open_questions_and_not_one_more() {
-        let open = Mutex::default();
+        let open = Arc::default();
         let mut held: Vec<_> = (0..MAX_QUESTIONS).map(|_| Question::open(&open, 1000).ok().unwrap()).collect();
         assert_eq!(Question::open(&open, 1000).err().unwrap().name, ErrorName::Busy);
         assert!(Question::open(&open, 1001).is_ok(), "another user's are counted apart");
@@ -265,6 +274,11 @@ mod tests {
         assert!(Question::open(&open, 1000).is_ok());
         held.clear();
         assert!(open.lock().unwrap().is_empty());
+        let uid = |number: usize| u32::try_from(number / MAX_QUESTIONS).unwrap();
+        let all: Vec<_> = (0..MAX_ALL_QUESTIONS).map(|number| Question::open(&open, uid(number)).ok().unwrap()).collect();
+        assert_eq!(Question::open(&open, 1000).err().unwrap().name, ErrorName::Busy);
+        drop(all);
+        assert!(Question::open(&open, 1000).is_ok());
     }
 
     #[test]

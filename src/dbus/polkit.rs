@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use zbus::message::{Flags, Header};
 use zbus::proxy::CacheProperties;
-use zbus::{Connection, Error as BusError};
+use zbus::{Connection, DBusError as _, Error as BusError};
 use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthorizationFlags, Subject};
 
 use super::access::Action;
@@ -38,7 +38,16 @@ pub(super) fn may_ask(header: &Header<'_>) -> bool {
 }
 
 /// Asks about the sender of a message: the connection that called, never a process id, which may be another's by now.
-pub(super) async fn check(connection: &Connection, header: &Header<'_>, action: Action, ask: bool) -> Verdict {
+///
+/// `open` is dropped when polkit has answered, which may be long after the verdict: the bus counts the answers that a
+/// connection waits for, and one that waits for too many can ask nothing at all.
+pub(super) async fn check(
+    connection: &Connection,
+    header: &Header<'_>,
+    action: Action,
+    ask: bool,
+    open: impl Send + 'static,
+) -> Verdict {
     let subject = match Subject::new_for_message_header(header) {
         Ok(subject) => subject,
         Err(error) => return Verdict::Unknown(error.to_string()),
@@ -51,13 +60,19 @@ pub(super) async fn check(connection: &Connection, header: &Header<'_>, action: 
     let (flags, limit) =
         if ask { (CheckAuthorizationFlags::ALLOW_USER_INTERACTION, ASKING) } else { (CheckAuthorizationFlags::empty(), QUIET) };
     let cancellation = cancellation();
-    let details = HashMap::new();
-    let asked = authority.check_authorization(&subject, action.id(), &details, flags, &cancellation);
+    let (asking, name) = (authority.clone(), cancellation.clone());
+    let asked = tokio::spawn(async move {
+        let answer = asking.check_authorization(&subject, action.id(), &HashMap::new(), flags, &name).await;
+        drop(open);
+        answer
+    });
     match tokio::time::timeout(limit, asked).await {
-        Ok(Ok(result)) => verdict(&result, ask),
-        Ok(Err(error)) => Verdict::Unknown(unavailable(&error)),
+        Ok(Ok(Ok(result))) => verdict(&result, ask),
+        Ok(Ok(Err(error))) => Verdict::Unknown(unavailable(&error)),
+        Ok(Err(panicked)) => Verdict::Unknown(format!("polkit could not be asked: {panicked}")),
         Err(_) => {
-            let _ = tokio::time::timeout(QUIET, authority.cancel_check_authorization(&cancellation)).await;
+            // Without waiting: a polkit that does not decide may not hear this either.
+            let _ = authority.inner().call_noreply("CancelCheckAuthorization", &(cancellation.as_str(),)).await;
             Verdict::Unknown(format!("polkit did not decide within {} s", limit.as_secs()))
         }
     }
@@ -75,14 +90,16 @@ fn verdict(result: &AuthorizationResult, asked: bool) -> Verdict {
 
 /// A sentence about a failed question.
 fn unavailable(error: &BusError) -> String {
-    let BusError::MethodError(name, message, _) = error else {
-        return format!("polkit could not be asked: {error}");
+    let (name, said) = match error {
+        BusError::MethodError(name, message, _) => (name.to_string(), message.clone()),
+        // The standard names come as a type of their own.
+        BusError::FDO(error) => (error.name().to_string(), error.description().map(str::to_owned)),
+        error => return format!("polkit could not be asked: {error}"),
     };
-    let name = name.as_str();
     let not_there = name.starts_with("org.freedesktop.DBus.Error.Spawn.")
-        || ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"].contains(&name)
+        || ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"].contains(&name.as_str())
         || name.starts_with("org.freedesktop.systemd1.");
-    let said = message.as_deref().unwrap_or(name);
+    let said = said.unwrap_or(name);
     if not_there {
         format!("polkit is not installed or cannot be started, and without it only root may ({said})")
     } else {
@@ -112,6 +129,14 @@ mod tests {
         }
         assert_eq!(verdict(&said(false, true), false), Verdict::PasswordWouldHelp);
         assert_eq!(verdict(&said(false, true), true), Verdict::Refused { without_agent: true });
+    }
+
+    #[test]
+    fn a_polkit_that_is_not_there_is_told_from_one_that_does_not_answer() {
+        let absent = BusError::FDO(Box::new(zbus::fdo::Error::ServiceUnknown("no such name".to_owned())));
+        assert!(unavailable(&absent).contains("not installed") && unavailable(&absent).contains("no such name"));
+        let silent = BusError::FDO(Box::new(zbus::fdo::Error::NoReply("it left".to_owned())));
+        assert_eq!(unavailable(&silent), "polkit could not be asked: it left");
     }
 
     #[test]

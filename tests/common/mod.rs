@@ -7,3 +7,4 @@ pub mod bus;
 pub mod calls;
 pub mod node;
 pub mod seeded;
+pub mod system_bus;

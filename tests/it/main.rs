@@ -7,15 +7,23 @@ mod bus;
 #[cfg(feature = "daemon")]
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "daemon")]
+mod completion;
 mod config;
 #[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
 mod gauge;
 #[cfg(feature = "daemon")]
+mod installed;
+#[cfg(feature = "daemon")]
+mod man;
+#[cfg(feature = "daemon")]
 mod net;
 mod ogctl;
 #[cfg(feature = "daemon")]
 mod openai;
+#[cfg(feature = "daemon")]
+mod polkit;
 #[cfg(feature = "daemon")]
 mod wire;

@@ -2,7 +2,9 @@
 
 #![cfg(feature = "daemon")]
 
+mod authorisation;
 pub mod fake;
+mod unit;
 
 use crate::common::bus::{LIMIT, bus_or_skip, ogctl, ogctl_on};
 use fake::Fake;
@@ -327,7 +329,12 @@ async fn monitor_tells_what_happens_and_survives_a_restart_of_the_daemon() {
     assert_eq!(event().await["event"], "stopped");
     let _again = Fake::serve(&bus).await;
     assert_eq!(event().await["event"], "node");
-    child.kill().await.unwrap();
+    assert_eq!(event().await["event"], "cluster");
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(event().await["error"]["name"], "UserInterrupt");
+    let status = tokio::time::timeout(LIMIT, child.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(i32::from(exit::INTERRUPTED)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -52,6 +52,17 @@ pub enum Color {
     Never,
 }
 
+/// A shell that can complete command lines of `ogctl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// Bash.
+    Bash,
+    /// Zsh.
+    Zsh,
+    /// Fish.
+    Fish,
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -109,7 +120,7 @@ pub enum Command {
     /// Write a completion script to standard output
     Completion {
         /// For this shell
-        shell: clap_complete::Shell,
+        shell: Shell,
     },
     /// Versions of ogctl and of the daemon
     Version,

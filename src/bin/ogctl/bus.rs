@@ -5,12 +5,12 @@
 //! a person sits at a terminal, the call is repeated with polkit's own agent running: so an
 //! allowed call costs one round trip and starts no other process.
 
+use crate::agent::{Agent, Terminal};
 use crate::args::Globals;
 use crate::errors::Failure;
+use crate::unit;
 use opengateway::api::names::{BUS_NAME, ErrorName};
 use opengateway::api::proxy::ManagerProxy;
-use std::io::{IsTerminal as _, Read as _};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use zbus::connection::Builder;
 use zbus::proxy::{CacheProperties, MethodFlags};
@@ -29,7 +29,10 @@ pub struct Bus {
     manager: ManagerProxy<'static>,
     /// Whether the session bus may be tried when nobody is here.
     fallback: bool,
+    /// Whether this is the system bus, where a service manager knows of the daemon.
+    system: bool,
     limit: Duration,
+    /// Asks for passwords until the command ends.
     agent: Option<Agent>,
 }
 
@@ -52,20 +55,21 @@ impl Bus {
         // Whoever names a bus means that bus.
         let fallback = globals.bus.is_none() && !set("DBUS_SYSTEM_BUS_ADDRESS") && set("DBUS_SESSION_BUS_ADDRESS");
         let limit = globals.timeout.unwrap_or(CALL_TIMEOUT);
+        let system = matches!(target, Target::System);
         match connect(target, limit).await {
-            Ok(connection) => Self::new(connection, fallback, limit).await,
+            Ok(connection) => Ok(Self { fallback, system, ..Self::new(connection, limit).await? }),
             Err(failure) if fallback => match session_with_daemon(limit).await {
-                Some(connection) => Self::new(connection, false, limit).await,
+                Some(connection) => Self::new(connection, limit).await,
                 None => Err(failure),
             },
             Err(failure) => Err(failure),
         }
     }
 
-    async fn new(connection: Connection, fallback: bool, limit: Duration) -> Result<Self, Failure> {
+    async fn new(connection: Connection, limit: Duration) -> Result<Self, Failure> {
         let manager = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await;
         let manager = manager.map_err(|error| Failure::from_zbus(&error))?;
-        Ok(Self { connection, manager, fallback, limit, agent: None })
+        Ok(Self { connection, manager, fallback: false, system: false, limit, agent: None })
     }
 
     /// The connection, for signals.
@@ -88,10 +92,11 @@ impl Bus {
     /// # Errors
     /// Whatever the daemon or the bus says, or `Timeout`.
     pub async fn ask<T>(&mut self, call: impl AsyncFn(&ManagerProxy<'static>) -> zbus::Result<T>) -> Result<T, Failure> {
-        match within(self.limit, call(&self.manager)).await {
-            Err(failure) if failure.is_no_daemon() && self.try_session().await => within(self.limit, call(&self.manager)).await,
-            result => result,
+        let mut result = within(self.limit, call(&self.manager)).await;
+        if result.as_ref().is_err_and(Failure::is_no_daemon) && self.try_session().await {
+            result = within(self.limit, call(&self.manager)).await;
         }
+        self.explained(result).await
     }
 
     /// Makes a changing call to the Manager.
@@ -107,6 +112,7 @@ impl Bus {
         if result.as_ref().is_err_and(Failure::is_no_daemon) && self.try_session().await {
             result = within(self.limit, call(self.manager.inner(), member, None, body)).await;
         }
+        let result = self.explained(result).await;
         let proxy = self.manager.inner().clone();
         self.with_password(result, &proxy, member, body).await
     }
@@ -142,12 +148,31 @@ impl Bus {
         if !result.as_ref().is_err_and(|failure| failure.name == wanted) {
             return result;
         }
-        if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+        let Some(terminal) = Terminal::of_process() else {
             return result;
+        };
+        if self.agent.is_none() {
+            self.agent = Agent::start(terminal).await;
         }
-        self.agent = Agent::start();
+        // Without an agent of ours the person's desktop may have one.
         let flags = MethodFlags::ALLOW_INTERACTIVE_AUTH;
-        within(PASSWORD_TIMEOUT, call(proxy, member, Some(flags), body)).await
+        let result = within(PASSWORD_TIMEOUT, call(proxy, member, Some(flags), body)).await;
+        let refused = |failure: &Failure| [wanted, ErrorName::NotAuthorized.short()].contains(&failure.name.as_str());
+        match result {
+            Err(failure) if self.agent.is_none() && refused(&failure) => Err(Failure {
+                hint: format!("to be asked for a password here, pkttyagent (of polkit) must be installed; or {}", failure.hint),
+                ..failure
+            }),
+            result => result,
+        }
+    }
+
+    /// A daemon that is not there, with what the service manager knows of it.
+    async fn explained<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+        match result {
+            Err(failure) if self.system && failure.is_not_running() => Err(unit::explain(&self.connection, failure).await),
+            result => result,
+        }
     }
 
     /// Moves to the session bus if that was not tried yet and a daemon is there.
@@ -158,7 +183,7 @@ impl Bus {
         let Some(connection) = session_with_daemon(self.limit).await else {
             return false;
         };
-        match Self::new(connection, false, self.limit).await {
+        match Self::new(connection, self.limit).await {
             Ok(bus) => {
                 *self = bus;
                 true
@@ -213,32 +238,4 @@ async fn session_with_daemon(limit: Duration) -> Option<Connection> {
     let owned = zbus::fdo::DBusProxy::builder(&connection).cache_properties(CacheProperties::No).build().await.ok()?;
     let owned = tokio::time::timeout(limit, owned.name_has_owner(BUS_NAME.try_into().ok()?)).await.ok()?.ok()?;
     owned.then_some(connection)
-}
-
-/// Polkit's agent for terminals, which asks for the password. Ends with this process.
-#[derive(Debug)]
-struct Agent(Child);
-
-impl Agent {
-    /// Starts it and waits until polkit knows it. `None` where it is not installed.
-    fn start() -> Option<Self> {
-        // No close-on-exec: the child closes its end when it is registered, which is how systemctl waits too.
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::empty()).ok()?;
-        let notify = std::os::fd::AsRawFd::as_raw_fd(&write).to_string();
-        let child = Command::new("pkttyagent")
-            .args(["--process", &std::process::id().to_string(), "--fallback", "--notify-fd", &notify])
-            .stdout(Stdio::null())
-            .spawn()
-            .ok()?;
-        drop(write);
-        let _ = std::fs::File::from(read).read(&mut [0]);
-        Some(Self(child))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

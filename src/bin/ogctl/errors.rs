@@ -135,6 +135,11 @@ impl Failure {
     pub fn is_no_daemon(&self) -> bool {
         matches!(self.name.as_str(), "NameHasNoOwner" | "ServiceUnknown" | "NoBus")
     }
+
+    /// Whether there is a bus, and no daemon on it.
+    pub fn is_not_running(&self) -> bool {
+        matches!(self.name.as_str(), "NameHasNoOwner" | "ServiceUnknown" | "TimedOut")
+    }
 }
 
 #[cfg(test)]

@@ -4,20 +4,27 @@
 //! knows comes from the daemon by D-Bus, in the words of `opengateway::api`. One connection a run, no
 //! introspection, no property cache, one thread: a prompt costs one method call and a pipe.
 
+mod agent;
 mod args;
 mod bus;
 mod commands;
+mod complete;
 mod details;
 mod errors;
 mod json;
 mod output;
 mod render;
 mod term;
+mod unit;
 
 use clap::Parser as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(request) = complete::request() {
+        complete::answer(request);
+        return ExitCode::SUCCESS;
+    }
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(error) => return output::clap_error(&error),

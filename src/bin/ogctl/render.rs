@@ -93,6 +93,27 @@ fn cut(text: &str, columns: usize) -> String {
     kept
 }
 
+/// `text` in lines of at most `columns`, broken at blanks; a word that is longer than a line is broken where the line ends.
+fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split(' ') {
+        if !line.is_empty() && width(&line) + 1 + width(word) > columns {
+            lines.push(std::mem::take(&mut line));
+        } else if !line.is_empty() {
+            line.push(' ');
+        }
+        for c in word.chars() {
+            if !line.is_empty() && width(&line) + char_width(c) > columns {
+                lines.push(std::mem::take(&mut line));
+            }
+            line.push(c);
+        }
+    }
+    lines.push(line);
+    lines
+}
+
 /// A cell: its text and its colour.
 pub type Cell = (String, Tone);
 
@@ -106,6 +127,8 @@ pub fn cell(text: impl Into<String>) -> Cell {
 pub struct Table {
     headers: Vec<&'static str>,
     rows: Vec<Vec<Cell>>,
+    /// Whether a cell that is too wide becomes several lines instead of being cut.
+    wraps: bool,
 }
 
 /// Columns between two cells.
@@ -116,7 +139,13 @@ const NARROWEST: usize = 8;
 impl Table {
     /// A table without rows.
     pub fn new(headers: &[&'static str]) -> Self {
-        Self { headers: headers.to_vec(), rows: Vec::new() }
+        Self { headers: headers.to_vec(), rows: Vec::new(), wraps: false }
+    }
+
+    /// The same, for text that must be read whole.
+    #[must_use]
+    pub fn wrapping(self) -> Self {
+        Self { wraps: true, ..self }
     }
 
     /// Adds a row; it has as many cells as there are headers.
@@ -172,16 +201,23 @@ impl Table {
         }
         let mut text = String::new();
         let mut write_row = |cells: &mut dyn Iterator<Item = (&str, Tone)>| {
-            let mut line = String::new();
-            let mut pending = 0;
-            for ((content, tone), &column) in cells.zip(&widths) {
-                let content = cut(content, column);
-                line.extend(std::iter::repeat_n(' ', pending));
-                pending = column - width(&content) + GAP;
-                line.push_str(&style.paint(tone, &content));
+            let fitted = cells.zip(&widths).map(|((content, tone), &column)| {
+                (if self.wraps { wrap(content, column) } else { vec![cut(content, column)] }, tone)
+            });
+            let fitted: Vec<(Vec<String>, Tone)> = fitted.collect();
+            let height = fitted.iter().map(|(lines, _)| lines.len()).max().unwrap_or(0);
+            for at in 0..height {
+                let mut line = String::new();
+                let mut pending = 0;
+                for ((lines, tone), &column) in fitted.iter().zip(&widths) {
+                    let content = lines.get(at).map(String::as_str).unwrap_or_default();
+                    line.extend(std::iter::repeat_n(' ', pending));
+                    pending = column - width(content) + GAP;
+                    line.push_str(&style.paint(*tone, content));
+                }
+                text.push_str(line.trim_end());
+                text.push('\n');
             }
-            text.push_str(line.trim_end());
-            text.push('\n');
         };
         write_row(&mut self.headers.iter().map(|&header| (header, Tone::Bold)));
         for row in &self.rows {
@@ -274,6 +310,17 @@ mod tests {
         assert!(narrow.contains('…'));
         let piped = table().render(&Style::default());
         assert_eq!(piped, "NAME   MODELS\nNodeA  a-very-long-model-name-that-does-not-fit\n日本   echo\n");
+    }
+
+    #[test]
+    fn a_wrapping_table_loses_nothing_and_fits() {
+        let mut table = Table::new(&["TIER", "WHY NOT"]).wrapping();
+        table.row(vec![cell("Llama"), cell("needs 4 cores, 2 usable: 2 missing")]);
+        let shown = table.render(&Style { color: false, width: Some(24) });
+        assert_eq!(shown, "TIER   WHY NOT\nLlama  needs 4 cores, 2\n       usable: 2 missing\n");
+        assert_eq!(table.render(&Style::default()).lines().count(), 2, "a pipe has no width");
+        assert_eq!(wrap("abcdef gh", 4), ["abcd", "ef", "gh"]);
+        assert_eq!((wrap("", 4), wrap("日本語", 4)), (vec![String::new()], vec!["日本".to_owned(), "語".to_owned()]));
     }
 
     #[test]

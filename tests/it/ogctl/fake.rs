@@ -1,6 +1,6 @@
 //! A daemon that the test plays on a private bus.
 
-use opengateway::api::names::{BUS_NAME, CLUSTER_INTERFACE, ROOT_PATH};
+use opengateway::api::names::{BUS_NAME, CLUSTER_INTERFACE, ErrorName, ROOT_PATH};
 use opengateway::api::path::{cluster_path, job_path};
 use opengateway::api::stream::{Line, ServedBy, Timings, Usage};
 use std::collections::HashMap;
@@ -62,7 +62,9 @@ impl Fake {
         let shared = Shared::default();
         let mut builder =
             zbus::connection::Builder::address(bus.address()).serve_at(ROOT_PATH, Manager { shared: shared.clone() });
-        for (name, state, peers) in [("room", "connected", 2), ("alone", "discovering", 0), ("broken", "failed", 0)] {
+        for (name, state, peers) in
+            [("room", "connected", 2), ("room-opened", "connected", 1), ("alone", "discovering", 0), ("broken", "failed", 0)]
+        {
             builder = builder.serve_at(cluster_path(name), Cluster { state, peers });
         }
         let job = Job { shared: shared.clone() };
@@ -164,7 +166,8 @@ impl Manager {
             ("TierIds", Variant::from(vec!["Llama-3.2-3B"])),
             ("Version", Variant::from("0.1.0")),
         ]);
-        vec![("12D3KooWa".to_owned(), peer)]
+        let other = details(vec![("Name", Variant::from("Ann's node")), ("Models", Variant::from(vec!["llama3.2:3b"]))]);
+        vec![("12D3KooWa".to_owned(), peer), ("12D3KooWb".to_owned(), other)]
     }
 
     async fn get_resources(&self, _options: Details) -> Details {
@@ -188,10 +191,21 @@ impl Manager {
     }
 
     async fn list_jobs(&self) -> Vec<(u64, OwnedObjectPath, Details)> {
-        vec![(1, OwnedObjectPath::try_from(job_path(1)).unwrap(), details(vec![("State", Variant::from("running"))]))]
+        vec![(
+            1,
+            OwnedObjectPath::try_from(job_path(1)).unwrap(),
+            details(vec![("State", Variant::from("running")), ("ClusterId", Variant::from("gatewayai-poc"))]),
+        )]
     }
 
-    async fn connect(&self, cluster: String, options: Details) -> OwnedObjectPath {
+    async fn connect(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        cluster: String,
+        options: Details,
+    ) -> Result<OwnedObjectPath, Named> {
+        let asked = header.primary().flags().contains(zbus::message::Flags::ALLOW_INTERACTIVE_AUTH);
+        self.authorise(&cluster, asked).await?;
         let bootstrap = options.get("Bootstrap").and_then(|list| Vec::<String>::try_from(list.try_clone().unwrap()).ok());
         let serve = options.get("Serve").and_then(|value| bool::try_from(value).ok());
         let mut secret = String::new();
@@ -201,7 +215,7 @@ impl Manager {
         }
         let call = format!("Connect {cluster} {:?} serve={serve:?} secret={secret}", bootstrap.unwrap_or_default());
         self.shared.note(|seen| seen.calls.push(call));
-        OwnedObjectPath::try_from(cluster_path(&cluster)).unwrap()
+        Ok(OwnedObjectPath::try_from(cluster_path(&cluster)).unwrap())
     }
 
     async fn disconnect(&self, _cluster: String, _options: Details) {}
@@ -229,6 +243,22 @@ impl Manager {
         std::thread::spawn(move || answer(&prompt, write, &shared));
         let read = std::os::fd::OwnedFd::from(read);
         Ok((OwnedObjectPath::try_from(job_path(1)).unwrap(), OwnedFd::from(read)))
+    }
+}
+
+impl Manager {
+    /// Plays polkit, as the cluster's name wishes: a password is always missing, accepted, refused, or never typed.
+    async fn authorise(&self, cluster: &str, asked: bool) -> Result<(), Named> {
+        if !["room-opened", "room-denied", "room-waiting"].contains(&cluster) {
+            return Ok(());
+        }
+        self.shared.note(|seen| seen.calls.push(format!("asked={asked}")));
+        match (asked, cluster) {
+            (false, _) => Err(Named(ErrorName::InteractiveAuthorizationRequired.to_string())),
+            (true, "room-denied") => Err(Named(ErrorName::NotAuthorized.to_string())),
+            (true, "room-waiting") => std::future::pending().await,
+            (true, _) => Ok(()),
+        }
     }
 }
 

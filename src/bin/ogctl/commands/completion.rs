@@ -1,14 +1,16 @@
-//! `ogctl completion`: a script for the shell, made from the definitions of the command line.
+//! `ogctl completion`: the script of a shell, the same that the packages install.
+//!
+//! The scripts know no option and no command: they ask `ogctl` at each key press (see `complete`).
 
-use crate::args::Args;
+use crate::args::Shell;
 use crate::errors::Stop;
 use crate::output::Output;
-use clap::CommandFactory as _;
-use clap_complete::Shell;
 
 /// Writes the script to standard output.
 pub fn run(shell: Shell, out: &Output) -> Result<(), Stop> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Args::command(), "ogctl", &mut script);
-    out.bytes(&script)
+    out.text(match shell {
+        Shell::Bash => include_str!("../../../../packaging/completions/ogctl.bash"),
+        Shell::Zsh => include_str!("../../../../packaging/completions/_ogctl"),
+        Shell::Fish => include_str!("../../../../packaging/completions/ogctl.fish"),
+    })
 }

@@ -21,6 +21,7 @@ use crate::errors::{Failure, Stop};
 use crate::output::Output;
 use crate::term;
 use opengateway::api::names::{DEFAULT_CLUSTER, ErrorName, exit};
+use tokio::signal::unix::SignalKind;
 
 /// Runs the command of `args`.
 pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
@@ -40,28 +41,57 @@ pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
     // One thread: a client waits most of its life, and threads cost time at the start.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new("System", format!("cannot start: {error}"), "", exit::FAILED))?;
+    let own_interrupt = matches!(args.command, Command::Prompt(_));
     runtime.block_on(async {
-        let globals = &args.globals;
-        if let Command::Version = args.command {
-            return version::run(globals, out).await;
+        let signal = signalled(!own_interrupt)?;
+        tokio::select! {
+            biased;
+            result = Box::pin(run_on_bus(args, out, question.as_deref().unwrap_or_default())) => result,
+            stop = signal => Err(stop),
         }
-        let mut bus = Bus::open(globals).await?;
-        match args.command {
-            Command::Status => status::run(&mut bus, out).await,
-            Command::Clusters => membership::clusters(&mut bus, out).await,
-            Command::Connect(options) => membership::connect(&mut bus, out, &options).await,
-            Command::Disconnect(options) => membership::disconnect(&mut bus, out, &options).await,
-            Command::Resources { fresh } => resources::resources(&mut bus, out, fresh).await,
-            Command::Eligible { fresh, tier } => resources::eligible(&mut bus, out, fresh, tier.as_deref()).await,
-            Command::Peers { cluster } => peers::peers(&mut bus, out, cluster).await,
-            Command::Models { cluster } => peers::models(&mut bus, out, cluster).await,
-            Command::Prompt(options) => {
-                prompt::run(&mut bus, out, &options, question.as_deref().unwrap_or_default(), globals.timeout).await
-            }
-            Command::Jobs { cancel: Some(id) } => jobs::cancel(&mut bus, out, id).await,
-            Command::Jobs { cancel: None } => jobs::list(&mut bus, out).await,
-            Command::Monitor => monitor::run(&mut bus, out).await,
-            Command::Version | Command::Completion { .. } | Command::Config { .. } => Ok(()), // done above
+    })
+}
+
+/// Runs a command that needs the bus.
+async fn run_on_bus(args: Args, out: &Output, question: &str) -> Result<(), Stop> {
+    let globals = &args.globals;
+    if let Command::Version = args.command {
+        return version::run(globals, out).await;
+    }
+    let mut bus = Bus::open(globals).await?;
+    match args.command {
+        Command::Status => status::run(&mut bus, out).await,
+        Command::Clusters => membership::clusters(&mut bus, out).await,
+        Command::Connect(options) => membership::connect(&mut bus, out, &options).await,
+        Command::Disconnect(options) => membership::disconnect(&mut bus, out, &options).await,
+        Command::Resources { fresh } => resources::resources(&mut bus, out, fresh).await,
+        Command::Eligible { fresh, tier } => resources::eligible(&mut bus, out, fresh, tier.as_deref()).await,
+        Command::Peers { cluster } => peers::peers(&mut bus, out, cluster).await,
+        Command::Models { cluster } => peers::models(&mut bus, out, cluster).await,
+        Command::Prompt(options) => prompt::run(&mut bus, out, &options, question, globals.timeout).await,
+        Command::Jobs { cancel: Some(id) } => jobs::cancel(&mut bus, out, id).await,
+        Command::Jobs { cancel: None } => jobs::list(&mut bus, out).await,
+        Command::Monitor => monitor::run(&mut bus, out).await,
+        Command::Version | Command::Completion { .. } | Command::Config { .. } => Ok(()), // done above
+    }
+}
+
+/// How a signal ends the command: in order, so that an agent that asks for a password ends with it and the terminal is
+/// as it was. `prompt` answers an interrupt itself.
+fn signalled(interrupts: bool) -> Result<impl Future<Output = Stop>, Failure> {
+    let listen = |kind| {
+        let failed = |error| Failure::new("System", format!("cannot wait for signals: {error}"), "", exit::FAILED);
+        tokio::signal::unix::signal(kind).map_err(failed)
+    };
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    Ok(async move {
+        let ended = |name: &str, code| Failure::new("Terminated", format!("ended by {name}"), "", code).into();
+        tokio::select! {
+            _ = interrupt.recv(), if interrupts => Stop::Interrupted,
+            _ = terminate.recv() => ended("SIGTERM", exit::TERMINATED),
+            _ = hangup.recv() => ended("SIGHUP", exit::HUNG_UP),
         }
     })
 }
@@ -88,7 +118,7 @@ async fn default_cluster(bus: &mut Bus) -> Result<String, Failure> {
 }
 
 /// Whether a cluster in this state counts as joined.
-fn is_joined(state: &str) -> bool {
+pub fn is_joined(state: &str) -> bool {
     matches!(state, "discovering" | "connecting" | "connected" | "degraded")
 }
 

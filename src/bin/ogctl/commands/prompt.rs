@@ -78,7 +78,6 @@ pub async fn run(bus: &mut Bus, out: &Output, ask: &Prompt, text: &str, timeout:
     // Registered before the call, so that no interrupt falls between.
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let whole = timeout.unwrap_or(DEFAULT_TIMEOUT) + GRACE;
-    let until = tokio::time::Instant::now() + whole;
     bus.set_limit(whole.min(ACCEPT_TIMEOUT));
     let options = options(ask, timeout);
     // An empty cluster id is the daemon's default cluster: looking it up here would cost a round trip.
@@ -89,6 +88,8 @@ pub async fn run(bus: &mut Bus, out: &Output, ask: &Prompt, text: &str, timeout:
         started = bus.change::<_, (OwnedObjectPath, zbus::OwnedFd)>("StartPrompt", &body) => started?,
     };
     let (job, stream) = started;
+    // Not before the call: somebody may have typed a password meanwhile.
+    let until = tokio::time::Instant::now() + whole;
     let ended = tokio::select! {
         biased;
         _ = interrupt.recv() => Err(Stop::Interrupted),

@@ -233,7 +233,7 @@ fn gb(bytes: Option<u64>) -> String {
 }
 
 fn eligible_text(view: &Eligible, style: &Style) -> String {
-    let mut table = Table::new(&["TIER", "ELIGIBLE", "FITS NOW", "NEEDS", "WHY NOT"]);
+    let mut table = Table::new(&["TIER", "ELIGIBLE", "FITS NOW", "NEEDS", "WHY NOT"]).wrapping();
     for tier in &view.tiers {
         let count = cores(tier.required.cores);
         let mut needs = format!("{count} {}, {} RAM", if count == "1" { "core" } else { "cores" }, gb(tier.required.memory));

@@ -1,19 +1,17 @@
-//! `opengatewayd`: arguments, logging, exit code. The program is the library.
+//! The command line of the daemon; the man page is made from the same definitions.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::Parser;
 use opengateway::api::names::BUS_NAME;
 use opengateway::config::Overrides;
-use opengateway::daemon::{self, Bus, Options};
+use opengateway::daemon::{Bus, Options};
 use opengateway::domain::version;
-use opengateway::logging::Log;
 
 /// Linux machines lend each other their language models: the daemon.
 #[derive(Debug, Parser)]
 #[command(name = "opengatewayd", version, long_version = long_version(), about, max_term_width = 100)]
-struct Arguments {
+pub struct Arguments {
     /// Configuration file instead of /etc/opengateway/opengatewayd.toml; its drop-ins are in FILE.d
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -59,7 +57,8 @@ fn long_version() -> String {
 }
 
 impl Arguments {
-    fn into_options(self) -> Options {
+    /// The same as the daemon wants it.
+    pub fn into_options(self) -> Options {
         let serve = if self.serve {
             Some(true)
         } else if self.consume {
@@ -81,37 +80,6 @@ impl Arguments {
                 http: self.http,
                 log: self.log,
             },
-        }
-    }
-}
-
-fn main() -> ExitCode {
-    let options = Arguments::parse().into_options();
-    let settings = match daemon::settings(&options) {
-        Ok(settings) => settings,
-        Err(error) => {
-            eprintln!("opengatewayd: {error}");
-            eprintln!("opengatewayd: nothing was started; check with: ogctl config check");
-            return ExitCode::from(daemon::EXIT_CONFIG);
-        }
-    };
-    let log = Log::start(&settings.log);
-    // One thread: everything here waits most of the time, and a prompt crosses no threads.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("opengatewayd: the runtime cannot be started: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let outcome = runtime.block_on(daemon::run(options, settings, log));
-    // A probe that hangs in a driver or on a dead file system must not keep the process.
-    runtime.shutdown_background();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::from(error.exit_code())
         }
     }
 }
