@@ -58,15 +58,21 @@ def copyright_file(target):
 
 
 def licenses(target):
-    """Each text once, under the names of the crates that have it."""
-    texts = {}
+    """Each text once, under the names of the crates that have it; then the crates that bring none."""
+    texts, without = {}, []
     for crate in crates.linked(target)[1]:
-        for path in crates.licence_files(crate):
+        name = f"{crate['name']} {crate['version']}"
+        files = crates.licence_files(crate)
+        for path in files:
             text = path.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n").strip()
             digest = hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
-            texts.setdefault(digest, (text, []))[1].append(f"{crate['name']} {crate['version']} ({path.name})")
-    entries = sorted(texts.values(), key=lambda entry: entry[1])
+            texts.setdefault(digest, (text, []))[1].append(f"{name} ({path.name})")
+        if not files:
+            people = ", ".join(crate["authors"]) or "its authors"
+            without.append(f"{name}: {crates.licence(crate)}; by {people}; {crate['repository'] or ''}".rstrip("; "))
     rule = "=" * 80
+    entries = sorted(texts.values(), key=lambda entry: entry[1])
+    entries.append(("These crates bring no text of their own. The texts of the licences they name are above.", without))
     return "".join(f"{rule}\n" + "\n".join(sorted(names)) + f"\n{rule}\n\n{text}\n\n" for text, names in entries)
 
 

@@ -74,7 +74,7 @@ build_programs() {
   say "building opengatewayd and ogctl for $1 (link-time optimisation takes minutes) ..."
   (cd "$here" && cargo fetch --locked --target "$1") >&2 || die "the crates could not be fetched; see above"
   # The last one that matches counts.
-  maps=("$here=/usr/src/opengateway")
+  maps=("$here=/usr/src/opengateway" "${CARGO_TARGET_DIR:-$here/target}=/usr/src/opengateway/target")
   for folder in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do maps+=("$folder=/usr/src/crates"); done
   # What the compiler's own library is called where its sources are not installed.
   maps+=("$(rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(rustc -vV | sed -n 's/^commit-hash: //p')")

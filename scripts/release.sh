@@ -40,7 +40,7 @@ if [ -z "$test_keys" ] && { [ -z "$key" ] || [ -z "$gpg_key" ]; }; then
   exit 2
 fi
 
-need git=git ssh-keygen=openssh-client gpg=gpg gpgv=gpgv python3=python3 apt-ftparchive=apt-utils createrepo_c=createrepo-c
+need git=git ssh-keygen=openssh-client gpg=gpg gpg-agent=gpg-agent gpgv=gpgv python3=python3 apt-ftparchive=apt-utils createrepo_c=createrepo-c
 commit=$(git -C "$here" rev-parse HEAD 2>/dev/null) || die "a release is made from a clone: this folder has no git history"
 changes=$(git -C "$here" status --porcelain)
 if [ -n "$changes" ]; then
@@ -118,10 +118,6 @@ collect_packages() {
 # The key that install.sh checks the signature with is part of it.
 make_installer() {
   local installer=$here/scripts/install.sh
-  if [ ! -e "$installer" ]; then
-    say "warning: no scripts/install.sh here; the release has none"
-    return
-  fi
   [ "$(grep -c "^release_key=''\$" "$installer")" = 1 ] || die "scripts/install.sh has no line release_key='' to put the key into"
   sed "s|^release_key=''\$|release_key='$release_key'|" "$installer" >"$made/install.sh"
   chmod 755 "$made/install.sh"

@@ -100,13 +100,6 @@ if wants unit; then step "unit tests" cargo test --locked --lib --bins -- --show
 if wants it; then step "in process and on private buses" cargo test --locked --test it -- --show-output; fi
 if wants netns; then root_ring "in network namespaces" netns --test-threads=3; fi
 
-if wants netns; then
-  if [ "$(id -u)" = 0 ]; then
-    step "in network namespaces" cargo test --locked --test netns -- --show-output --test-threads=3
-  else
-    skip "in network namespaces" "needs root"
-  fi
-fi
 # The rings below test what users install: release programs, built as a release builds them.
 programs=$here/target/$(uname -m)-unknown-linux-gnu/release
 export OPENGATEWAY_PACKAGES=$here/target/packages
@@ -114,7 +107,7 @@ if wants packages || wants install || wants e2e; then
   rm -rf "$OPENGATEWAY_PACKAGES"
   step "building the packages" ./scripts/package.sh --out "$OPENGATEWAY_PACKAGES"
 fi
-if wants packages; then step "packages and release" ./tests/packages/check.sh --binaries "$programs"; fi
+if wants packages; then step "packages and release" ./tests/packages/check.sh --binaries "$programs" --packages "$OPENGATEWAY_PACKAGES"; fi
 if wants install; then root_ring "install.sh on copies of this machine" install; fi
 if wants e2e; then root_ring "on booted hosts" e2e --test-threads=8; fi
 

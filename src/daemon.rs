@@ -109,6 +109,8 @@ impl DaemonError {
     /// The exit code: 78 for what a restart does not mend, else 1.
     pub const fn exit_code(&self) -> u8 {
         match self {
+            // A full disk: nothing is damaged, and there may be space at the next try.
+            Self::Identity(IdentityFileError::Unsaved { .. }) => 1,
             Self::Config(_)
             | Self::Identity(_)
             | Self::Clusters(_)

@@ -126,7 +126,7 @@ make_foreign() {
   done
 }
 
-for packages in deb rpm tar; do listed $packages; done >"$scratch/listed"
+for form in deb rpm tar; do listed $form; done >"$scratch/listed"
 make_foreign
 check "files of the .deb" files_of_deb
 check "files of the .rpm" files_of_rpm

@@ -14,9 +14,11 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 unset CARGO_TARGET_DIR
 
-# build CLONE CARGO_HOME PACKAGES
+# build CLONE CARGO_HOME PACKAGES. The commit is fixed: somebody may commit meanwhile.
+commit=$(git -C "$here" rev-parse HEAD)
 build() {
   git clone -q "file://$here" "$1"
+  git -C "$1" checkout -q --detach "$commit"
   CARGO_HOME=$2 "$1/scripts/package.sh" --out "$3"
 }
 build "$scratch/one" "$cargo_home" "$scratch/packages-1"

@@ -53,7 +53,12 @@ impl Agent {
         let mut registered = Receiver::from_owned_fd(read).ok()?;
         let subject = std::process::id().to_string();
         let mut command = Command::new("pkttyagent");
-        command.args(["--process", &subject, "--fallback", "--notify-fd", &write.as_raw_fd().to_string()]);
+        command.args(["--process", &subject, "--notify-fd", &write.as_raw_fd().to_string()]);
+        // In a session its own agent comes first. Without a session (no logind, sshd without PAM) polkit looks at no
+        // fallback at all.
+        if std::env::var_os("XDG_SESSION_ID").is_some() {
+            command.arg("--fallback");
+        }
         // Its questions go to the terminal itself; our own input and output are not its to hold open.
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut agent = Self { child: command.spawn().ok()?, terminal };
