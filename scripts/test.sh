@@ -109,7 +109,7 @@ if wants packages || wants install || wants e2e; then
 fi
 if wants packages; then step "packages and release" ./tests/packages/check.sh --binaries "$programs" --packages "$OPENGATEWAY_PACKAGES"; fi
 if wants install; then root_ring "install.sh on copies of this machine" install; fi
-if wants e2e; then root_ring "on booted hosts" e2e; fi
+if wants e2e; then root_ring "on booted hosts" e2e --test-threads=8; fi
 
 say
 if [ ${#skipped[@]} -gt 0 ]; then

@@ -9,6 +9,18 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+/// Tests of these functions, each with one bus and with the other.
+macro_rules! on_both_buses {
+    ($($name:ident),+ $(,)?) => {
+        mod with_dbus_daemon {
+            $(#[test] fn $name() { super::$name(crate::lab::Bus::Daemon); })+
+        }
+        mod with_dbus_broker {
+            $(#[test] fn $name() { super::$name(crate::lab::Bus::Broker); })+
+        }
+    };
+}
+
 mod abuse;
 mod cluster;
 mod install;

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::lab::{Bus, Host, Lab};
+use crate::lab::{Bus, DEADLINE, Host, Lab};
 use crate::packages::{next_revision, package};
-use crate::{CLUSTER, CONFIG};
+use crate::{CLUSTER, CONFIG, deployed, in_background, slow_upstream};
 
 /// What a fresh installation must be: there, and nothing more.
 fn is_quiet(host: &Host) {
@@ -41,24 +41,17 @@ fn fresh(bus: Bus, ending: &str) {
     starts(lab.host());
 }
 
-#[test]
-fn a_fresh_deb_is_quiet_and_starts_when_told_with_dbus_daemon() {
-    fresh(Bus::Daemon, "deb");
+fn a_fresh_deb_is_quiet_and_starts_when_told(bus: Bus) {
+    fresh(bus, "deb");
 }
 
-#[test]
-fn a_fresh_deb_is_quiet_and_starts_when_told_with_dbus_broker() {
-    fresh(Bus::Broker, "deb");
+fn a_fresh_rpm_is_quiet_and_starts_when_told(bus: Bus) {
+    fresh(bus, "rpm");
 }
 
-#[test]
-fn a_fresh_rpm_is_quiet_and_starts_when_told_with_dbus_daemon() {
-    fresh(Bus::Daemon, "rpm");
-}
-
-#[test]
-fn a_fresh_rpm_is_quiet_and_starts_when_told_with_dbus_broker() {
-    fresh(Bus::Broker, "rpm");
+on_both_buses! {
+    a_fresh_deb_is_quiet_and_starts_when_told,
+    a_fresh_rpm_is_quiet_and_starts_when_told,
 }
 
 /// A node in use: enabled, running, joined, with a configuration that its administrator edited.
@@ -152,6 +145,22 @@ fn listing(host: &Host) -> BTreeSet<String> {
         "find / -xdev \\( {volatile} \\) -prune -o -printf '%y %m %u:%g %p %l\\n'; find /var/lib/systemd/deb-* /etc/systemd -printf '%p\\n'"
     );
     host.exec(&list).stdout.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn an_upgrade_lets_a_running_prompt_end() {
+    let Some(deb) = package("deb") else { return };
+    let Some(lab) = deployed(1, Bus::Daemon) else { return };
+    let host = lab.host();
+    slow_upstream(host, 40, 0.2);
+    let pid = host.property("MainPID");
+    let prompt = in_background(host.command(&["ogctl", "prompt", "hello", "--model", "slow"]));
+    host.until(DEADLINE, "ogctl jobs --json | grep -q running");
+    host.install(&[&deb]);
+    let said = prompt.join().unwrap();
+    assert!(said.code == 0 && said.stdout.contains("word39"), "{said:?}");
+    assert_ne!(host.property("MainPID"), pid, "the new program runs");
+    assert_eq!(host.property("ActiveState"), "active");
 }
 
 #[test]

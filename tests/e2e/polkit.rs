@@ -11,13 +11,24 @@ use crate::{deployed, in_background, slow_upstream};
 const MANAGER: &str = "org.opengateway.Gateway1 /org/opengateway/Gateway1 org.opengateway.Gateway1.Manager";
 const ACTION: &str = "org.opengateway.gateway1";
 
+on_both_buses! {
+    a_plain_user_sees_and_changes_nothing_and_root_may_everything,
+    members_of_opengateway_users_may_as_long_as_they_are_members,
+    without_polkit_root_may_and_nobody_else,
+    an_administrator_is_asked_for_a_password_on_a_terminal,
+    nobody_but_the_service_takes_its_name,
+    a_job_of_another_user_is_neither_seen_nor_cancelled,
+    of_1000_callers_that_leave_right_after_their_call_none_is_authorised,
+    ten_thousand_calls_with_random_arguments_neither_stop_the_daemon_nor_make_it_grow,
+}
+
 /// Commands that change something, with the action that polkit is asked about.
 const CHANGES: [(&str, &str); 3] =
     [("connect gatewayai-poc --wait 0", "connect"), ("disconnect kept", "disconnect"), ("prompt hello", "prompt")];
 
 /// A host whose daemon is in the cluster "kept".
-fn joined() -> Option<Lab> {
-    let lab = deployed(1, Bus::Daemon)?;
+fn joined(bus: Bus) -> Option<Lab> {
+    let lab = deployed(1, bus)?;
     assert_eq!(lab.host().ogctl(&["connect", "kept", "--serve", "--wait", "0"]).code, 0);
     Some(lab)
 }
@@ -61,9 +72,8 @@ fn all_allowed(host: &Host, user: &str) {
     }
 }
 
-#[test]
-fn a_plain_user_sees_and_changes_nothing_and_root_may_everything() {
-    let Some(lab) = joined() else { return };
+fn a_plain_user_sees_and_changes_nothing_and_root_may_everything(bus: Bus) {
+    let Some(lab) = joined(bus) else { return };
     let host = lab.host();
     for command in ["status", "clusters", "peers kept", "models", "resources", "eligible", "jobs"] {
         let said = host.as_user("alice", &format!("ogctl {command}"));
@@ -73,9 +83,8 @@ fn a_plain_user_sees_and_changes_nothing_and_root_may_everything() {
     all_allowed(host, "root");
 }
 
-#[test]
-fn members_of_opengateway_users_may_as_long_as_they_are_members() {
-    let Some(lab) = joined() else { return };
+fn members_of_opengateway_users_may_as_long_as_they_are_members(bus: Bus) {
+    let Some(lab) = joined(bus) else { return };
     let host = lab.host();
     all_refused(host, "alice");
     host.sh("gpasswd --add alice opengateway-users");
@@ -85,9 +94,8 @@ fn members_of_opengateway_users_may_as_long_as_they_are_members() {
     all_refused(host, "alice");
 }
 
-#[test]
-fn without_polkit_root_may_and_nobody_else() {
-    let Some(lab) = joined() else { return };
+fn without_polkit_root_may_and_nobody_else(bus: Bus) {
+    let Some(lab) = joined(bus) else { return };
     let host = lab.host();
     host.sh("gpasswd --add alice opengateway-users");
     host.sh("systemctl mask --runtime --now polkit");
@@ -109,9 +117,8 @@ fn on_a_terminal(host: &Host, user: &str, command: &str, password: &str) -> (u8,
     (said.code, said.stdout + &said.stderr)
 }
 
-#[test]
-fn an_administrator_is_asked_for_a_password_on_a_terminal() {
-    let Some(lab) = joined() else { return };
+fn an_administrator_is_asked_for_a_password_on_a_terminal(bus: Bus) {
+    let Some(lab) = joined(bus) else { return };
     let host = lab.host();
     let (code, shown) = on_a_terminal(host, "bob", "ogctl connect gatewayai-poc --wait 0", "wrong");
     assert_eq!(code, 4, "{shown}");
@@ -128,9 +135,8 @@ fn an_administrator_is_asked_for_a_password_on_a_terminal() {
     assert!(said.stderr.contains("on a terminal"), "{said:?}");
 }
 
-#[test]
-fn nobody_but_the_service_takes_its_name() {
-    let Some(lab) = deployed(1, Bus::Daemon) else { return };
+fn nobody_but_the_service_takes_its_name(bus: Bus) {
+    let Some(lab) = deployed(1, bus) else { return };
     let host = lab.host();
     host.sh("systemctl stop opengatewayd");
     let take = "python3 -c \"import dbus; dbus.SystemBus().request_name('org.opengateway.Gateway1')\"";
@@ -150,9 +156,8 @@ fn everybody_may_ask(host: &Host) {
     host.until(DEADLINE, "setpriv --reuid alice --regid alice --init-groups ogctl prompt hello");
 }
 
-#[test]
-fn a_job_of_another_user_is_neither_seen_nor_cancelled() {
-    let Some(lab) = joined() else { return };
+fn a_job_of_another_user_is_neither_seen_nor_cancelled(bus: Bus) {
+    let Some(lab) = joined(bus) else { return };
     let host = lab.host();
     everybody_may_ask(host);
     slow_upstream(host, 60, 0.1);
@@ -186,9 +191,8 @@ fn size(host: &Host) -> (u64, usize) {
     (resident, host.sh(&format!("ls /proc/{pid}/fd | wc -l")).parse().unwrap())
 }
 
-#[test]
-fn of_1000_callers_that_leave_right_after_their_call_none_is_authorised() {
-    let Some(lab) = joined() else { return };
+fn of_1000_callers_that_leave_right_after_their_call_none_is_authorised(bus: Bus) {
+    let Some(lab) = joined(bus) else { return };
     let host = lab.host();
     let pid = host.property("MainPID");
     abuse::play(host, "alice", "races", 100);
@@ -205,9 +209,8 @@ fn of_1000_callers_that_leave_right_after_their_call_none_is_authorised() {
     assert!(now < before + 16 * 1024, "{before} KiB before, {now} KiB after");
 }
 
-#[test]
-fn ten_thousand_calls_with_random_arguments_neither_stop_the_daemon_nor_make_it_grow() {
-    let Some(lab) = joined() else { return };
+fn ten_thousand_calls_with_random_arguments_neither_stop_the_daemon_nor_make_it_grow(bus: Bus) {
+    let Some(lab) = joined(bus) else { return };
     let host = lab.host();
     let pid = host.property("MainPID");
     for user in ["alice", "root"] {

@@ -5,6 +5,15 @@ use std::time::{Duration, Instant};
 use crate::lab::{Bus, DEADLINE, Host};
 use crate::{CLUSTER, CONFIG, deployed, slow_upstream};
 
+on_both_buses! {
+    reload_applies_a_changed_configuration_and_refuses_a_bad_one_while_the_daemon_goes_on,
+    root_changes_the_level_of_the_log_and_nobody_else,
+    a_client_that_streams_is_told_when_the_daemon_dies,
+    asking_a_stopped_daemon_starts_nothing_and_says_so,
+    after_a_power_cut_an_enabled_service_boots_into_its_clusters,
+    after_a_restart_of_the_bus_the_name_is_back_within_10_s,
+}
+
 /// Adds to the configuration.
 fn configure(host: &Host, text: &str) {
     let path = host.path(CONFIG);
@@ -18,15 +27,15 @@ fn drop_in(host: &Host, lines: &str) {
     host.sh("systemctl daemon-reload");
 }
 
+/// The clusters that it is in.
 fn ids(host: &Host) -> Vec<String> {
     let clusters = host.json(&["clusters"]);
     let joined = clusters["clusters"].as_array().unwrap().iter().filter(|cluster| cluster["joined"] == true);
     joined.map(|cluster| cluster["id"].as_str().unwrap().to_owned()).collect()
 }
 
-#[test]
-fn after_a_power_cut_an_enabled_service_boots_into_its_clusters() {
-    let Some(lab) = deployed(1, Bus::Daemon) else { return };
+fn after_a_power_cut_an_enabled_service_boots_into_its_clusters(bus: Bus) {
+    let Some(lab) = deployed(1, bus) else { return };
     let host = lab.host();
     host.sh("systemctl enable opengatewayd");
     assert_eq!(host.ogctl(&["connect", CLUSTER, "--wait", "0"]).code, 0);
@@ -59,9 +68,8 @@ fn a_service_that_is_not_enabled_stays_down_after_a_boot() {
     assert_eq!(host.exec("systemctl is-active opengatewayd").stdout.trim(), "inactive");
 }
 
-#[test]
-fn reload_applies_a_changed_configuration_and_refuses_a_bad_one_while_the_daemon_goes_on() {
-    let Some(lab) = deployed(1, Bus::Daemon) else { return };
+fn reload_applies_a_changed_configuration_and_refuses_a_bad_one_while_the_daemon_goes_on(bus: Bus) {
+    let Some(lab) = deployed(1, bus) else { return };
     let host = lab.host();
     let pid = host.property("MainPID");
     configure(host, "[[cluster]]\nid = \"configured\"");
@@ -184,9 +192,8 @@ fn systemctl_status_tells_the_truth() {
     assert!(host.exec("systemctl status opengatewayd --no-pager").stdout.contains("Status: \""));
 }
 
-#[test]
-fn root_changes_the_level_of_the_log_and_nobody_else() {
-    let Some(lab) = deployed(1, Bus::Daemon) else { return };
+fn root_changes_the_level_of_the_log_and_nobody_else(bus: Bus) {
+    let Some(lab) = deployed(1, bus) else { return };
     let host = lab.host();
     let level = || host.sh("systemctl service-log-level opengatewayd");
     assert_eq!(level(), "info");
@@ -231,7 +238,7 @@ fn the_journal_has_fields_and_levels_and_plain_text() {
     assert!(entries.iter().any(|entry| entry["OPENGATEWAY_CLUSTER"] == CLUSTER), "{entries:#?}");
 }
 
-fn the_bus_restarts(bus: Bus) {
+fn after_a_restart_of_the_bus_the_name_is_back_within_10_s(bus: Bus) {
     let Some(lab) = deployed(1, bus) else { return };
     let host = lab.host();
     host.sh("systemctl restart dbus");
@@ -240,19 +247,8 @@ fn the_bus_restarts(bus: Bus) {
     host.until(DEADLINE, "systemctl is-active opengatewayd");
 }
 
-#[test]
-fn after_a_restart_of_dbus_daemon_the_name_is_back_within_10_s() {
-    the_bus_restarts(Bus::Daemon);
-}
-
-#[test]
-fn after_a_restart_of_dbus_broker_the_name_is_back_within_10_s() {
-    the_bus_restarts(Bus::Broker);
-}
-
-#[test]
-fn a_client_that_streams_is_told_when_the_daemon_dies() {
-    let Some(lab) = deployed(1, Bus::Daemon) else { return };
+fn a_client_that_streams_is_told_when_the_daemon_dies(bus: Bus) {
+    let Some(lab) = deployed(1, bus) else { return };
     let host = lab.host();
     slow_upstream(host, 200, 0.1);
     let script = "ogctl prompt hello --model slow >/tmp/answer";
@@ -264,9 +260,8 @@ fn a_client_that_streams_is_told_when_the_daemon_dies() {
     assert!(said.stderr.contains("opengatewayd went away before the answer was whole"), "{said:?}");
 }
 
-#[test]
-fn asking_a_stopped_daemon_starts_nothing_and_says_so() {
-    let Some(lab) = deployed(1, Bus::Daemon) else { return };
+fn asking_a_stopped_daemon_starts_nothing_and_says_so(bus: Bus) {
+    let Some(lab) = deployed(1, bus) else { return };
     let host = lab.host();
     for enabled in ["disable", "enable"] {
         host.sh(&format!("systemctl stop opengatewayd; systemctl {enabled} opengatewayd"));

@@ -8,7 +8,7 @@ mod hand;
 mod kills;
 mod lifecycle;
 mod prompts;
-pub mod random;
+mod random;
 mod storage;
 mod strace;
 mod supervision;

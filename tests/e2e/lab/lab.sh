@@ -3,7 +3,7 @@
 #
 #   lab.sh up N                    boot hosts a1 ... aN (10.71.0.11 ..., fd71::11 ...); LAB_BUS=broker: with the other bus
 #   lab.sh start H... | poweroff H | kill H     boot, shut down, cut the power; the disk stays
-#   lab.sh exec H COMMAND...       run as root in host H; exec - takes the place of this process
+#   lab.sh exec H COMMAND...       run as root in host H
 #   lab.sh as H USER COMMAND...    as alice (a user like any other) or bob (may administrate; his password is "bob")
 #   lab.sh install H FILE...       install .deb files with apt-get, .rpm files with rpm
 #   lab.sh push H FILE DEST        copy a file to DEST, executable
@@ -73,7 +73,6 @@ make_disk() {
   mkdir -p "$1/disk" "$1/root"
   mountpoint -q "$1/disk" || mount -t tmpfs -o size=2g,mode=0755 "$LAB" "$1/disk"
   mkdir -p "$1/disk/upper" "$1/disk/work"
-  # xino is off: with it, files of the two layers might have the same number.
   mount -t overlay -o "lowerdir=$base,upperdir=$1/disk/upper,workdir=$1/disk/work" "$LAB" "$1/root"
   if [ "$LAB_BUS" = broker ]; then
     ln -sfn /usr/lib/systemd/system/dbus-broker.service "$1/root/etc/systemd/system/dbus.service"

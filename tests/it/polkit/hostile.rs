@@ -3,8 +3,8 @@
 use zbus_xml::{ArgDirection, Node as Description};
 
 use super::*;
+use crate::common::calls::arguments;
 use crate::common::seeded::{Seeded, seed};
-use crate::daemon::random::arguments;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_thousand_callers_who_leave_right_after_their_call_none_is_authorised() {
