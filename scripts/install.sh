@@ -609,13 +609,12 @@ stage_system() {
 # The per-user layout; system files (unit, bus and polkit policy, sysusers, tmpfiles) have no place in it.
 stage_user() {
   local to=$work/stage$root share
-  mkdir -p "$to/bin" "$to/config/opengatewayd.toml.d" "$to/share/dbus-1" "$work/stage$units"
+  mkdir -p "$to/bin" "$to/config" "$to/share/dbus-1" "$work/stage$units"
   cp "$work/tree/usr/bin/"* "$to/bin/"
   for share in man bash-completion zsh fish doc dbus-1/interfaces; do
     [ ! -d "$work/tree/usr/share/$share" ] || cp -R "$work/tree/usr/share/$share" "$to/share/$share"
   done
   cp "$work/tree/etc/opengateway/opengatewayd.toml" "$to/config/"
-  printf '[models]\ndirectory = "%s/models"\n' "$root" >"$to/config/opengatewayd.toml.d/10-layout.toml"
   sed "/^#/!s|@ROOT@|$root|g" "$work/tree/usr/share/opengateway/opengatewayd-user.service" >"$work/stage$units/opengatewayd.service"
 }
 

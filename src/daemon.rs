@@ -231,7 +231,12 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     };
     keeper.join_at_start().await;
     let (builder, mode) = bus(&options.bus);
-    let mut service = match dbus::serve(builder, node, mode).await {
+    let served = tokio::select! {
+        served = dbus::serve(builder, node, mode) => served,
+        _ = terminate.recv() => { net.shutdown().await; return Ok(()) }
+        _ = interrupt.recv() => { net.shutdown().await; return Ok(()) }
+    };
+    let mut service = match served {
         Ok(service) => service,
         Err(error) => {
             net.shutdown().await;

@@ -22,6 +22,8 @@ pub struct Roots {
     pub drop_ins: Vec<PathBuf>,
     /// State directory when nothing names one.
     pub state_dir: PathBuf,
+    /// Models when nothing names their directory nor that of the state; `None` is "models" in the state directory.
+    pub models_dir: Option<PathBuf>,
 }
 
 impl Roots {
@@ -33,6 +35,7 @@ impl Roots {
             main_required: false,
             drop_ins: vec![drop_in("/usr/lib"), drop_in("/run"), drop_in("/etc")],
             state_dir: "/var/lib/opengateway".into(),
+            models_dir: None,
         }
     }
 
@@ -43,6 +46,7 @@ impl Roots {
             main_required: false,
             drop_ins: vec![root.join("config/opengatewayd.toml.d")],
             state_dir: root.join("state"),
+            models_dir: Some(root.join("models")),
         }
     }
 
@@ -319,6 +323,10 @@ pub fn check(roots: &Roots, environment: &Environment, overrides: &Overrides) ->
     }
     environment.apply(&mut raw)?;
     overrides.apply(&mut raw);
+    let elsewhere = raw.node.as_ref().is_some_and(|node| node.state_dir.is_some());
+    if let (Some(models), false) = (&roots.models_dir, elsewhere) {
+        raw.models.get_or_insert_default().directory.get_or_insert_with(|| models.clone());
+    }
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let settings = Settings::check(raw, &hostname, roots.state_dir.clone())
         .map_err(|reason| ConfigError::Value { place: "command line, environment or files".to_owned(), reason })?;
@@ -344,6 +352,7 @@ mod tests {
             main_required: false,
             drop_ins: vec![directory.join("lib"), directory.join("run"), directory.join("etc")],
             state_dir: directory.join("state"),
+            models_dir: None,
         }
     }
 
@@ -354,6 +363,20 @@ mod tests {
 
     fn name(roots: &Roots, environment: &Environment, overrides: &Overrides) -> String {
         load(roots, environment, overrides).unwrap().node_name
+    }
+
+    #[test]
+    fn a_per_user_installation_has_its_models_beside_its_state() {
+        let root = tempfile::tempdir().unwrap();
+        let models = |text: &str, overrides: &Overrides| {
+            write(root.path().join("config/opengatewayd.toml"), text);
+            load(&Roots::per_user(root.path()), &Environment::default(), overrides).unwrap().models_dir
+        };
+        let none = Overrides::default();
+        assert_eq!(models("", &none), root.path().join("models"));
+        assert_eq!(models("[models]\ndirectory = \"/m\"", &none), Path::new("/m"));
+        let elsewhere = Overrides { state_dir: Some("/s".into()), ..Overrides::default() };
+        assert_eq!(models("", &elsewhere), Path::new("/s/models"));
     }
 
     #[test]

@@ -172,6 +172,7 @@ impl Manager {
                     ("Id", view.id.as_str().to_owned().into()),
                     ("State", view.state.as_str().into()),
                     ("PeerCount", u32::try_from(view.members.len()).unwrap_or(u32::MAX).into()),
+                    ("Serving", view.serving.into()),
                 ])
             })
             .collect();

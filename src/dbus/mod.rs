@@ -69,6 +69,9 @@ pub enum ServeError {
     /// No connection.
     #[error("cannot connect to the bus: {0}")]
     Connect(#[source] zbus::Error),
+    /// There is a connection, and no answer.
+    #[error("the bus did not answer within {} s", START.as_secs())]
+    Silent,
     /// Somebody else has the name.
     #[error("another opengatewayd has the name {BUS_NAME} on this bus")]
     NameTaken,
@@ -89,6 +92,8 @@ pub enum Closed {
     Mute,
 }
 
+/// The bus may take so long until this daemon is on it.
+const START: Duration = Duration::from_secs(30);
 /// Prompts that are read from descriptors of callers at once.
 const MAX_READING: usize = 8;
 /// Callers get so long to be told that their prompts end with the daemon.
@@ -107,6 +112,10 @@ pub struct Service {
 /// # Errors
 /// [`ServeError`].
 pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
+    tokio::time::timeout(START, register(builder, node, mode)).await.map_err(|_| ServeError::Silent)?
+}
+
+async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
     let Node { net, serve, dispatch, gauge, control, version, node_name, features, started_at, log } = node;
     let (announce, requests) = mpsc::channel(16);
     let shared = Arc::new(Shared {

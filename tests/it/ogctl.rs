@@ -33,7 +33,7 @@ async fn status_tells_problems_first_and_the_same_in_json() {
     assert_eq!(status["running"], true);
     assert_eq!(status["node_name"], "NodeC");
     assert_eq!(status["problems"], json!(["no peer can serve; start one"]));
-    assert_eq!(status["clusters"], json!([{"id": "gatewayai-poc", "state": "degraded", "peer_count": 2}]));
+    assert_eq!(status["clusters"], json!([{"id": "gatewayai-poc", "state": "degraded", "peer_count": 2, "role": "serve"}]));
     assert_eq!(status["addresses"], json!(["/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooWself"]));
 }
 

@@ -27,7 +27,7 @@ pub struct Globals {
     /// Bus to find the daemon on: system, session or a D-Bus address
     ///
     /// Without it: the system bus (DBUS_SYSTEM_BUS_ADDRESS when that is set); if no daemon is there, the session
-    /// bus when DBUS_SESSION_BUS_ADDRESS is set and a daemon is on it.
+    /// bus when there is one and a daemon is on it.
     #[arg(long, global = true, value_name = "BUS", help_heading = "Global options")]
     pub bus: Option<String>,
     /// Print JSON, with "schema": 1

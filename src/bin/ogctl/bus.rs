@@ -53,7 +53,10 @@ impl Bus {
             Some(address) => Target::Address(address),
         };
         // Whoever names a bus means that bus.
-        let fallback = globals.bus.is_none() && !set("DBUS_SYSTEM_BUS_ADDRESS") && set("DBUS_SESSION_BUS_ADDRESS");
+        // systemd's user bus needs no address in the environment: a shell without a login of its own has none.
+        let user_bus = std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|dir| std::path::Path::new(&dir).join("bus").exists());
+        let session = set("DBUS_SESSION_BUS_ADDRESS") || user_bus;
+        let fallback = globals.bus.is_none() && !set("DBUS_SYSTEM_BUS_ADDRESS") && session;
         let limit = globals.timeout.unwrap_or(CALL_TIMEOUT);
         let system = matches!(target, Target::System);
         match connect(target, limit).await {

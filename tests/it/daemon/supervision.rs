@@ -254,6 +254,28 @@ async fn the_environment_says_what_the_document_says_and_the_prompt_is_not_for_t
     assert!(output.status.code() == Some(78) && said.contains("POC_SERVE") && said.contains("neither 1 nor 0"), "{said}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_waits_for_a_silent_bus_can_be_stopped() {
+    let directory = tempfile::tempdir().unwrap();
+    let bus = directory.path().join("bus");
+    let listener = std::os::unix::net::UnixListener::bind(&bus).unwrap();
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_opengatewayd"))
+        .args(["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns", "--bus"])
+        .arg(format!("unix:path={}", bus.display()))
+        .env("OPENGATEWAY_POC_ROOT", directory.path().join("root"))
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("JOURNAL_STREAM")
+        .spawn()
+        .unwrap();
+    // It is waiting when it has said its first word, and nothing is ever said to it.
+    let (_connection, _) = tokio::task::spawn_blocking(move || listener.accept().unwrap()).await.unwrap();
+    let pid = rustix::process::Pid::from_child(&daemon);
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    let ended = tokio::task::spawn_blocking(move || daemon.wait().unwrap());
+    let code = tokio::time::timeout(DEADLINE, ended).await.expect("it ends").unwrap().code();
+    assert_eq!(code, Some(0));
+}
+
 #[tokio::test]
 async fn exit_codes_tell_a_mistake_of_the_command_line_from_one_of_the_machine() {
     let Some(bus) = bus_or_skip() else { return };

@@ -131,6 +131,7 @@ impl Manager {
             ("Id".to_owned(), Variant::from("gatewayai-poc")),
             ("State".to_owned(), Variant::from("degraded")),
             ("PeerCount".to_owned(), Variant::from(2u32)),
+            ("Serving".to_owned(), Variant::from(true)),
         ]);
         Ok(details(vec![
             ("Version", Variant::from("9.9.9")),

@@ -43,6 +43,8 @@ struct Cluster {
     id: String,
     state: String,
     peer_count: Option<u64>,
+    /// "serve" or "consume", as in `clusters`.
+    role: Option<&'static str>,
 }
 
 /// Prints the status.
@@ -57,6 +59,7 @@ fn view(details: &Details, now: u64) -> Status {
         id: details.text_or_empty("Id"),
         state: details.text_or_empty("State"),
         peer_count: details.number("PeerCount"),
+        role: details.flag("Serving").map(|serving| if serving { "serve" } else { "consume" }),
     };
     Status {
         running: true,
@@ -94,17 +97,23 @@ fn text(status: &Status, style: &Style) -> String {
         let peers = cluster
             .peer_count
             .map_or_else(String::new, |count| format!(", {count} {}", if count == 1 { "peer" } else { "peers" }));
-        format!("{}: {}{peers}", term::line(&cluster.id), style.paint(tone_of_state(&cluster.state), &term::line(&cluster.state)))
+        let role = match cluster.role {
+            Some("serve") => ", serving",
+            Some(_) => ", asking only",
+            None => "",
+        };
+        let state = style.paint(tone_of_state(&cluster.state), &term::line(&cluster.state));
+        format!("{}: {state}{peers}{role}", term::line(&cluster.id))
     };
     let lines = |list: &[String]| list.iter().map(|line| term::line(line)).collect::<Vec<_>>().join("\n");
     let addresses = if status.addresses.is_empty() { &status.listen_addresses } else { &status.addresses };
-    let serving = if status.sharing { "serves others" } else { "does not serve others" };
+    let sharing = if status.sharing { "" } else { ", sharing is off" };
     let uptime = status.uptime_s.map_or_else(String::new, |seconds| format!(", up {}", span(Duration::from_secs(seconds))));
     text.push_str(&fields(
         style,
         &[
             ("Node", term::line(&status.node_name)),
-            ("State", format!("{}, {serving}{uptime}", style.paint(tone_of_state(&status.state), &term::line(&status.state)))),
+            ("State", format!("{}{sharing}{uptime}", style.paint(tone_of_state(&status.state), &term::line(&status.state)))),
             ("Peer id", term::line(&status.peer_id)),
             ("Addresses", lines(addresses)),
             ("Clusters", status.clusters.iter().map(cluster).collect::<Vec<_>>().join("\n")),
