@@ -3,8 +3,10 @@
 # `install.sh --help` (piped: `bash -s -- --help`) says all of it. Progress goes to stderr; stdout has the answer to
 # POC_PROMPT and nothing else.
 #
-# Everything is in functions and the last line calls them: a download that was cut off does nothing.
+# Everything stands between two braces: bash reads to the second one before it runs anything, so that a download that was cut
+# off does nothing.
 # shellcheck disable=SC2317 # what undoes is called by its name
+{
 set -euo pipefail
 script=${BASH_SOURCE[0]:-} # empty when piped
 
@@ -1041,5 +1043,5 @@ main() {
   exit 0
 }
 
-# In braces, so that half of this line is nothing that bash would run.
-{ main "$@"; }
+main "$@"
+}
