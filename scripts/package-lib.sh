@@ -3,7 +3,8 @@
 # and by the tests of the packages, after lib.sh; $binaries, $made and $work are package.sh's.
 # shellcheck disable=SC2034,SC2154
 
-# The C library of the oldest systems that are supported: RHEL 9 has 2.34, Ubuntu 22.04 2.35, Debian 12 2.36.
+# The C library of the oldest systems that are supported: RHEL 9 has 2.34, Debian 12 2.36. (Ubuntu 22.04 has
+# 2.35, and a systemd that the unit is too new for.)
 readonly oldest_glibc=2.34
 
 # source_date: the date that everything bears: SOURCE_DATE_EPOCH, else the last commit's.

@@ -3,6 +3,7 @@
 //! Lines are structured: under systemd each field of an event becomes a journal field `OPENGATEWAY_<FIELD>`.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing_subscriber::EnvFilter;
@@ -62,13 +63,19 @@ fn filter(level: &str) -> Result<EnvFilter, LevelError> {
     EnvFilter::try_new(directives).map_err(|_| LevelError::Unknown(level.to_owned()))
 }
 
+/// Whether this stream is the one that systemd connected to the journal: its device and inode are in JOURNAL_STREAM, which
+/// children inherit though their streams may lead elsewhere (systemd.exec(5)).
+fn is_the_journal(stream: impl AsFd) -> bool {
+    let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    rustix::fs::fstat(stream).is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
 impl Log {
     /// Starts the log of this process. A level that is no level counts as "info".
     pub fn start(level: &str) -> Self {
         let (filter, handle) = reload::Layer::new(filter(level).unwrap_or_else(|_| EnvFilter::new("info")));
         let registry = tracing_subscriber::registry().with(filter);
-        // systemd sets JOURNAL_STREAM for what it connects to the journal.
-        let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+        let journald = is_the_journal(std::io::stderr()).then(tracing_journald::layer).and_then(Result::ok);
         let target = match journald {
             Some(layer) => {
                 let layer =

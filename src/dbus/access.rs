@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use zbus::Connection;
 use zbus::message::Header;
@@ -18,6 +19,9 @@ const MAX_CALLERS: usize = 256;
 const MAX_QUESTIONS: usize = 32;
 /// Those of all users: the system bus lets a connection wait for 128 replies, and refuses it every further call.
 const MAX_ALL_QUESTIONS: usize = 96;
+
+/// The bus itself answers at once, unless it is about to die.
+const BUS_ANSWERS: Duration = Duration::from_secs(10);
 
 /// What a caller wants to do: the polkit actions of the installed policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +57,7 @@ impl Action {
 /// Whose bus it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// The system bus: the daemon's own user has no rights on it (an engine child has the same uid).
+    /// The system bus: the daemon's own user has no rights on it.
     System,
     /// A session bus or a bus of one's own: this user may do everything, and there is no polkit.
     PerUser(u32),
@@ -99,17 +103,7 @@ impl Access {
         let uid = match known {
             Some(uid) => uid,
             None => {
-                let reply = connection
-                    .call_method(
-                        Some("org.freedesktop.DBus"),
-                        "/org/freedesktop/DBus",
-                        Some("org.freedesktop.DBus"),
-                        "GetConnectionUnixUser",
-                        &(name.as_str(),),
-                    )
-                    .await
-                    .map_err(|error| unknown(error.to_string()))?;
-                let uid: u32 = reply.body().deserialize().map_err(|error| unknown(error.to_string()))?;
+                let uid = uid_of(connection, &name).await.map_err(unknown)?;
                 let mut uids = self.uids.lock().unwrap_or_else(PoisonError::into_inner);
                 if uids.len() >= MAX_CALLERS {
                     uids.clear();
@@ -145,18 +139,29 @@ impl Access {
             return Err(refusal(caller.uid, action, &Verdict::Unknown(why)));
         }
         match self.ask(connection, header, caller.uid, action, polkit::may_ask(header)).await? {
-            Verdict::Allowed => Ok(caller),
+            // A password takes minutes. Who has given up meanwhile does not want it done any more.
+            Verdict::Allowed => match &caller.name {
+                Some(name) if uid_of(connection, name).await.is_err() => {
+                    Err(Error::new(ErrorName::NotAuthorized, "the caller has left the bus"))
+                }
+                _ => Ok(caller),
+            },
             verdict => Err(refusal(caller.uid, action, &verdict)),
         }
     }
 
-    /// Whether the caller may touch what belongs to `owner`: its own, or everything. Nobody is asked for a password.
-    ///
-    /// # Errors
-    /// As [`Self::caller`].
-    pub async fn sees(&self, connection: &Connection, header: &Header<'_>, owner: u32) -> Result<bool, Error> {
-        let caller = self.caller(connection, header).await?;
-        Ok(caller.uid == owner || self.manages(connection, header, &caller).await)
+    /// Whether the sender is known to be `owner` or somebody who may everything. Asks nobody: a property that waits holds a
+    /// lock of zbus's, and the answer to what it asked may wait behind that. Who has called a method of this service before
+    /// is known.
+    pub fn is_known_as(&self, header: &Header<'_>, owner: u32) -> bool {
+        let uid = match self.mode {
+            Mode::PeerToPeer(uid) => Some(uid),
+            Mode::System | Mode::PerUser(_) => header.sender().and_then(|name| {
+                let name: OwnedUniqueName = name.to_owned().into();
+                self.uids.lock().unwrap_or_else(PoisonError::into_inner).get(&name).copied()
+            }),
+        };
+        uid.is_some_and(|uid| uid == owner || self.allows(uid))
     }
 
     /// Whether the caller manages this node. Nobody is asked for a password.
@@ -179,6 +184,18 @@ impl Access {
         }
         let question = Question::open(&self.questions, uid)?;
         Ok(polkit::check(connection, header, action, ask, question).await)
+    }
+}
+
+/// The uid behind a name, as the bus knows it; else why not.
+async fn uid_of(connection: &Connection, name: &OwnedUniqueName) -> Result<u32, String> {
+    let bus = "org.freedesktop.DBus";
+    let name = (name.as_str(),);
+    let asked = connection.call_method(Some(bus), "/org/freedesktop/DBus", Some(bus), "GetConnectionUnixUser", &name);
+    match tokio::time::timeout(BUS_ANSWERS, asked).await {
+        Ok(Ok(reply)) => reply.body().deserialize().map_err(|error| error.to_string()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("the bus did not answer within {} s", BUS_ANSWERS.as_secs())),
     }
 }
 

@@ -344,9 +344,10 @@ impl Manager {
         }
         // The work begins now; what is told of its end waits until there is an object to tell it of. Dropped on return.
         let (_registered, ready) = oneshot::channel();
+        let name = caller.name.clone();
         tokio::spawn(run(self.0.clone(), connection.clone(), caller, job, Arc::clone(&record), write, ready));
         let access = Arc::clone(&self.0.access);
-        let job = Private { owner: record.uid, access: Arc::clone(&access), inner: Job { record, access } };
+        let job = Private { owner: record.uid, caller: name, access: Arc::clone(&access), inner: Job { record, access } };
         let _ = server.at(&object, Guarded(job)).await;
         Ok((object, zbus::OwnedFd::from(read)))
     }

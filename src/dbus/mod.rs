@@ -29,7 +29,7 @@ pub use access::{Access, Action, Mode};
 pub use errors::Error;
 pub use guard::Guarded;
 
-use crate::api::names::{BUS_NAME, ROOT_PATH};
+use crate::api::names::{BUS_NAME, MANAGER_INTERFACE, ROOT_PATH};
 use crate::logging::Log;
 use crate::{dispatch, gauge, net, serve};
 use control::Control;
@@ -211,8 +211,8 @@ impl Service {
 pub struct Pinger(Connection);
 
 impl Pinger {
-    /// Calls our own root object by way of the bus; true when it answered.
+    /// Asks our own node for its status by way of the bus, as any client does; true when it answered.
     pub async fn ping(&self) -> bool {
-        self.0.call_method(Some(BUS_NAME), ROOT_PATH, Some("org.freedesktop.DBus.Peer"), "Ping", &()).await.is_ok()
+        self.0.call_method(Some(BUS_NAME), ROOT_PATH, Some(MANAGER_INTERFACE), "GetStatus", &()).await.is_ok()
     }
 }

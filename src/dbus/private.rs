@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use zbus::message::Header;
-use zbus::names::{InterfaceName, MemberName};
+use zbus::names::{InterfaceName, MemberName, OwnedUniqueName};
 use zbus::object_server::{DispatchResult, Interface, SignalEmitter};
 use zbus::{Connection, DBusError, Message, ObjectServer, OwnedVariant, Variant, fdo};
 
@@ -15,22 +15,24 @@ use super::access::Access;
 use super::errors::Error;
 use crate::api::names::ErrorName;
 
-/// An interface whose properties only its owner reads, and who manages the node.
+/// An interface whose properties only its owner reads, and root. Who manages the node has `ListJobs`.
 #[derive(Debug)]
 pub(super) struct Private<I> {
     pub inner: I,
     /// The owner's uid.
     pub owner: u32,
+    /// The connection that it is for.
+    pub caller: Option<OwnedUniqueName>,
     pub access: Arc<Access>,
 }
 
 impl<I> Private<I> {
-    async fn is_open(&self, connection: &Connection, header: Option<&Header<'_>>) -> Result<bool, Error> {
-        match header {
-            Some(header) => self.access.sees(connection, header, self.owner).await,
-            // Nobody in particular asks: what follows is broadcast, or goes to whoever lists all objects.
-            None => Ok(false),
-        }
+    /// Nobody in particular asks when there is no header: what follows is broadcast, or goes to whoever lists all objects.
+    fn is_open(&self, header: Option<&Header<'_>>) -> bool {
+        header.is_some_and(|header| {
+            header.sender().is_some_and(|sender| self.caller.as_ref().is_some_and(|caller| caller.as_str() == sender.as_str()))
+                || self.access.is_known_as(header, self.owner)
+        })
     }
 }
 
@@ -52,11 +54,11 @@ impl<I: Interface> Interface for Private<I> {
         header: Option<&Header<'_>>,
         emitter: &SignalEmitter<'_>,
     ) -> Option<Result<OwnedVariant, Box<dyn DBusError + Send + Sync>>> {
-        match self.is_open(connection, header).await {
-            Ok(true) => self.inner.get(property_name, server, connection, header, emitter).await,
-            Ok(false) => Some(Err(Box::new(Error::new(ErrorName::NotAuthorized, "this object belongs to another user")))),
-            Err(error) => Some(Err(Box::new(error))),
+        if self.is_open(header) {
+            return self.inner.get(property_name, server, connection, header, emitter).await;
         }
+        let message = "this job belongs to another user, or to one that this service does not know yet: call ListJobs first";
+        Some(Err(Box::new(Error::new(ErrorName::NotAuthorized, message))))
     }
 
     async fn get_all(
@@ -66,11 +68,7 @@ impl<I: Interface> Interface for Private<I> {
         header: Option<&Header<'_>>,
         emitter: &SignalEmitter<'_>,
     ) -> fdo::Result<HashMap<String, OwnedVariant>> {
-        if self.is_open(connection, header).await.unwrap_or(false) {
-            self.inner.get_all(server, connection, header, emitter).await
-        } else {
-            Ok(HashMap::new())
-        }
+        if self.is_open(header) { self.inner.get_all(server, connection, header, emitter).await } else { Ok(HashMap::new()) }
     }
 
     fn set<'call>(

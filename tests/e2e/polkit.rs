@@ -206,7 +206,7 @@ fn of_1000_callers_that_leave_right_after_their_call_none_is_authorised(bus: Bus
     assert_eq!(host.property("MainPID"), pid);
     let (now, _) = size(host);
     eprintln!("MEASURED 1000 callers that left: resident {before} KiB before, {now} KiB after");
-    assert!(now < before + 16 * 1024, "{before} KiB before, {now} KiB after");
+    assert!(now < before + 4 * 1024, "{before} KiB before, {now} KiB after");
 }
 
 fn ten_thousand_calls_with_random_arguments_neither_stop_the_daemon_nor_make_it_grow(bus: Bus) {
@@ -227,5 +227,5 @@ fn ten_thousand_calls_with_random_arguments_neither_stop_the_daemon_nor_make_it_
     assert_eq!(host.ogctl(&["status"]).code, 0);
     let (now, descriptors) = size(host);
     eprintln!("MEASURED 10000 random calls: resident {before} KiB before, {now} KiB after, {descriptors} descriptors");
-    assert!(now < before + 24 * 1024, "{before} KiB before, {now} KiB after");
+    assert!(now < before + 8 * 1024, "{before} KiB before, {now} KiB after");
 }

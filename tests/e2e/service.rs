@@ -60,23 +60,6 @@ fn after_a_power_cut_an_enabled_service_boots_into_its_clusters(bus: Bus) {
 }
 
 #[test]
-fn the_boot_does_not_wait_for_an_enabled_service() {
-    let Some(lab) = deployed(1, Bus::Daemon) else { return };
-    let host = lab.host();
-    host.sh("systemctl enable opengatewayd");
-    host.power_off();
-    host.power_on();
-    host.until(DEADLINE, "systemctl is-active opengatewayd");
-    let chain = host.sh("systemd-analyze --no-pager critical-chain multi-user.target");
-    assert!(chain.contains("multi-user.target @") && !chain.contains("opengatewayd"), "{chain}");
-    let at =
-        |unit: &str, property: &str| -> u64 { host.sh(&format!("systemctl show -P {property} {unit}")).trim().parse().unwrap() };
-    let (booted, started) =
-        (at("multi-user.target", "ActiveEnterTimestampMonotonic"), at("opengatewayd", "ExecMainStartTimestampMonotonic"));
-    assert!(booted <= started, "multi-user.target at {booted} us, the service at {started} us");
-}
-
-#[test]
 fn a_service_that_is_not_enabled_stays_down_after_a_boot() {
     let Some(lab) = deployed(1, Bus::Daemon) else { return };
     let host = lab.host();

@@ -6,7 +6,7 @@ set -euo pipefail
 rpm() { command rpm --force-debian "$@"; }
 ! rpm -q lab-provides >/dev/null 2>&1 || exit 0
 
-names=(/bin/sh /usr/bin/sh /bin/bash systemd shadow-utils dbus polkit 'rtld(GNU_HASH)' glibc libgcc 'user(root)' 'group(root)')
+names=(/bin/sh /usr/bin/sh /bin/bash 'systemd = 252' shadow-utils dbus polkit 'rtld(GNU_HASH)' glibc libgcc 'user(root)' 'group(root)')
 # The host's own C library says which versions of symbols a binary may ask for.
 for library in libc.so.6 libm.so.6 libgcc_s.so.1 ld-linux-x86-64.so.2 ld-linux-aarch64.so.1; do
   file=$(find /lib/*-linux-gnu /lib64 -name "$library" 2>/dev/null | head -n 1)

@@ -85,6 +85,41 @@ async fn a_polkit_that_hangs_costs_who_needs_it_a_refusal_and_nobody_else_anythi
     may_all(&alice, "polkit goes on").await;
 }
 
+/// A property that waits holds a lock of zbus's; whoever starts a prompt wants that lock, and everybody else is behind him.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reading_the_job_of_another_holds_up_nobody_though_polkit_hangs() {
+    const READERS: usize = 20;
+    let Some(mut system) = SystemBus::start(&["--serve", "--connect", "gatewayai-poc"], "").await else { return };
+    let root = system.connect(0).await;
+    let start = async || {
+        let reply = manager(&root, "StartPrompt", &("", "x", Options::new()), Ask::MayNot).await.unwrap();
+        reply.body().deserialize::<(OwnedObjectPath, zbus::OwnedFd)>().unwrap()
+    };
+    let (job, _stream) = start().await;
+    system.signal_polkit(rustix::process::Signal::STOP);
+    let mut reading = tokio::task::JoinSet::new();
+    for _ in 0..READERS {
+        // A connection that the service has never seen.
+        let bob = system.connect(BOB).await;
+        for _ in 0..10 {
+            let (bob, job) = (bob.clone(), job.clone());
+            reading.spawn(async move {
+                let arguments = ("org.opengateway.Gateway1.Job", "Uid");
+                ask(&bob, job.as_str(), "org.freedesktop.DBus.Properties", "Get", &arguments, Ask::MayNot).await
+            });
+        }
+    }
+    for _ in 0..20 {
+        tokio::time::timeout(Duration::from_secs(5), start()).await.expect("a prompt starts meanwhile");
+        assert!(tokio::time::timeout(Duration::from_secs(5), may_still_be_asked(&root)).await.expect("it answers meanwhile"));
+    }
+    while let Some(read) = reading.join_next().await {
+        assert_eq!(read.unwrap().unwrap_err().0, format!("{ERROR}NotAuthorized"));
+    }
+    let arguments = ("org.opengateway.Gateway1.Job", "Uid");
+    assert!(ask(&root, job.as_str(), "org.freedesktop.DBus.Properties", "Get", &arguments, Ask::MayNot).await.is_ok());
+}
+
 /// Interface, method, and a letter for each argument, as `arguments` wants them: from the daemon itself.
 async fn methods(connection: &Connection, path: &str) -> Vec<(String, String, String)> {
     let reply = ask(connection, path, "org.freedesktop.DBus.Introspectable", "Introspect", &(), Ask::MayNot).await.unwrap();

@@ -63,8 +63,14 @@ async fn anothers_job_is_neither_listed_nor_read_nor_cancelled_but_by_who_manage
 
     // Who manages the node, and the owner.
     system.members(&["og-bob"]);
-    assert_eq!(listed(&bob).await, std::slice::from_ref(&job));
-    assert_eq!(all(&bob, job.as_str()).await["Uid"], OwnedVariant::from(ALICE));
+    assert_eq!(listed(&bob).await, std::slice::from_ref(&job), "and what ListJobs tells of it is all that he reads");
+    assert!(get(&bob, job.as_str(), "Uid").await.is_err());
+    // Root, and another connection of the owner's, as soon as the service knows them.
+    for connection in [system.connect(0).await, system.connect(ALICE).await] {
+        assert!(get(&connection, job.as_str(), "Uid").await.unwrap_err().1.contains("call ListJobs first"));
+        listed(&connection).await;
+        assert_eq!(all(&connection, job.as_str()).await["Uid"], OwnedVariant::from(ALICE));
+    }
     ask(&bob, job.as_str(), JOB, "Cancel", &(), Ask::MayNot).await.unwrap();
     let (job, _stream) = start(&alice).await;
     assert!(listed(&root).await.contains(&job));
