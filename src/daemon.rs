@@ -5,12 +5,12 @@ mod status;
 mod watchdog;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use zbus::connection::Builder;
 
@@ -25,6 +25,7 @@ use crate::serve::backend::{Backend, Limits};
 use crate::serve::{Echo, OpenAi, OpenAiError, OpenAiSettings};
 use crate::state::{ClustersError, DirError, IdentityFileError, Memory, StateDir};
 use crate::{dispatch, gauge, net, serve};
+use status::Status;
 
 /// Running prompts may end within this time after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -102,7 +103,7 @@ pub enum DaemonError {
     Task(String),
     /// Signals cannot be received.
     #[error("signals cannot be received: {0}")]
-    Signals(std::io::Error),
+    Signals(io::Error),
 }
 
 impl DaemonError {
@@ -142,29 +143,24 @@ pub fn settings(options: &Options) -> Result<Settings, ConfigError> {
     config::load(&roots(options, &environment), &environment, &options.overrides)
 }
 
-fn notify(state: &[NotifyState<'_>]) {
-    // Not run by systemd: nothing to tell.
-    let _ = sd_notify::notify(state);
+/// SIGTERM and SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
 }
 
-fn ready(status: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
-}
+impl Stop {
+    fn register() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
 
-fn reloading() {
-    let mut state = vec![NotifyState::Reloading, NotifyState::Status("Reading the configuration again")];
-    state.extend(NotifyState::monotonic_usec_now());
-    notify(&state);
-}
-
-fn stopping() {
-    // Whoever set a shorter time for the unit still gets the promise that running prompts may end.
-    let patience = u32::try_from((DRAIN + GOODBYE).as_micros()).unwrap_or(u32::MAX);
-    notify(&[
-        NotifyState::Stopping,
-        NotifyState::Status("Stopping: running prompts may end"),
-        NotifyState::ExtendTimeoutUsec(patience),
-    ]);
+    /// Resolves when this process is told to stop. Cancel-safe.
+    async fn wanted(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Runs the daemon until it is told to stop.
@@ -174,8 +170,7 @@ fn stopping() {
 pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), DaemonError> {
     let started_at = SystemTime::now();
     // Before anybody can see this process: whoever stops it as soon as its name is on the bus gets the orderly end.
-    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Signals)?;
+    let mut stop = Stop::register().map_err(DaemonError::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let state = StateDir::open(&settings.state_dir)?;
     let identity = identity(&state)?;
@@ -211,7 +206,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     };
     let environment = Environment::of_process();
     let roots = roots(&options, &environment);
-    let mut status = status::Status::new(&net, publish.subscribe());
+    let mut status = Status::new(&net, publish.subscribe());
     let mut keeper = control::Keeper {
         log,
         started_with: settings.clone(),
@@ -233,8 +228,10 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     let (builder, mode) = bus(&options.bus);
     let served = tokio::select! {
         served = dbus::serve(builder, node, mode) => served,
-        _ = terminate.recv() => { net.shutdown().await; return Ok(()) }
-        _ = interrupt.recv() => { net.shutdown().await; return Ok(()) }
+        () = stop.wanted() => {
+            net.shutdown().await;
+            return Ok(());
+        }
     };
     let mut service = match served {
         Ok(service) => service,
@@ -243,7 +240,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
             return Err(error.into());
         }
     };
-    ready(&status.now());
+    status.ready();
     watchdog::start(watchdog::Parts { net: net.clone(), serve: serve.clone(), bus: service.pinger() });
     tracing::info!(peer_id = %identity.peer_id(), name = keeper.settings.node_name, "ready");
 
@@ -252,21 +249,20 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         tokio::select! {
             Some(request) = requests.recv() => {
                 let reload = matches!(request, Request::Reload(_));
-                if reload { reloading() }
+                if reload { status::reloading() }
                 keeper.on_request(request).await;
-                if reload { ready(&status.now()) }
+                if reload { status.ready() }
             }
-            _ = terminate.recv() => break Ok(()),
-            _ = interrupt.recv() => break Ok(()),
+            () = stop.wanted() => break Ok(()),
             _ = hangup.recv() => {
-                reloading();
+                status::reloading();
                 match keeper.reload().await {
                     Ok(()) => tracing::info!("configuration read again"),
                     Err(error) => tracing::error!(%error, "the old configuration stays in force"),
                 }
-                ready(&status.now());
+                status.ready();
             }
-            line = status.next() => notify(&[NotifyState::Status(&line)]),
+            () = status.told() => {}
             closed = service.closed() => break Err(match closed {
                 dbus::Closed::BusLost => DaemonError::BusLost,
                 dbus::Closed::Mute => DaemonError::Task("the task that announces changes on the bus ended".to_owned()),
@@ -283,20 +279,15 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     drop(requests);
     keeper.stopping();
     service.prepare_for_shutdown().await;
-    stopping();
-    drain(&serve, &service, &mut terminate, &mut interrupt).await;
+    status::stopping(DRAIN + GOODBYE);
+    drain(&serve, &service, &mut stop).await;
     net.shutdown().await;
     service.stop().await;
     outcome
 }
 
 /// Lets running prompts end: those of members and those of this machine's users. A second signal ends the patience.
-async fn drain(
-    serve: &serve::Handle,
-    service: &dbus::Service,
-    terminate: &mut tokio::signal::unix::Signal,
-    interrupt: &mut tokio::signal::unix::Signal,
-) {
+async fn drain(serve: &serve::Handle, service: &dbus::Service, stop: &mut Stop) {
     let ended = async {
         serve.drain(DRAIN).await;
         let deadline = tokio::time::Instant::now() + DRAIN;
@@ -306,8 +297,7 @@ async fn drain(
     };
     tokio::select! {
         () = ended => {}
-        _ = terminate.recv() => tracing::info!("asked again: not waiting for running prompts"),
-        _ = interrupt.recv() => tracing::info!("asked again: not waiting for running prompts"),
+        () = stop.wanted() => tracing::info!("asked again: not waiting for running prompts"),
         () = tokio::time::sleep(DRAIN) => {}
     }
 }

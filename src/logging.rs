@@ -65,8 +65,7 @@ fn filter(level: &str) -> Result<EnvFilter, LevelError> {
 
 /// Whether this stream is the one that systemd connected to the journal: its device and inode are in JOURNAL_STREAM, which
 /// children inherit though their streams may lead elsewhere (systemd.exec(5)).
-fn is_the_journal(stream: impl AsFd) -> bool {
-    let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+fn is_the_journal(stream: impl AsFd, named: &str) -> bool {
     rustix::fs::fstat(stream).is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
@@ -75,7 +74,8 @@ impl Log {
     pub fn start(level: &str) -> Self {
         let (filter, handle) = reload::Layer::new(filter(level).unwrap_or_else(|_| EnvFilter::new("info")));
         let registry = tracing_subscriber::registry().with(filter);
-        let journald = is_the_journal(std::io::stderr()).then(tracing_journald::layer).and_then(Result::ok);
+        let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+        let journald = is_the_journal(std::io::stderr(), &named).then(tracing_journald::layer).and_then(Result::ok);
         let target = match journald {
             Some(layer) => {
                 let layer =
@@ -125,6 +125,17 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_is_the_journal_when_it_is_the_one_that_is_named() {
+        use std::os::unix::fs::MetadataExt as _;
+        let file = tempfile::tempfile().unwrap();
+        let metadata = file.metadata().unwrap();
+        assert!(is_the_journal(&file, &format!("{}:{}", metadata.dev(), metadata.ino())));
+        for other in ["", "1", "1:2", "x:y"] {
+            assert!(!is_the_journal(&file, other), "{other}");
+        }
+    }
 
     #[test]
     fn levels_and_filters_are_taken_and_nonsense_is_not() {

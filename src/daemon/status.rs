@@ -1,8 +1,9 @@
-//! What this node tells the service manager: the line in `systemctl status`.
+//! What this node tells the service manager: that it is ready, reloads, stops, and the line in `systemctl status`.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -14,6 +15,27 @@ use crate::net::{self, Snapshot};
 const MAX_CHARS: usize = 200;
 /// Between two lines. What changes faster is told once.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Tells the service manager; where there is none, nobody.
+pub(super) fn notify(state: &[NotifyState<'_>]) {
+    // Not run by systemd: nothing to tell.
+    let _ = sd_notify::notify(state);
+}
+
+pub(super) fn reloading() {
+    let mut state = vec![NotifyState::Reloading, NotifyState::Status("Reading the configuration again")];
+    state.extend(NotifyState::monotonic_usec_now());
+    notify(&state);
+}
+
+/// Whoever set a shorter time for the unit still gets the promise that running prompts may end: within `patience`.
+pub(super) fn stopping(patience: Duration) {
+    notify(&[
+        NotifyState::Stopping,
+        NotifyState::Status("Stopping: running prompts may end"),
+        NotifyState::ExtendTimeoutUsec(u32::try_from(patience.as_micros()).unwrap_or(u32::MAX)),
+    ]);
+}
 
 /// Follows the node, and tells when the line has changed.
 #[derive(Debug)]
@@ -29,15 +51,27 @@ impl Status {
         Self { net: net.watch(), control, told: String::new(), not_before: Instant::now() }
     }
 
+    /// Tells that the node is ready, at the start and after a reload.
+    pub(super) fn ready(&mut self) {
+        let line = self.now();
+        notify(&[NotifyState::Ready, NotifyState::Status(&line)]);
+    }
+
+    /// Resolves when the next line that differs from the last one has been told. Cancel-safe.
+    pub(super) async fn told(&mut self) {
+        let line = self.next().await;
+        notify(&[NotifyState::Status(&line)]);
+    }
+
     /// The line as it is now; counts as told.
-    pub(super) fn now(&mut self) -> String {
+    fn now(&mut self) -> String {
         self.told = line(&self.net.borrow_and_update(), &self.control.borrow_and_update());
         self.not_before = Instant::now() + PAUSE;
         self.told.clone()
     }
 
-    /// Resolves with the next line that differs from the last one. Cancel-safe: nothing counts as told before it resolves.
-    pub(super) async fn next(&mut self) -> String {
+    /// The next line that differs from the last one. Cancel-safe: nothing counts as told before it resolves.
+    async fn next(&mut self) -> String {
         loop {
             tokio::time::sleep_until(self.not_before).await;
             if line(&self.net.borrow(), &self.control.borrow()) != self.told {

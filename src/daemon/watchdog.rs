@@ -25,7 +25,7 @@ pub(super) struct Parts {
 /// Feeds the watchdog as long as the parts answer, if the service manager wants that; ends with the process.
 pub(super) fn start(parts: Parts) {
     if let Some(limit) = sd_notify::watchdog_enabled() {
-        tokio::spawn(feed(parts, limit, || super::notify(&[NotifyState::Watchdog])));
+        tokio::spawn(feed(parts, limit, || super::status::notify(&[NotifyState::Watchdog])));
     }
 }
 

@@ -157,7 +157,10 @@ impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for host in &self.hosts {
-                eprintln!("---- end of the journal of {}\n{}", host.name, host.exec("journalctl --no-pager -n 60").stdout);
+                // Without a word when the host is gone: a panic here would end the process and leave the others up.
+                let journal = host.command(&["journalctl", "--no-pager", "-n", "60"]).output();
+                let text = journal.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+                eprintln!("---- end of the journal of {}\n{text}", host.name);
             }
         }
         let _ = self.script.command(&["down"]).output();

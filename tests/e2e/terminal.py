@@ -5,6 +5,7 @@ import os
 import pty
 import select
 import sys
+import termios
 import time
 
 command, password = sys.argv[1:]
@@ -22,7 +23,9 @@ while time.monotonic() < deadline:
     shown += piece
     if shown.count(b"assword:") > typed:
         typed += 1
-        time.sleep(0.2)  # the agent turns off the echo, and throws away what was typed before
+        # The agent turns off the echo, and throws away what was typed before.
+        while termios.tcgetattr(terminal)[3] & termios.ECHO and time.monotonic() < deadline:
+            time.sleep(0.005)
         os.write(terminal, password.encode() + b"\n")
 sys.stdout.write(shown.decode(errors="replace"))
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

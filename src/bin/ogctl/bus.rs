@@ -19,8 +19,8 @@ use zbus::{Connection, Proxy};
 
 /// Most time that a call may take when `--timeout` does not say.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most time for a person to type a password.
-const PASSWORD_TIMEOUT: Duration = Duration::from_secs(120);
+/// Most time for a person to type a password: a little more than the daemon gives, so that its refusal is what is told.
+const PASSWORD_TIMEOUT: Duration = Duration::from_secs(5 * 60 + 10);
 
 /// A connection to the bus that has the daemon.
 #[derive(Debug)]
