@@ -15,6 +15,14 @@ test *rings="unit it":
 netns:
     scripts/test.sh netns
 
+# the packages, install.sh and booted hosts (needs root): what users install
+packages:
+    scripts/test.sh packages install e2e
+
+# the service on booted hosts in figures (needs root and target/packages)
+bench-host:
+    scripts/bench-host.sh --packages target/packages
+
 # format the sources
 fmt:
     cargo fmt
