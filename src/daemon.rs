@@ -242,7 +242,8 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     };
     status.ready();
     watchdog::start(watchdog::Parts { net: net.clone(), serve: serve.clone(), bus: service.pinger() });
-    tracing::info!(peer_id = %identity.peer_id(), name = keeper.settings.node_name, "ready");
+    let (name, peer_id) = (&keeper.settings.node_name, identity.peer_id());
+    tracing::info!(name, %peer_id, "ready: node {name}, peer id {peer_id}");
 
     let mut requests = requests;
     let outcome = loop {
@@ -258,7 +259,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
                 status::reloading();
                 match keeper.reload().await {
                     Ok(()) => tracing::info!("configuration read again"),
-                    Err(error) => tracing::error!(%error, "the old configuration stays in force"),
+                    Err(error) => tracing::error!(%error, "the old configuration stays in force: {error}"),
                 }
                 status.ready();
             }

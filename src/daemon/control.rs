@@ -122,7 +122,7 @@ impl Keeper {
         match self.net.join(id.clone(), JoinOptions { bootstrap, serve }).await {
             Ok(()) => self.note_joined(&id),
             Err(error) => {
-                tracing::error!(cluster = %id, %error, "cluster not joined");
+                tracing::error!(cluster = %id, %error, "cluster {id} not joined: {error}");
                 if !self.net.snapshot().clusters.contains_key(&id) {
                     self.wishes.remove(&id);
                 }
@@ -320,7 +320,7 @@ impl Keeper {
             }
             let options = JoinOptions { bootstrap: Vec::new(), serve: self.serves(id) };
             if let Err(error) = self.net.join(id.clone(), options).await {
-                tracing::warn!(cluster = %id, %error, "sharing not changed here");
+                tracing::warn!(cluster = %id, %error, "sharing not changed in cluster {id}: {error}");
             }
         }
     }
@@ -352,7 +352,7 @@ impl Keeper {
         if new.log != self.settings.log
             && let Err(error) = self.log.set(&new.log)
         {
-            tracing::error!(%error, "the log stays as it is");
+            tracing::error!(%error, "the log stays as it is: {error}");
         }
         let old = std::mem::replace(&mut self.settings, new);
         let saved = shown(&self.memory, &self.settings);

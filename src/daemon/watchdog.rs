@@ -40,7 +40,7 @@ async fn feed(parts: Parts, limit: Duration, mut fed: impl FnMut()) {
             fed();
         } else {
             let parts = silent.join(", ");
-            tracing::error!(parts, "no answer from parts of this daemon: the service manager will restart it");
+            tracing::error!(parts, "no answer from {parts}: unless one comes, the service manager restarts this daemon");
         }
     }
 }

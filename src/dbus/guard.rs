@@ -23,7 +23,8 @@ pub struct Guarded<I>(pub I);
 /// The reply to a call that panicked. What the panic said is in the log alone: it may quote what must not be told.
 fn panicked(member: &str, payload: &(dyn Any + Send)) -> Error {
     let said = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(member, said = said.unwrap_or_default(), "a mistake in this program: a panic while a D-Bus call was served");
+    let said = said.unwrap_or_default();
+    tracing::error!(member, said, "a mistake in this program: a panic while {member} was served on the bus: {said}");
     Error::new(ErrorName::Failed, format!("a mistake in opengatewayd itself: serving {member} failed"))
 }
 

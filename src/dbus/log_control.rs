@@ -71,7 +71,7 @@ impl LogControl {
             LevelError::Unknown(_) => Error::invalid(error.to_string()),
             LevelError::Fixed => Error::new(ErrorName::Failed, error.to_string()),
         })?;
-        tracing::info!(level = ours, "log level set over the bus, until the next start");
+        tracing::info!(level = ours, "log level {ours} set over the bus, until the next start");
         Ok(())
     }
 

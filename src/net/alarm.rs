@@ -44,7 +44,7 @@ impl Alarm {
         match timerfd_settime(self.timer.get_ref(), TimerfdTimerFlags::empty(), &Itimerspec { it_interval, it_value }) {
             Ok(_) => self.at = Some(at),
             // Only a wrong descriptor or time could fail.
-            Err(error) => tracing::error!(%error, "the timer cannot be set"),
+            Err(error) => tracing::error!(%error, "the timer cannot be set: {error}"),
         }
     }
 

@@ -128,7 +128,7 @@ impl Task<'_> {
                             let _ = resolved.send((index, addresses)).await;
                         }
                         Err(error) => {
-                            tracing::info!(name, %error, "bootstrap name not resolved");
+                            tracing::info!(name, %error, "bootstrap name {name} not resolved: {error}");
                             let _ = resolved.send((index, Vec::new())).await;
                         }
                     }

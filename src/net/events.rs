@@ -44,12 +44,12 @@ impl Task<'_> {
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => self.on_dial_failed(peer_id, &error, now),
             SwarmEvent::NewListenAddr { address, .. } => {
-                tracing::info!(%address, "listening");
+                tracing::info!(%address, "listening on {address}");
                 self.on_new_listen_address(address);
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => self.on_lost_listen_address(&address),
             SwarmEvent::ListenerClosed { addresses, reason, .. } => {
-                tracing::warn!(?addresses, ?reason, "listener closed");
+                tracing::warn!(?addresses, ?reason, "listener {addresses:?} closed: {reason:?}");
                 self.dirty = true;
             }
             SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener error"),
@@ -114,7 +114,7 @@ impl Task<'_> {
                 self.bootstrap_lost(Some(peer), now);
                 self.agenda.no_later(Due::Dial, now);
             }
-            None => tracing::info!(reason = super::bootstrap::why_not(error), "bootstrap address not reached"),
+            None => tracing::info!("bootstrap address not reached: {}", super::bootstrap::why_not(error)),
         }
     }
 

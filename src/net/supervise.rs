@@ -93,7 +93,7 @@ pub async fn start(
                         return Ok(());
                     }
                     None if panics.len() >= MAX_PANICS => return Err(Stopped::Restart(error)),
-                    None => tracing::error!(%error, "the network could not be started again; trying once more"),
+                    None => tracing::error!(%error, "the network could not be started again, trying once more: {error}"),
                 },
                 Ok(Ok(Ended::Panicked)) | Err(_) => tracing::error!("the network task panicked: it is started again"),
             }

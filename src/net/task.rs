@@ -502,7 +502,7 @@ impl Task<'_> {
 
     pub(super) fn on_violation(&mut self, peer: PeerId) {
         if self.bans.violation(peer, std::time::Instant::now()) {
-            tracing::warn!(%peer, "peer banned for ten minutes: it broke the protocol three times");
+            tracing::warn!(%peer, "peer {peer} banned for ten minutes: it broke the protocol three times");
             self.swarm.behaviour_mut().gate.ban(peer);
             self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
             let _ = self.swarm.disconnect_peer_id(peer);

@@ -142,9 +142,10 @@ async fn look_after(client: Arc<Client>, wanted: Vec<String>, publish: watch::Se
         publish.send_if_modified(|known| {
             let changed = *known != now;
             if changed {
+                let (backend, models) = (client.authority(), now.models.len());
                 match &now.problem {
-                    None => tracing::info!(backend = client.authority(), models = now.models.len(), "backend is there"),
-                    Some(problem) => tracing::warn!(backend = client.authority(), "backend is away: {problem}"),
+                    None => tracing::info!(backend, models, "backend {backend} is there, with {models} models"),
+                    Some(problem) => tracing::warn!(backend, "backend {backend} is away: {problem}"),
                 }
                 *known = now;
             }

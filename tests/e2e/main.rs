@@ -66,5 +66,5 @@ fn slow_upstream(host: &Host, words: usize, pause: f64) {
         assert_eq!(host.ogctl(&["connect", CLUSTER, "--serve", "--wait", "0"]).code, 0);
     }
     let own = "journalctl --no-pager _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID opengatewayd)";
-    host.until(DEADLINE, &format!("{own} | grep -q 'backend is there'"));
+    host.until(DEADLINE, &format!("{own} | grep -q 'backend .* is there'"));
 }

@@ -236,6 +236,12 @@ fn the_journal_has_fields_and_levels_and_plain_text() {
         assert!(!message.contains('\u{1b}') && !message.contains(" INFO "), "{message}");
     }
     assert!(entries.iter().any(|entry| entry["OPENGATEWAY_CLUSTER"] == CLUSTER), "{entries:#?}");
+    // Who reads the plain journal misses nothing that stands in a field.
+    let listening = |entry: &serde_json::Value| {
+        let message = entry["MESSAGE"].as_str().unwrap_or_default().strip_prefix("listening on ");
+        message.is_some_and(|address| entry["OPENGATEWAY_ADDRESS"] == address)
+    };
+    assert!(entries.iter().any(listening), "{entries:#?}");
 }
 
 fn after_a_restart_of_the_bus_the_name_is_back_within_10_s(bus: Bus) {
