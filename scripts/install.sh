@@ -772,7 +772,7 @@ remove_files() {
 # State, configuration and cache: made at run time, so neither package nor manifest has all of them.
 leftovers() {
   if [ $mode = system ]; then
-    echo /var/lib/opengateway /var/cache/opengateway /etc/opengateway /etc/default/opengatewayd{,.new,.rpmsave}
+    echo /var/lib/opengateway /var/cache/opengateway /etc/opengateway /etc/default/opengatewayd{,.new,.rpmsave,.rpmnew}
   else
     echo "$root/state" "$root/models" "$root/config"
   fi

@@ -158,6 +158,9 @@ fn a_newer_release_upgrades_and_keeps_configuration_identity_and_clusters() {
     done(&pipe(host, FOLDER, "", "--allow-downgrade"));
     assert_eq!((version(), kept()), (first, before));
 
+    host.sh("ogctl disconnect mine && systemctl restart opengatewayd && ogctl status");
+    assert!(!host.sh("ogctl clusters --json").contains("\"joined\":true"), "who has left is not brought back");
+
     done(&pipe(host, FOLDER, "", "--uninstall --keep-state"));
     host.sh(
         "test -e /var/lib/opengateway/identity.key && test -e /etc/opengateway/opengatewayd.toml && ! test -e /usr/bin/ogctl",
