@@ -48,8 +48,8 @@ Environment
   OPENGATEWAY_RELEASE_KEY public key to verify it with, in place of the one in this script
   OPENGATEWAY_SOURCE      a clone to build, in place of a release
 
-Of the first three and OPENGATEWAY_BOOTSTRAP, what is given is kept for the service: in /etc/default/opengatewayd, or
-config/environment per user.
+NODE_NAME, POC_SERVE and OPENGATEWAY_BOOTSTRAP, when given, are kept for the service: in /etc/default/opengatewayd, or
+config/environment per user. Which clusters it is in, the node itself remembers, until `ogctl disconnect`.
 USAGE
 }
 
@@ -97,12 +97,13 @@ read_arguments() {
 }
 
 bad() { say "install.sh: error: $1"; exit 2; }
+is_cluster() { [[ $1 =~ ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$ ]]; }
 
 # Nothing is written or passed on before it was looked at here.
 read_environment() {
   cluster=${POC_CLUSTER_ID:-gatewayai-poc} prompt=${POC_PROMPT:-} role=''
   local name=${NODE_NAME:-} bootstrap=${OPENGATEWAY_BOOTSTRAP:-} LC_ALL=C address
-  [[ $cluster =~ ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$ ]] ||
+  is_cluster "$cluster" ||
     bad "POC_CLUSTER_ID is $(printf %q "$cluster"): a cluster is 1 to 64 of A-Z a-z 0-9 . _ - and begins with a letter or digit"
   [[ $name != *[[:cntrl:]]* && ${#name} -le 64 ]] ||
     bad "NODE_NAME is $(printf %q "$name"): a name is 1 to 64 bytes without control characters"
@@ -119,7 +120,6 @@ read_environment() {
   done
   given=()
   [ -z "$name" ] || given+=("NODE_NAME=$name")
-  [ -z "${POC_CLUSTER_ID:-}" ] || given+=("POC_CLUSTER_ID=$cluster")
   [ -z "${POC_SERVE:-}" ] || given+=("POC_SERVE=$POC_SERVE")
   [ -z "${bootstraps[*]-}" ] || given+=("OPENGATEWAY_BOOTSTRAP=${bootstraps[*]}")
 }
@@ -204,11 +204,23 @@ choose_source() {
   elif [ -n "$beside" ] && is_clone "$beside/.."; then source_kind=clone place=$(cd "$beside/.." && pwd)
   elif [ -n "$beside" ] && [ -f "$beside/SHA256SUMS" ]; then place=$beside
   # A script of a release never builds what happens to lie around; the one of a clone does, in the clone.
-  elif [ -z "$release_key" ] && is_clone "$PWD"; then source_kind=clone place=$PWD
+  elif [ -z "$release_key" ] && is_clone "$PWD"; then
+    refuse_clone_of_others
+    source_kind=clone place=$PWD
   fi
   [ "$source_kind" = clone ] || [ -n "$release_key" ] || die \
     "this copy of install.sh has no release key, so that nothing it downloads could be verified" \
     "take install.sh from a release; or in a clone ./scripts/install.sh; or OPENGATEWAY_SOURCE=CLONE; or OPENGATEWAY_RELEASE_KEY"
+}
+# Whoever owns what lies in the current directory has their scripts run by building it, as root perhaps.
+refuse_clone_of_others() {
+  local path owner
+  for path in . Cargo.toml scripts scripts/package.sh; do
+    owner=$(stat -c %u "./$path")
+    if [ "$owner" = "$(id -u)" ] || { is_root && [ "$owner" = "${SUDO_UID:-}" ]; }; then continue; fi
+    die "the current directory looks like a clone of OpenGateway, and ${PWD%/}/$path belongs to another user ($owner)" \
+      "cd elsewhere; or, to build it all the same, OPENGATEWAY_SOURCE=$(printf %q "$PWD")"
+  done
 }
 is_clone() { [ -x "$1/scripts/package.sh" ] && grep -qs '^name = "opengateway"' "$1/Cargo.toml"; }
 
@@ -238,6 +250,7 @@ on_exit() {
     say "install.sh: taking back what was done"
     for ((at = ${#undo[@]} - 1; at >= 0; at--)); do ${undo[at]}; done
   fi
+  [ -z "${lock:-}" ] || rm -f "$lock"
   [ -z "${work:-}" ] || rm -rf "$work"
   exit "$code"
 }
@@ -255,11 +268,17 @@ prepare_work() {
   trap 'exit 143' TERM HUP
 }
 
-# One at a time. The lock is on a directory that is there anyway.
+# One at a time. Nobody else can open the lock, and so hold it.
 take_lock() {
   have flock || return 0
-  if [ $mode = system ]; then exec 9</usr/share; else exec 9<"$HOME"; fi
-  flock -n 9 || die "another install.sh is running" "wait until it has ended"
+  local file=${HOME:-}/.opengateway-install.lock
+  if is_root; then file=/run/opengateway-install.lock
+  elif [ -O "${XDG_RUNTIME_DIR:-}" ] && [ -w "$XDG_RUNTIME_DIR" ]; then file=$XDG_RUNTIME_DIR/opengateway-install.lock; fi
+  (umask 077 && : >>"$file") || die "the lock $file cannot be made"
+  exec 9<"$file"
+  # The other one may just have ended, and removed what is locked here.
+  if ! flock -n 9 || [ ! "$file" -ef /proc/self/fd/9 ]; then die "another install.sh is running" "wait until it has ended"; fi
+  lock=$file
 }
 
 # --- packages of the distribution ------------------------------------------------------------------------------------------
@@ -268,7 +287,7 @@ apt() {
   DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 \
     -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold "$@"
 }
-apt_install() { apt install "$@" || { apt update && apt install "$@"; }; } # the lists of a fresh system are empty
+apt_install() { ours apt install "$@" || { apt update && ours apt install "$@"; }; } # the lists of a fresh system are empty
 
 quietly() {
   local log=$work/log
@@ -292,25 +311,40 @@ need_command() {
     die "$1 is missing" "install it with this system's package manager (Debian, Ubuntu: $2; Fedora, openSUSE: $3), then run this again"
   fi
   note "installing $1, which is missing"
-  remember_packages
+  record_packages
   case $family in
     deb) quietly apt_install "$2" ;;
-    dnf) quietly dnf -y -q install "$3" ;;
-    zypper) quietly zypper --non-interactive install "$3" ;;
+    dnf) quietly ours dnf -y -q install "$3" ;;
+    zypper) quietly ours zypper --non-interactive install "$3" ;;
   esac || die "$1 could not be installed; see above"
 }
 
-remember_packages() {
-  [ ! -e "$work/packages" ] || return 0
-  all_packages >"$work/packages"
+# From here on it is recorded what `ours` installs, so that it can be removed again.
+record_packages() {
+  recording=yes
+  [ ! -e "$work/installed" ] || return 0
+  : >"$work/installed"
   undo+=(remove_dependencies)
 }
+# ours COMMAND...: a transaction of the package manager, which keeps others out while it goes on. What somebody else installs
+# before or after it is theirs.
+ours() {
+  [ -n "$recording" ] || { "$@"; return; }
+  local code=0
+  all_packages >"$work/packages"
+  "$@" || code=$?
+  all_packages | comm -13 "$work/packages" - >>"$work/installed"
+  return "$code"
+}
+still_installed() { all_packages | comm -12 - <(sort -u "$work/installed"); }
 remove_dependencies() {
   local new
-  new=$(all_packages | comm -13 "$work/packages" -)
+  new=$(still_installed)
   [ -n "$new" ] || return 0
   # shellcheck disable=SC2086 # names of packages
-  if [ "$(distribution_kind)" = deb ]; then dpkg --purge $new; else rpm -e $new; fi >/dev/null 2>&1 || say "these packages stay:" $new
+  if [ "$(distribution_kind)" = deb ]; then dpkg --purge $new; else rpm -e $new; fi >/dev/null 2>&1 && return
+  # shellcheck disable=SC2046
+  say "these packages stay:" $(still_installed)
 }
 
 # --- 1: dependencies -------------------------------------------------------------------------------------------------------
@@ -362,18 +396,23 @@ look_for_engine() {
 
 # --- 2: the software -------------------------------------------------------------------------------------------------------
 
+# fetch NAME [BYTES]: a file of the release, which is at most so large.
 fetch() {
+  local to=$work/release/$1 most=${2:-500000000}
   if [ -d "$place" ]; then
-    cp -- "$place/$1" "$work/release/$1"
+    head -c $((most + 1)) -- "$place/$1" >"$to"
   else
-    curl -gfsSL --proto '=https,http,file' --retry 3 --connect-timeout 15 -o "$work/release/$1" "${place%/}/$1"
+    # Not every curl keeps to --max-filesize when the server tells no size.
+    (ulimit -f $((most / 1024 + 1)) 2>/dev/null || true; exec curl -gfsSL --proto '=https,http,file' --retry 3 --connect-timeout 15 --max-time 1800 \
+      --speed-limit 1000 --speed-time 60 --max-filesize "$most" -o "$to" "${place%/}/$1")
   fi || die "$1 could not be fetched from $place" "is it a release? Another one: OPENGATEWAY_RELEASE=URL-or-folder"
+  [ "$(wc -c <"$to")" -le "$most" ] || die "$1 is larger than $most bytes, and no release has that" "nothing was installed. Take the release from elsewhere"
 }
 
 # verify_sums: the list of hashes is what the release key signed.
 verify_sums() {
-  fetch SHA256SUMS
-  fetch SHA256SUMS.sig
+  fetch SHA256SUMS 1048576
+  fetch SHA256SUMS.sig 1048576
   printf '%s namespaces="opengateway-release" %s\n' "$signer" "$release_key" >"$work/signers"
   # ssh-keygen overlooks a version 0, and what comes after the last line: no release has that.
   [[ "$(cat "$work/release/SHA256SUMS.sig"; echo .)" == $'-----BEGIN SSH SIGNATURE-----\nU1NIU0lHAAAAAQ'*$'\n-----END SSH SIGNATURE-----\n.' ]] ||
@@ -436,7 +475,9 @@ install_software() {
   get_artefact "$(suffix "$kind")"
   fresh='' was_active=''
   is_installed || fresh=yes
-  if can_start && is_active; then was_active=yes; fi
+  if can_start && is_active; then was_active=yes; undo+=(resume_service); fi
+  local pid
+  pid=$(main_pid)
   case $kind in
     deb) install_deb ;;
     dnf | zypper) install_rpm ;;
@@ -446,7 +487,8 @@ install_software() {
     bin=$root/bin og=("$root/bin/ogctl" --bus "unix:path=$XDG_RUNTIME_DIR/bus")
   fi
   changed=''
-  [ "$changes" = same ] || changed=yes
+  # A package has restarted what ran.
+  [ "$changes" = same ] || [ "$(main_pid)" != "$pid" ] || changed=yes
   note "$("$bin/ogctl" --version): $bin/ogctl, $bin/opengatewayd"
 }
 
@@ -460,9 +502,10 @@ install_deb() {
     fi
     changes=upgrade options=(--reinstall) # the same version, other files: built again
   fi
-  [ -z "$fresh" ] || { remember_before; remember_packages; undo+=(undo_package); }
+  prepare_undo
   [ $changes != downgrade ] || options=(--allow-downgrades)
   quietly apt_install ${options[@]+"${options[@]}"} "$artefact" || die "apt could not install $(basename "$artefact"); see above"
+  [ -n "$fresh" ] || undo+=(say_version_stays)
   note "installed with apt"
 }
 
@@ -476,27 +519,58 @@ install_rpm() {
     fi
     changes=upgrade verb=reinstall options=(--force)
   fi
-  [ -z "$fresh" ] || { remember_before; remember_packages; undo+=(undo_package); }
+  prepare_undo
   [ $changes != downgrade ] || { verb=downgrade options=(--oldpackage); }
   # Its bytes were verified above, by a signature that covers more than the package.
   if [ "$kind" = zypper ]; then
-    quietly zypper --non-interactive --no-gpg-checks install --allow-unsigned-rpm ${options[@]+"${options[@]}"} "$artefact"
+    quietly ours zypper --non-interactive install --allow-unsigned-rpm ${options[@]+"${options[@]}"} "$artefact"
   else
-    quietly dnf -y -q --setopt=localpkg_gpgcheck=0 "$verb" "$artefact"
+    quietly ours dnf -y -q --setopt=localpkg_gpgcheck=0 "$verb" "$artefact"
   fi || die "$kind could not install $(basename "$artefact"); see above"
+  [ -n "$fresh" ] || undo+=(say_version_stays)
   note "installed with $kind"
+}
+
+# A package that is new is taken back with what came with it. One that replaces another stays, and so does what it needs.
+prepare_undo() {
+  recording=''
+  [ -n "$fresh" ] || return 0
+  remember_before
+  record_packages
+  undo+=(undo_package)
+}
+say_version_stays() {
+  say "OpenGateway $(installed_version) stays installed: a package that replaced another one is not taken back."
+  say "To go back: this script with OPENGATEWAY_RELEASE=OLDER-RELEASE and --allow-downgrade"
 }
 
 remove_package() {
   case $kind in
     deb) if [ -n "$keep_state" ]; then quietly apt remove opengateway; else quietly apt purge opengateway; fi ;;
-    *) quietly rpm -e opengateway ;;
+    *) if [ -n "$keep_state" ]; then remove_rpm_only; else quietly rpm -e opengateway; fi ;;
   esac
+}
+
+# rpm removes configuration too, and renames what was edited.
+remove_rpm_only() {
+  local path code=0 files=(/etc/opengateway/opengatewayd.toml /etc/default/opengatewayd)
+  for path in "${files[@]}"; do
+    [ ! -e "$path" ] || { mkdir -p "$work/kept${path%/*}" && cp -a "$path" "$work/kept$path"; } || return
+  done
+  quietly rpm -e opengateway || code=$?
+  for path in "${files[@]}"; do
+    if [ ! -e "$work/kept$path" ] || [ -e "$path" ]; then continue; fi
+    mkdir -p "${path%/*}"
+    cp -a "$work/kept$path" "$path" || code=1
+    ! cmp -s "$path" "$path.rpmsave" || rm -f "$path.rpmsave"
+  done
+  return "$code"
 }
 
 # What an installation that is taken back, or that was for one prompt, must leave as it was.
 remember_before() {
   local path
+  : >"$work/begun"
   had_user=$(getent passwd opengateway || true) had_group=$(getent group opengateway-users || true) had=()
   for path in $(leftovers); do [ ! -e "$path" ] || had+=("$path"); done
 }
@@ -504,7 +578,7 @@ forget_new() {
   local path
   for path in $(leftovers); do [[ " ${had[*]-} " == *" $path "* ]] || rm -rf "$path"; done
   [ "$mode" = system ] || return 0
-  find /etc/opengateway /etc/default -maxdepth 1 -name 'opengatewayd*.dpkg-dist' -cnewer "$work/packages" -delete 2>/dev/null
+  find /etc/opengateway /etc/default -maxdepth 1 -name 'opengatewayd*.dpkg-dist' -cnewer "$work/begun" -delete 2>/dev/null
   [ -n "$had_user" ] || userdel opengateway 2>/dev/null
   [ -n "$had_group" ] || groupdel opengateway-users 2>/dev/null
 }
@@ -564,7 +638,7 @@ undo_files() {
   [ -z "$fresh" ] || forget_new
   sed -n 's/^- //p' "$work/made" | tac | while read -r path; do rmdir "$path" 2>/dev/null; done
   reload_managers
-  [ -z "$was_active" ] || "${control[@]}" restart opengatewayd # the program of before
+  [ ! -s "$work/put" ] || changed=yes
 }
 
 install_tarball() {
@@ -698,7 +772,7 @@ remove_files() {
 # State, configuration and cache: made at run time, so neither package nor manifest has all of them.
 leftovers() {
   if [ $mode = system ]; then
-    echo /var/lib/opengateway /var/cache/opengateway /etc/opengateway /etc/default/opengatewayd{,.new,.rpmsave}
+    echo /var/lib/opengateway /var/cache/opengateway /etc/opengateway /etc/default/opengatewayd{,.new,.rpmsave,.rpmnew}
   else
     echo "$root/state" "$root/models" "$root/config"
   fi
@@ -718,41 +792,64 @@ quoted() { printf '%s="%s"\n' "${1%%=*}" "$(printf '%s' "${1#*=}" | sed 's/[\\"$
 
 # keep_settings: the keys that were given, between two marks in the service's environment; what was there stays.
 keep_settings() {
-  [ ${#given[@]} -gt 0 ] || return 0
   local pair old='' block
   [ ! -e "$environment_file" ] || old=$(cat "$environment_file")
   block=$(sed -n "/^$begin_mark\$/,/^$end_mark\$/{/^# ---/d;p}" <<<"$old")
-  for pair in "${given[@]}"; do
+  [ ${#given[@]} -gt 0 ] || [[ $block == *POC_CLUSTER_ID=* ]] || return 0
+  take_over_cluster "$block"
+  block=$(sed '/^POC_CLUSTER_ID=/d' <<<"$block")
+  for pair in ${given[@]+"${given[@]}"}; do
     block=$(sed "/^${pair%%=*}=/d" <<<"$block"; quoted "$pair")
   done
-  { sed "/^$begin_mark\$/,/^$end_mark\$/d" <<<"$old"; printf '%s\n%s\n%s\n' "$begin_mark" "$(sed '/^$/d' <<<"$block")" "$end_mark"; } |
-    sed '1{/^$/d}' >"$work/environment"
+  {
+    sed "/^$begin_mark\$/,/^$end_mark\$/d" <<<"$old"
+    [ -z "$block" ] || printf '%s\n%s\n%s\n' "$begin_mark" "$(sed '/^$/d' <<<"$block")" "$end_mark"
+  } | sed '1{/^$/d}' >"$work/environment"
   if cmp -s "$work/environment" "$environment_file"; then return; fi
   mkdir -p "$(dirname "$environment_file")"
   [ ! -e "$environment_file" ] || cp -p "$environment_file" "$work/environment.old"
   undo+=(undo_settings)
   cat "$work/environment" >"$environment_file" # in place: owner, mode and label stay
   changed=yes
-  note "kept in $environment_file: ${given[*]%%=*}"
+  [ ${#given[@]} = 0 ] || note "kept in $environment_file: ${given[*]%%=*}"
+}
+# An earlier script kept the cluster here, and as configuration it came back after `ogctl disconnect`. Now it is joined.
+take_over_cluster() {
+  local kept
+  kept=$(sed -n 's/^POC_CLUSTER_ID="\(.*\)"$/\1/p' <<<"$1")
+  if [ -n "${POC_CLUSTER_ID:-}" ] || ! is_cluster "$kept"; then return 0; fi
+  cluster=$kept POC_CLUSTER_ID=$kept
+  [ -n "$role" ] || ! grep -qE '^POC_SERVE="(1|true|yes)"$' <<<"$1" || role=serve
 }
 undo_settings() { if [ -e "$work/environment.old" ]; then cat "$work/environment.old" >"$environment_file"; else rm -f "$environment_file"; fi; }
 
 is_active() { "${control[@]}" is-active -q opengatewayd; }
+main_pid() { ! can_start || "${control[@]}" show -P MainPID opengatewayd 2>/dev/null || true; }
 
 start_service() {
   if [ "$("${control[@]}" is-enabled opengatewayd 2>/dev/null)" != enabled ]; then
     quietly "${control[@]}" enable opengatewayd || die "opengatewayd could not be enabled; see above"
-    undo+=(stop_service)
+    undo+=(disable_service)
     note "enabled: it starts again after a reboot ($([ $mode = system ] && echo "systemctl disable opengatewayd" || echo "systemctl --user disable opengatewayd") undoes that)"
   fi
   if is_active; then
     [ -n "$changed" ] || return 0
     quietly "${control[@]}" restart opengatewayd
   else
+    [ -n "$was_active" ] || undo+=(halt_service)
     quietly "${control[@]}" start opengatewayd # returns when it is ready
   fi || { service_log >&2; die "opengatewayd does not start; its last words are above"; }
 }
+disable_service() { "${control[@]}" disable opengatewayd >/dev/null 2>&1; }
+halt_service() { "${control[@]}" stop opengatewayd >/dev/null 2>&1; }
 stop_service() { "${control[@]}" disable --now opengatewayd >/dev/null 2>&1; }
+# The last that is undone: a node that ran before runs on, with the program and the settings that are there now.
+resume_service() {
+  [ -n "$changed" ] || is_active || changed=yes
+  [ -n "$changed" ] || return 0
+  "${control[@]}" reset-failed opengatewayd >/dev/null 2>&1
+  "${control[@]}" restart opengatewayd >/dev/null 2>&1 || say "opengatewayd ran before, and does not start again: see its log"
+}
 service_log() { journalctl --no-pager -n 15 "--$([ $mode = system ] || echo user-)unit=opengatewayd" 2>/dev/null; }
 
 # --- a node for the time of this script ------------------------------------------------------------------------------------
@@ -1029,7 +1126,7 @@ main() {
   exec </dev/null # nothing that is started here may read the rest of a piped script
   read_environment
   choose_mode
-  private=() fresh='' changed=''
+  private=() fresh='' changed='' was_active='' recording='' lock=''
   if [ $action = install ]; then
     check_platform
     choose_source

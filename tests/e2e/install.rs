@@ -142,18 +142,24 @@ fn a_newer_release_upgrades_and_keeps_configuration_identity_and_clusters() {
         let files = "/etc/opengateway/opengatewayd.toml /etc/default/opengatewayd /var/lib/opengateway/identity.key";
         (host.sh(&format!("sha256sum {files}")), host.json(&["clusters"])["clusters"][0]["id"].clone())
     };
+    let starts = || host.sh("journalctl --no-pager -o cat -u opengatewayd | grep -c '^Started '").trim().parse::<u32>().unwrap();
     let (before, first, pid) = (kept(), version(), host.property("MainPID"));
+    let started = starts();
 
     done(&pipe(host, NEWER, "", ""));
     assert_ne!(version(), first);
     assert_eq!(kept(), before);
     assert_ne!(host.property("MainPID"), pid, "the new program runs");
+    assert_eq!(starts(), started + 1, "prompts are interrupted once");
     assert_eq!(host.json(&["clusters"])["clusters"][0]["role"], "serve");
 
     let said = pipe(host, FOLDER, "", "");
     assert!(said.code == 1 && said.stderr.contains("--allow-downgrade"), "{}", said.stderr);
     done(&pipe(host, FOLDER, "", "--allow-downgrade"));
     assert_eq!((version(), kept()), (first, before));
+
+    host.sh("ogctl disconnect mine && systemctl restart opengatewayd && ogctl status");
+    assert!(!host.sh("ogctl clusters --json").contains("\"joined\":true"), "who has left is not brought back");
 
     done(&pipe(host, FOLDER, "", "--uninstall --keep-state"));
     host.sh(
@@ -274,6 +280,13 @@ fn a_system_of_rpm_gets_the_rpm() {
     let installed = state(host);
     run();
     is_unchanged(host, &installed);
+    // Kept are both: what was edited, and what rpm would remove because nobody did.
+    let files = "cd /etc; sha256sum default/opengatewayd; find opengateway -name '*.toml*' -exec sha256sum {} +";
+    host.sh("echo '# mine' >>/etc/opengateway/opengatewayd.toml");
+    let kept = host.sh(files);
+    done(&pipe(host, FOLDER, "", "--uninstall --keep-state"));
+    assert_eq!(host.sh(files), kept);
+    run();
     done(&pipe(host, FOLDER, "", "--uninstall"));
     assert_ne!(host.exec("rpm -q opengateway").code, 0);
     let left: Vec<_> = left(host, &before).into_iter().filter(|line| !line.contains("/rpm/")).collect();

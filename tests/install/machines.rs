@@ -24,7 +24,7 @@ fn on(os_release: &str, more: &str, script: &str) -> Option<Ran> {
 fn each_distribution_gets_what_it_installs_with() {
     let deb = "apt-get -y -q --no-install-recommends";
     let dnf = "dnf -y -q --setopt=localpkg_gpgcheck=0 install /tmp/";
-    let zypper = "zypper --non-interactive --no-gpg-checks install --allow-unsigned-rpm /tmp/";
+    let zypper = "zypper --non-interactive install --allow-unsigned-rpm /tmp/";
     for (os_release, wanted, ending) in [
         ("ID=debian\\n", deb, ".deb"),
         ("ID=ubuntu\\nID_LIKE=debian\\n", deb, ".deb"),

@@ -14,4 +14,5 @@ mod machines;
 mod prompt;
 mod releases;
 mod sandbox;
+mod undo;
 mod users;

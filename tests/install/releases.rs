@@ -73,6 +73,20 @@ fn a_file_that_is_missing_is_named_and_changes_nothing() {
 }
 
 #[test]
+fn a_list_without_an_end_is_not_read_to_it() {
+    for (place, said) in [("", "is larger than 1048576 bytes"), ("file://", "could not be fetched")] {
+        for file in ["SHA256SUMS", "SHA256SUMS.sig"] {
+            let script = format!(
+                "cp -r /fixture/release /run/release; truncate -s 2M /run/release/{file}
+                 OPENGATEWAY_RELEASE={place}/run/release bash /fixture/release/install.sh --no-start"
+            );
+            let Some(ran) = run(ARCH, &script) else { return };
+            ran.failed(said).changed_nothing();
+        }
+    }
+}
+
+#[test]
 fn a_signature_by_another_key_is_refused() {
     let script = "cp -r /fixture/release /run/release; cd /run/release; rm SHA256SUMS.sig
         cp /fixture/other-key /run/other-key; chmod 600 /run/other-key

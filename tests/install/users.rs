@@ -60,7 +60,7 @@ fn any_name_reaches_the_service_as_it_was_given() {
         "{RELEASE}
         name='A \"b\" $HOME `id` \\\\ # ö '\"'\"
         NODE_NAME=$name POC_CLUSTER_ID=my-cluster POC_SERVE=1 bash /fixture/release/install.sh --no-start
-        (. /etc/default/opengatewayd; test \"$NODE_NAME\" = \"$name\"; test \"$POC_CLUSTER_ID/$POC_SERVE\" = my-cluster/1)
+        (. /etc/default/opengatewayd; test \"$NODE_NAME\" = \"$name\"; test \"$POC_SERVE\" = 1)
         # Another run gives one of them anew, and what the administrator wrote stays.
         sed -i '1i MINE=1' /etc/default/opengatewayd; echo OTHER=2 >>/etc/default/opengatewayd
         POC_SERVE=0 bash /fixture/release/install.sh --no-start
@@ -69,6 +69,64 @@ fn any_name_reaches_the_service_as_it_was_given() {
     );
     let Some(ran) = run(ARCH, &script) else { return };
     ran.ok();
+}
+
+#[test]
+fn the_cluster_is_no_configuration_so_that_leaving_it_lasts() {
+    let script = format!(
+        "{RELEASE}
+        POC_CLUSTER_ID=mine NODE_NAME=NodeA bash /fixture/release/install.sh --no-start
+        if grep '^POC_CLUSTER_ID' /etc/default/opengatewayd; then exit 1; fi
+        # What an earlier script kept is joined instead, with its role; a line of the administrator is theirs.
+        sed -i -e '/^NODE_NAME=/{{s/.*/POC_CLUSTER_ID=\"mine\"\\nPOC_SERVE=\"1\"/}}' -e '1i POC_CLUSTER_ID=theirs' /etc/default/opengatewayd
+        bash /fixture/release/install.sh --no-start 2>/run/said
+        grep -q 'connect mine --serve' /run/said
+        test \"$(grep '^POC_' /etc/default/opengatewayd | tr '\\n' ' ')\" = 'POC_CLUSTER_ID=theirs POC_SERVE=\"1\" '
+        sed -i '/^POC_SERVE=/s/.*/POC_CLUSTER_ID=\"mine\"/' /etc/default/opengatewayd
+        bash /fixture/release/install.sh --no-start
+        if grep 'install.sh' /etc/default/opengatewayd; then exit 1; fi"
+    );
+    let Some(ran) = run(ARCH, &script) else { return };
+    ran.ok();
+}
+
+#[test]
+fn nobody_else_can_hold_the_lock_and_it_goes_with_its_run() {
+    let script = format!(
+        "{AS_CAROL}
+        as_carol 'exec 9</usr/share; flock 9; touch /home/carol/held; exec sleep 60' &
+        holder=$!
+        for _ in $(seq 100); do test -e /home/carol/held && break; sleep 0.1; done
+        {RELEASE}; bash /fixture/release/install.sh --no-start
+        kill $holder
+        test ! -e /run/opengateway-install.lock
+        (umask 077; : >/run/opengateway-install.lock); exec 9</run/opengateway-install.lock; flock 9
+        if as_carol 'cat /run/opengateway-install.lock'; then exit 1; fi
+        bash /fixture/release/install.sh --no-start"
+    );
+    let Some(ran) = run(&format!("{ARCH}; {CAROL}"), &script) else { return };
+    ran.failed("another install.sh is running");
+}
+
+/// A piped copy without a key builds the clone that it runs in.
+#[test]
+fn a_clone_of_somebody_else_is_not_built_because_one_stands_in_it() {
+    let clone = "mkdir -p /srv/clone/scripts; cd /srv/clone
+        printf '[package]\\nname = \"opengateway\"\\n' >Cargo.toml
+        printf '#!/bin/bash\\necho ran >/run/calls\\nexit 1\\n' >scripts/package.sh; chmod 755 scripts/package.sh
+        sed \"s/^release_key=.*/release_key=''/\" /fixture/release/install.sh >/run/install.sh";
+    let install = "bash -s -- --no-start </run/install.sh";
+    for path in [".", "Cargo.toml", "scripts", "scripts/package.sh"] {
+        let Some(ran) = run(&format!("{ARCH}; {CAROL}"), &format!("{clone}\nchown carol {path}; {install}")) else { return };
+        ran.failed("belongs to another user");
+        assert!(ran.stderr.contains("OPENGATEWAY_SOURCE=/srv/clone"), "{}", ran.stderr);
+    }
+    // By name, and below sudo, it is what is meant.
+    for how in ["cd /; OPENGATEWAY_SOURCE=/srv/clone", "SUDO_UID=$(id -u carol)"] {
+        let script = format!("{clone}\nchown -R carol .; {how} {install} || test -e /run/calls");
+        let Some(ran) = run(&format!("{ARCH}; {CAROL}"), &script) else { return };
+        ran.ok();
+    }
 }
 
 #[test]
