@@ -183,7 +183,7 @@ impl Access {
             return Ok(Verdict::Refused { without_agent: false });
         }
         let question = Question::open(&self.questions, uid)?;
-        Ok(polkit::check(connection, header, action, ask, question).await)
+        Ok(polkit::check(connection, header, action.id(), ask, question).await)
     }
 }
 

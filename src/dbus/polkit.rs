@@ -9,8 +9,6 @@ use zbus::proxy::CacheProperties;
 use zbus::{Connection, DBusError as _, Error as BusError};
 use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthorizationFlags, Subject};
 
-use super::access::Action;
-
 /// polkit decides by rules within milliseconds; the bus may have to start it first. Callers such as busctl wait 25 s.
 const QUIET: Duration = Duration::from_secs(20);
 /// Somebody is asked for a password; the dialogues of polkit's agents have no limit of their own.
@@ -44,7 +42,7 @@ pub(super) fn may_ask(header: &Header<'_>) -> bool {
 pub(super) async fn check(
     connection: &Connection,
     header: &Header<'_>,
-    action: Action,
+    action: &'static str,
     ask: bool,
     open: impl Send + 'static,
 ) -> Verdict {
@@ -62,7 +60,7 @@ pub(super) async fn check(
     let cancellation = cancellation();
     let (asking, name) = (authority.clone(), cancellation.clone());
     let asked = tokio::spawn(async move {
-        let answer = asking.check_authorization(&subject, action.id(), &HashMap::new(), flags, &name).await;
+        let answer = asking.check_authorization(&subject, action, &HashMap::new(), flags, &name).await;
         drop(open);
         answer
     });
