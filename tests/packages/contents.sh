@@ -68,7 +68,8 @@ dependencies_are_explicit() {
   local own
   own=$(library_packages_by_symbols "$binaries/opengatewayd" "$binaries/ogctl")
   dpkg-deb -f "$deb" Depends | grep -F "$own, " >/dev/null || { echo "the .deb depends on: $(dpkg-deb -f "$deb" Depends); by symbols: $own"; exit 1; }
-  same "what the .rpm wants besides libraries" $'(dbus or dbus-1)\n/bin/sh\nsystemd' \
+  same "what the .deb cannot be with" "systemd (<< 250)" "$(dpkg-deb -f "$deb" Breaks)"
+  same "what the .rpm wants besides libraries" $'(dbus or dbus-1)\n/bin/sh\nsystemd\nsystemd >= 250' \
     "$(rpm -qp --requires "$rpm" | grep -vE '^(lib.*\(64bit\)|ld-linux.*\(64bit\)|rtld\(GNU_HASH\)|rpmlib\(.*)' | sort -u)"
 }
 size_is_bounded() {
