@@ -6,6 +6,7 @@ use zbus::object_server::SignalEmitter;
 
 use super::control::Control;
 use super::details::{self, Details};
+use super::guard::Readers;
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{ClusterState, ClusterView};
 use crate::net;
@@ -17,6 +18,8 @@ pub(super) struct Cluster {
     pub net: net::Handle,
     pub control: Control,
 }
+
+impl Readers for Cluster {}
 
 impl Cluster {
     fn view(&self) -> Option<Arc<ClusterView>> {

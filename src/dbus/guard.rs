@@ -1,4 +1,7 @@
-//! A panic in a method or a property becomes an error reply. zbus sends none, and its caller would wait for ever.
+//! A panic in a method or a property becomes an error reply. zbus sends none, and its caller would wait for ever. And the
+//! properties of an object that belongs to somebody are for its readers.
+//!
+//! D-Bus has no way to hide an object from some, so that it exists is seen by all: a number in a path. What it is about is not.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -16,7 +19,17 @@ use crate::api::names::ErrorName;
 
 type BoxedError = Box<dyn zbus::DBusError + Send + Sync>;
 
-/// An interface whose panics are answered. Every object of this service is registered inside one.
+/// Who may read the properties of an object: everybody, where it does not say otherwise.
+pub trait Readers {
+    /// Whether the sender may. Nobody in particular asks when there is no header: what follows is broadcast, or goes to
+    /// whoever lists all objects. Waits for nothing: see [`super::Access::is_known_as`].
+    fn may_read(&self, _header: Option<&Header<'_>>) -> bool {
+        true
+    }
+}
+
+/// An interface whose panics are answered, and whose properties are for its readers. Every object of this service is
+/// registered inside one.
 #[derive(Debug)]
 pub struct Guarded<I>(pub I);
 
@@ -30,7 +43,7 @@ fn panicked(member: &str, payload: &(dyn Any + Send)) -> Error {
 
 // The state behind the interfaces is behind locks that outlive a panic, so the next call finds it whole.
 #[async_trait::async_trait]
-impl<I: Interface> Interface for Guarded<I> {
+impl<I: Interface + Readers> Interface for Guarded<I> {
     fn name() -> InterfaceName<'static> {
         I::name()
     }
@@ -47,6 +60,11 @@ impl<I: Interface> Interface for Guarded<I> {
         header: Option<&Header<'_>>,
         emitter: &SignalEmitter<'_>,
     ) -> Option<Result<OwnedVariant, BoxedError>> {
+        if !self.0.may_read(header) {
+            let message =
+                "this object belongs to another user, or to one that this service does not know yet: call ListJobs first";
+            return Some(Err(Box::new(Error::new(ErrorName::NotAuthorized, message))));
+        }
         match AssertUnwindSafe(self.0.get(property_name, server, connection, header, emitter)).catch_unwind().await {
             Ok(found) => found,
             Err(payload) => Some(Err(Box::new(panicked(property_name, &*payload)))),
@@ -60,6 +78,9 @@ impl<I: Interface> Interface for Guarded<I> {
         header: Option<&Header<'_>>,
         emitter: &SignalEmitter<'_>,
     ) -> fdo::Result<HashMap<String, OwnedVariant>> {
+        if !self.0.may_read(header) {
+            return Ok(HashMap::new());
+        }
         match AssertUnwindSafe(self.0.get_all(server, connection, header, emitter)).catch_unwind().await {
             Ok(found) => found,
             Err(payload) => Err(fdo::Error::Failed(panicked("GetAll", &*payload).message)),

@@ -7,11 +7,13 @@ use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 use zbus::message::Header;
+use zbus::names::OwnedUniqueName;
 use zbus::object_server::SignalEmitter;
 
 use super::access::{Access, Action};
 use super::details::{Details, micros};
 use super::errors::Error;
+use super::guard::Readers;
 use crate::api::names::ErrorName;
 use crate::domain::prompt::{Failure, FailureKind};
 
@@ -155,7 +157,20 @@ impl Jobs {
 #[derive(Debug)]
 pub(super) struct Job {
     pub record: Arc<Record>,
+    /// The connection that it is for.
+    pub caller: Option<OwnedUniqueName>,
     pub access: Arc<Access>,
+}
+
+/// Its owner, and root. Who manages the node has `ListJobs`.
+impl Readers for Job {
+    fn may_read(&self, header: Option<&Header<'_>>) -> bool {
+        let is_caller = |header: &Header<'_>| {
+            let names = header.sender().zip(self.caller.as_ref());
+            names.is_some_and(|(sender, caller)| sender.as_str() == caller.as_str())
+        };
+        header.is_some_and(|header| is_caller(header) || self.access.is_known_as(header, self.record.uid))
+    }
 }
 
 #[zbus::interface(name = "org.opengateway.Gateway1.Job", introspection_docs = false)]

@@ -7,6 +7,7 @@ use zbus::message::Header;
 
 use super::access::Access;
 use super::errors::Error;
+use super::guard::Readers;
 use crate::api::names::ErrorName;
 use crate::logging::{LevelError, Log, SYSLOG_IDENTIFIER, Target};
 
@@ -40,6 +41,8 @@ fn to_syslog(level: &str) -> &'static str {
         _ => "debug",
     }
 }
+
+impl Readers for LogControl {}
 
 impl LogControl {
     /// Root's and the owner's alone: no action of polkit's is about it. The bus policy says the same.

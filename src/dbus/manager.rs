@@ -15,10 +15,9 @@ use super::access::{Access, Action, Caller};
 use super::control::Control;
 use super::details::{self, Details, TierEntry, micros};
 use super::errors::{Error, without_nul};
-use super::guard::Guarded;
+use super::guard::{Guarded, Readers};
 use super::job::{Job, Jobs, Record};
 use super::options::{self, Raw};
-use super::private::Private;
 use super::stream::{self, Progress};
 use crate::api::keys::prompt_option;
 use crate::api::names::ErrorName;
@@ -129,6 +128,8 @@ impl Shared {
 /// The root object.
 #[derive(Debug, Clone)]
 pub(super) struct Manager(pub Arc<Shared>);
+
+impl Readers for Manager {}
 
 impl Manager {
     async fn require(&self, connection: &Connection, header: &Header<'_>, action: Action) -> Result<Caller, Error> {
@@ -339,15 +340,14 @@ impl Manager {
         let server = connection.object_server();
         for old in surplus {
             if let Ok(old) = object_path(path::job_path(old)) {
-                let _ = server.remove::<Guarded<Private<Job>>, _>(old).await;
+                let _ = server.remove::<Guarded<Job>, _>(old).await;
             }
         }
         // The work begins now; what is told of its end waits until there is an object to tell it of. Dropped on return.
         let (_registered, ready) = oneshot::channel();
         let name = caller.name.clone();
         tokio::spawn(run(self.0.clone(), connection.clone(), caller, job, Arc::clone(&record), write, ready));
-        let access = Arc::clone(&self.0.access);
-        let job = Private { owner: record.uid, caller: name, access: Arc::clone(&access), inner: Job { record, access } };
+        let job = Job { record, caller: name, access: Arc::clone(&self.0.access) };
         let _ = server.at(&object, Guarded(job)).await;
         Ok((object, zbus::OwnedFd::from(read)))
     }
@@ -566,5 +566,5 @@ async fn run(
         until.await;
     }
     shared.jobs.forget(record.id);
-    let _ = connection.object_server().remove::<Guarded<Private<Job>>, _>(object).await;
+    let _ = connection.object_server().remove::<Guarded<Job>, _>(object).await;
 }

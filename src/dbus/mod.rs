@@ -11,7 +11,6 @@ mod log_control;
 mod manager;
 mod options;
 mod polkit;
-mod private;
 mod publish;
 mod stream;
 
@@ -27,7 +26,7 @@ use zbus::object_server::SignalEmitter;
 
 pub use access::{Access, Action, Mode};
 pub use errors::Error;
-pub use guard::Guarded;
+pub use guard::{Guarded, Readers};
 
 use crate::api::names::{BUS_NAME, MANAGER_INTERFACE, ROOT_PATH};
 use crate::logging::Log;

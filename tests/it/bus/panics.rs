@@ -1,6 +1,6 @@
 //! A panic in a method or a property is answered, and nothing waits for it.
 
-use opengateway::dbus::Guarded;
+use opengateway::dbus::{Guarded, Readers};
 
 use super::*;
 
@@ -9,6 +9,8 @@ const PANICS: &str = "org.opengateway.Test";
 const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
 
 struct Panics;
+
+impl Readers for Panics {}
 
 #[zbus::interface(name = "org.opengateway.Test")]
 impl Panics {
