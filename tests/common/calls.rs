@@ -1,10 +1,22 @@
 //! Calls of every method of the bus with whatever a caller may send.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use zbus::wire::{Structure, StructureBuilder, Variant};
 
 use super::seeded::Seeded;
+
+/// How a call ended: "ok", or the name of the error. What is no answer is a panic.
+pub async fn outcome(method: &str, call: impl Future<Output = zbus::Result<zbus::Message>>) -> String {
+    match tokio::time::timeout(Duration::from_secs(60), call).await {
+        Ok(Ok(_)) => "ok".to_owned(),
+        Ok(Err(zbus::Error::MethodError(name, ..))) => name.to_string(),
+        Ok(Err(zbus::Error::FDO(error))) => zbus::DBusError::name(&*error).to_string(),
+        Ok(Err(error)) => panic!("{method}: {error}"),
+        Err(_) => panic!("{method}: no answer"),
+    }
+}
 
 const MANAGER: &str = "org.opengateway.Gateway1.Manager";
 const ROOT: &str = "/org/opengateway/Gateway1";

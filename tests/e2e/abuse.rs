@@ -1,7 +1,6 @@
 //! Clients that misbehave. They run inside a host, as one of its users: this test binary, started again there with a role.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use zbus::{Connection, Message, Variant};
 
@@ -80,13 +79,7 @@ async fn random(rounds: usize) {
                     None => connection.call_method(Some(NAME), path, Some(interface), method, &()).await,
                 }
             };
-            match tokio::time::timeout(Duration::from_secs(60), call).await {
-                Ok(Ok(_)) => "ok".to_owned(),
-                Ok(Err(zbus::Error::MethodError(name, ..))) => name.to_string(),
-                Ok(Err(zbus::Error::FDO(error))) => zbus::DBusError::name(&*error).to_string(),
-                Ok(Err(error)) => panic!("{method}: {error}"),
-                Err(_) => panic!("{method}: no answer"),
-            }
+            calls::outcome(method, call).await
         });
         while running.len() >= AT_ONCE {
             *answered.entry(running.join_next().await.unwrap().unwrap()).or_default() += 1;

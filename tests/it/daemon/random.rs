@@ -32,13 +32,7 @@ async fn no_arguments_of_any_call_stop_it_or_make_it_grow() {
                             None => connection.call_method(Some(NAME), path, Some(*interface), *method, &()).await,
                         }
                     };
-                    match tokio::time::timeout(DEADLINE, call).await {
-                        Ok(Ok(_)) => "ok".to_owned(),
-                        Ok(Err(zbus::Error::MethodError(name, ..))) => name.to_string(),
-                        Ok(Err(zbus::Error::FDO(error))) => zbus::DBusError::name(&*error).to_string(),
-                        Ok(Err(error)) => panic!("{method}: {error}"),
-                        Err(_) => panic!("{method}: no answer"),
-                    }
+                    calls::outcome(method, call).await
                 });
                 while running.len() >= AT_ONCE {
                     *answered.entry(running.join_next().await.unwrap().unwrap()).or_default() += 1;
