@@ -17,6 +17,7 @@
 //! | `logging` | where log lines go, and which |
 //! | `gauge` | what this machine has and can spare |
 //! | `state` | the state directory: lock, atomic files, identity bytes, saved clusters |
+//! | `models` | the model files of this machine, and the engines that run them |
 //! | `net` | the libp2p swarm and its only owner |
 //! | `serve` | prompts that this machine answers: queue, fair shares, backends |
 //! | `dispatch` | prompts that this machine asks: route, retry, deadline |
@@ -37,6 +38,8 @@ pub mod dispatch;
 pub mod gauge;
 #[cfg(feature = "daemon")]
 pub mod logging;
+#[cfg(feature = "daemon")]
+pub mod models;
 #[cfg(feature = "daemon")]
 pub mod net;
 #[cfg(feature = "daemon")]

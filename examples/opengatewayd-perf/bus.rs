@@ -45,7 +45,7 @@ async fn prompt(manager: &ManagerProxy<'_>, cluster: &str, text: &str) -> Result
             Line::Text { text } => bytes += text.len(),
             Line::End { .. } => return Ok(bytes),
             Line::Error { name, message } => return Err(format!("{name}: {message}").into()),
-            Line::Start { .. } | Line::Unknown => {}
+            Line::Queued { .. } | Line::Start { .. } | Line::Unknown => {}
         }
     }
     Err("the pipe was closed without an end".into())

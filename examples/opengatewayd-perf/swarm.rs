@@ -56,7 +56,7 @@ impl Node {
         let mut bytes = 0;
         while let Some(event) = job.next().await {
             match event {
-                dispatch::JobEvent::Started { .. } => {}
+                dispatch::JobEvent::Queued { .. } | dispatch::JobEvent::Started { .. } => {}
                 dispatch::JobEvent::Text(text) => bytes += text.len(),
                 dispatch::JobEvent::End(outcome) => {
                     outcome?;

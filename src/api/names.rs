@@ -145,6 +145,18 @@ error_names! {
     InvalidConfiguration = Service "InvalidConfiguration";
     /// The daemon is stopping.
     ShuttingDown = Service "ShuttingDown";
+    /// The prompt does not fit the model's context window.
+    ContextOverflow = Service "ContextOverflow";
+    /// The model is being loaded.
+    ModelLoading = Service "ModelLoading";
+    /// The prompt ended the engine twice and is not tried again.
+    PromptQuarantined = Service "PromptQuarantined";
+    /// No model of this name is on this machine.
+    NoSuchModel = Service "NoSuchModel";
+    /// A model of this name, or with this content, is there already.
+    ModelExists = Service "ModelExists";
+    /// The file is no model that the engine can load.
+    InvalidModel = Service "InvalidModel";
     /// An argument or option that the service does not accept.
     InvalidArgs = Standard "InvalidArgs";
     /// Polkit would allow it after a password.
@@ -203,6 +215,12 @@ impl ErrorName {
             Self::StorageFull => "free some space on the file system of /var/lib/opengateway",
             Self::InvalidConfiguration => "find the mistake with: ogctl config check",
             Self::ShuttingDown => "start it again with: systemctl start opengatewayd",
+            Self::ContextOverflow => "shorten the prompt, or ask a model with a larger context window: ogctl models",
+            Self::ModelLoading => "ask again in a moment; see how far it is with: ogctl models",
+            Self::PromptQuarantined => "change the prompt; on the serving node see: journalctl -u opengatewayd",
+            Self::NoSuchModel => "see the models of this machine with: ogctl models --local",
+            Self::ModelExists => "remove the old one first with: ogctl models rm NAME",
+            Self::InvalidModel => "the engine takes GGUF files; fetch the file again, or convert it",
             Self::InvalidArgs => "see what is accepted with: ogctl help",
             Self::InteractiveAuthorizationRequired => {
                 "run it on a terminal to be asked for a password, or with sudo, or let an administrator add you with: sudo usermod -aG opengateway-users USER, and log in anew"
@@ -238,16 +256,21 @@ impl ErrorName {
             | Self::StorageFull
             | Self::InvalidConfiguration
             | Self::ShuttingDown
+            | Self::PromptQuarantined
+            | Self::ModelExists
+            | Self::InvalidModel
             | Self::Failed
             | Self::Disconnected
             | Self::UnknownMethod => exit::FAILED,
-            Self::InvalidArgs | Self::InvalidClusterId => exit::USAGE,
+            Self::InvalidArgs | Self::InvalidClusterId | Self::ContextOverflow => exit::USAGE,
             Self::DeadlineExceeded | Self::NoReply => exit::TIMEOUT,
             Self::NotAuthorized | Self::AccessDenied | Self::InteractiveAuthorizationRequired => exit::REFUSED,
-            Self::NoEligiblePeer | Self::ModelUnavailable | Self::Busy | Self::QuotaExceeded => exit::NO_NODE,
+            Self::NoEligiblePeer | Self::ModelUnavailable | Self::ModelLoading | Self::Busy | Self::QuotaExceeded => {
+                exit::NO_NODE
+            }
             Self::NotEligible | Self::Incompatible | Self::TooManyClusters => exit::MEMBERSHIP,
             Self::NameHasNoOwner | Self::ServiceUnknown | Self::TimedOut => exit::NO_DAEMON,
-            Self::NoSuchCluster | Self::NotConnected | Self::UnknownObject => exit::NOT_FOUND,
+            Self::NoSuchCluster | Self::NoSuchModel | Self::NotConnected | Self::UnknownObject => exit::NOT_FOUND,
         }
     }
 }

@@ -15,6 +15,11 @@ pub const MAX_LINE_BYTES: usize = 1 << 20;
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Line {
+    /// It waits; any number of times, before `start`.
+    Queued {
+        /// Prompts before it.
+        position: u32,
+    },
     /// Who answers. First, and once.
     Start {
         /// The model that answers.
@@ -104,6 +109,7 @@ impl fmt::Debug for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start { model, served_by } => write!(f, "Start({model:?}, {served_by:?})"),
+            Self::Queued { position } => write!(f, "Queued({position})"),
             Self::Text { text } => write!(f, "Text({} bytes)", text.len()),
             Self::End { reason, usage, timings } => write!(f, "End({reason:?}, {usage:?}, {timings:?})"),
             Self::Error { name, message } => write!(f, "Error({name}, {message:?})"),

@@ -82,6 +82,9 @@ pub(crate) const fn failure_name(kind: FailureKind) -> ErrorName {
         FailureKind::ProtocolError => ErrorName::ProtocolError,
         FailureKind::Duplicate => ErrorName::Duplicate,
         FailureKind::ShuttingDown => ErrorName::ShuttingDown,
+        FailureKind::ContextOverflow => ErrorName::ContextOverflow,
+        FailureKind::ModelLoading => ErrorName::ModelLoading,
+        FailureKind::PromptQuarantined => ErrorName::PromptQuarantined,
     }
 }
 

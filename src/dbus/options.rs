@@ -140,6 +140,7 @@ pub(super) fn prompt(text: &str, raw: Raw, known: &[&str]) -> Result<PromptOptio
         max_tokens: options.u32(prompt_option::MAX_TOKENS)?,
         temperature: options.f64(prompt_option::TEMPERATURE)?,
         seed: options.u64(prompt_option::SEED)?,
+        ..Ask::default()
     };
     crate::wire::infer::check(&ask).map_err(|error| Error::invalid(error.to_string()))?;
     Ok(PromptOptions {

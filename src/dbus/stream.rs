@@ -115,6 +115,7 @@ pub(super) async fn collect(mut job: Job, record: &Record, progress: &mut Progre
                 record.set_state(State::Running);
                 progress.started(model, by);
             }
+            Some(JobEvent::Queued { .. }) => {}
             Some(JobEvent::Text(more)) => {
                 record.tokens.fetch_add(1, Ordering::Relaxed);
                 text.push_str(&more);
@@ -142,6 +143,7 @@ pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
 
 fn line_of(event: JobEvent, record: &Record, progress: &mut Progress) -> (Line, Option<Result<Done, Failure>>) {
     match event {
+        JobEvent::Queued { position } => (Line::Queued { position }, None),
         JobEvent::Started { model, by } => {
             record.set_state(State::Running);
             progress.started(model, by);

@@ -49,6 +49,11 @@ pub struct ServedBy {
 /// A piece of an answer, in order; `End` is the last and comes exactly once.
 #[derive(Debug)]
 pub enum JobEvent {
+    /// It waits; so many prompts are before it. Any number of times, before `Started`.
+    Queued {
+        /// Prompts before it.
+        position: u32,
+    },
     /// A node has taken it up; its first text follows.
     Started {
         /// The model that answers.
@@ -67,8 +72,8 @@ pub enum JobEvent {
 pub struct Start {
     /// Uid of the asking user, for fair shares.
     pub uid: u32,
-    /// In which cluster.
-    pub cluster: ClusterId,
+    /// In which cluster; `None` is this machine alone.
+    pub cluster: Option<ClusterId>,
     /// What.
     pub ask: Ask,
     /// Wishes.
@@ -128,6 +133,18 @@ impl Handle {
     /// # Errors
     /// [`FailureKind::Busy`] when too many start at once, [`FailureKind::ShuttingDown`] when the daemon stops.
     pub fn start(&self, uid: u32, cluster: ClusterId, ask: Ask, options: Options) -> Result<Job, Failure> {
+        self.start_in(uid, Some(cluster), ask, options)
+    }
+
+    /// Starts a prompt that this machine answers itself, whatever clusters it is in.
+    ///
+    /// # Errors
+    /// As of [`Handle::start`].
+    pub fn start_here(&self, uid: u32, ask: Ask, options: Options) -> Result<Job, Failure> {
+        self.start_in(uid, None, ask, options)
+    }
+
+    fn start_in(&self, uid: u32, cluster: Option<ClusterId>, ask: Ask, options: Options) -> Result<Job, Failure> {
         match &self.0 {
             Inner::Router(router) => {
                 Ok(Job(Source::Running(Box::new(Running::new(Arc::clone(router), uid, cluster, ask, options)))))

@@ -119,7 +119,8 @@ impl Answer {
 pub(super) struct Running {
     router: Arc<Router>,
     uid: u32,
-    cluster: ClusterId,
+    /// `None`: this machine alone.
+    cluster: Option<ClusterId>,
     ask: Ask,
     options: Options,
     deadline: Instant,
@@ -144,7 +145,7 @@ impl Drop for Active {
 }
 
 impl Running {
-    pub(super) fn new(router: Arc<Router>, uid: u32, cluster: ClusterId, ask: Ask, options: Options) -> Self {
+    pub(super) fn new(router: Arc<Router>, uid: u32, cluster: Option<ClusterId>, ask: Ask, options: Options) -> Self {
         router.active.fetch_add(1, Ordering::Relaxed);
         let active = Active(Arc::clone(&router.active));
         let deadline = Instant::now() + options.timeout.min(MAX_TIMEOUT);
@@ -184,6 +185,7 @@ impl Running {
             };
             let Ok(event) = timeout_at(self.deadline, answer.next()).await else { return self.too_late() };
             match event {
+                Some(AnswerEvent::Queued { position }) => return Some(JobEvent::Queued { position }),
                 Some(AnswerEvent::Started { model }) => {
                     self.started = true;
                     return Some(JobEvent::Started { model, by: by.clone() });
@@ -252,13 +254,14 @@ impl Running {
     fn begin(&mut self) -> Result<(Answer, ServedBy), Failure> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let snapshot = self.router.net.snapshot();
-        let Some(view) = snapshot.clusters.get(&self.cluster) else {
-            return Err(Failure::new(FailureKind::NoEligiblePeer, format!("this node is not in cluster {}", self.cluster)));
-        };
         let me = ServedBy {
             id: snapshot.peer_id.clone().unwrap_or_else(|| NodeId::new("")),
             name: self.router.name.clone(),
             local: true,
+        };
+        let Some(cluster) = self.cluster.clone() else { return self.only_here(&me, left) };
+        let Some(view) = snapshot.clusters.get(&cluster) else {
+            return Err(Failure::new(FailureKind::NoEligiblePeer, format!("this node is not in cluster {cluster}")));
         };
         if self.options.local_first
             && !self.options.no_local
@@ -285,7 +288,7 @@ impl Running {
                 }
             };
             self.tried.push(member.id.clone());
-            match self.router.net.ask(self.cluster.clone(), member.id.clone(), self.ask.clone(), left) {
+            match self.router.net.ask(cluster.clone(), member.id.clone(), self.ask.clone(), left) {
                 Ok(stream) => {
                     let by = ServedBy { id: member.id.clone(), name: member.name.clone(), local: false };
                     let answer = Answer::Remote { stream, _errand: self.router.begin(&member.id) };
@@ -294,6 +297,22 @@ impl Running {
                 Err(failure) if failure.kind.retries_elsewhere() && self.tried.len() <= MAX_RETRIES => self.last = Some(failure),
                 Err(failure) => return Err(failure),
             }
+        }
+    }
+
+    /// Asks this node or nobody.
+    fn only_here(&mut self, me: &ServedBy, left: Duration) -> Result<(Answer, ServedBy), Failure> {
+        if let Some(failure) = self.last.take() {
+            return Err(failure);
+        }
+        match self.wishes_allow(me).then(|| self.ask_here(me, left)).flatten() {
+            Some(local) => local,
+            None => Err(match &self.ask.model {
+                Some(model) => {
+                    Failure::new(FailureKind::ModelUnavailable, format!("this machine does not serve model {model:?}"))
+                }
+                None => Failure::new(FailureKind::NoEligiblePeer, "this machine serves no model, and it is in no cluster"),
+            }),
         }
     }
 

@@ -183,7 +183,7 @@ mod tests {
             draining: false,
             free_slots,
             queued: 0,
-            models: models.iter().map(|&name| ModelOffer { name: name.to_owned(), context_tokens: 0 }).collect(),
+            models: models.iter().map(|&name| ModelOffer::named(name)).collect(),
             tiers: vec!["SmolLM-360M".to_owned()],
             liveness: Liveness::Alive,
         }

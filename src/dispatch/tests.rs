@@ -44,7 +44,7 @@ fn member(name: &str) -> Arc<Member> {
         draining: false,
         free_slots: 4,
         queued: 0,
-        models: vec![ModelOffer { name: "m".to_owned(), context_tokens: 0 }],
+        models: vec![ModelOffer::named("m")],
         tiers: Vec::new(),
         liveness: Liveness::Alive,
     })
@@ -96,7 +96,7 @@ async fn whole(mut job: Job) -> (String, Result<Done, Failure>) {
     while let Some(event) = job.next().await {
         assert!(outcome.is_none(), "something came after the end");
         match event {
-            JobEvent::Started { .. } => {}
+            JobEvent::Queued { .. } | JobEvent::Started { .. } => {}
             JobEvent::Text(more) => text.push_str(&more),
             JobEvent::End(end) => outcome = Some(end),
         }

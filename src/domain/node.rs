@@ -62,13 +62,100 @@ impl FoundBy {
     }
 }
 
-/// A model as a member (or this node) offers it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a model is to the node that offers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ModelState {
+    /// It is there and loaded when somebody asks; also a model of an upstream, which loads as it likes.
+    #[default]
+    Available,
+    /// It is being loaded.
+    Loading,
+    /// It is loaded.
+    Ready,
+    /// It could not be loaded and is not tried again until its file or the configuration changes.
+    Failed,
+}
+
+impl ModelState {
+    /// The word used on the bus and in `--json`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Available => "available",
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Where a node has a model from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ModelSource {
+    /// Its own word only: a node of the first version says no more than a name.
+    #[default]
+    Unknown,
+    /// Not a model: the echo.
+    Echo,
+    /// The embedded engine.
+    Engine,
+    /// An OpenAI-compatible server behind the node.
+    Upstream,
+}
+
+impl ModelSource {
+    /// The word used on the bus and in `--json`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Echo => "echo",
+            Self::Engine => "engine",
+            Self::Upstream => "upstream",
+        }
+    }
+}
+
+/// A model as a member (or this node) offers it. All but the name is absent where it is not known.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ModelOffer {
     /// The name to ask for.
     pub name: String,
     /// Context window in tokens; 0 when unknown.
     pub context_tokens: u32,
+    /// Bytes of its file.
+    pub size: Option<u64>,
+    /// Parameters (weights).
+    pub parameters: Option<u64>,
+    /// Such as "Q4_K_M".
+    pub quantisation: Option<String>,
+    /// SHA-256 of its file.
+    pub digest: Option<[u8; 32]>,
+    /// Whether it can be asked at once.
+    pub state: ModelState,
+    /// Where the node has it from.
+    pub source: ModelSource,
+    /// Prompts that it answers at once; 0 when unknown.
+    pub slots: u16,
+}
+
+/// Below this a model is a toy, such as the one that every installation brings: any other is preferred to it.
+pub const TOY_BYTES: u64 = 50_000_000;
+
+impl ModelOffer {
+    /// A model of which only the name is known.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// Which of several models answers a prompt that names none: the greater one. The echo is the last choice, a toy the
+    /// one before it; of the others the larger file is the better model, one of unknown size comes after those that are known.
+    pub fn rank(&self) -> (u8, u64) {
+        match (self.source, self.size) {
+            (ModelSource::Echo, _) => (0, 0),
+            _ if self.name == "echo" => (0, 0),
+            (_, Some(size)) if size < TOY_BYTES => (1, size),
+            (_, size) => (2, size.unwrap_or(0)),
+        }
+    }
 }
 
 /// What this node offers to the clusters it serves: the owner is `serve`, `net` tells the members.

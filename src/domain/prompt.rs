@@ -36,21 +36,79 @@ impl fmt::Debug for Text {
     }
 }
 
+/// Who said an earlier message of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// The word of the OpenAI API, used on the bus and on the wire too.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+
+    /// The role with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::System, Self::User, Self::Assistant].into_iter().find(|role| role.as_str() == name)
+    }
+}
+
+/// An earlier message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    /// Who said it.
+    pub role: Role,
+    /// What.
+    pub text: Text,
+}
+
+/// Earlier messages of one prompt.
+pub const MAX_TURNS: usize = 1024;
+/// Texts that end an answer.
+pub const MAX_STOPS: usize = 16;
+/// Bytes of one of them.
+pub const MAX_STOP_BYTES: usize = 256;
+
 /// What is asked, wherever it will be answered.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ask {
     /// The model wished for; `None` takes the best that somebody serves.
     pub model: Option<String>,
-    /// The user's text.
+    /// The user's text, the last message of the conversation.
     pub prompt: Text,
-    /// Instructions before it.
+    /// Instructions before everything.
     pub system: Option<Text>,
+    /// Earlier messages, oldest first, between `system` and `prompt`.
+    pub history: Vec<Turn>,
+    /// The prompt is text to be continued as it stands, without a chat template; it has no system text and no history.
+    pub raw: bool,
     /// Most tokens of the answer.
     pub max_tokens: Option<u32>,
     /// Sampling temperature, 0 to 2.
     pub temperature: Option<f64>,
+    /// Nucleus sampling: the least set of tokens with this probability, above 0 to 1.
+    pub top_p: Option<f64>,
     /// Seed of the sampler, where the backend has one.
     pub seed: Option<u64>,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<Text>,
+}
+
+impl Ask {
+    /// Whether a node that knows only the first version of the messages would answer something else than what was asked.
+    pub fn needs_version_two(&self) -> bool {
+        !self.history.is_empty() || self.raw || self.top_p.is_some() || !self.stop.is_empty()
+    }
 }
 
 /// Why an answer ended well.
@@ -131,11 +189,17 @@ pub enum FailureKind {
     Duplicate,
     /// The node that was asked is stopping.
     ShuttingDown,
+    /// The prompt does not fit the model's context window.
+    ContextOverflow,
+    /// The model is being loaded; the detail says how far it is.
+    ModelLoading,
+    /// This prompt ended the engine twice and is not tried again.
+    PromptQuarantined,
 }
 
 impl FailureKind {
     /// Every kind, in the order of the declaration.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::NoEligiblePeer,
         Self::ModelUnavailable,
         Self::Busy,
@@ -155,7 +219,20 @@ impl FailureKind {
         Self::ProtocolError,
         Self::Duplicate,
         Self::ShuttingDown,
+        Self::ContextOverflow,
+        Self::ModelLoading,
+        Self::PromptQuarantined,
     ];
+
+    /// What a node that knows only the first version of the messages calls it.
+    pub const fn in_version_one(self) -> Self {
+        match self {
+            Self::ContextOverflow => Self::InvalidRequest,
+            Self::ModelLoading => Self::Busy,
+            Self::PromptQuarantined => Self::BackendFailed,
+            known => known,
+        }
+    }
 
     /// The name on the wire; with the prefix of `api` also the name on the bus.
     pub const fn as_str(self) -> &'static str {
@@ -179,6 +256,9 @@ impl FailureKind {
             Self::ProtocolError => "ProtocolError",
             Self::Duplicate => "Duplicate",
             Self::ShuttingDown => "ShuttingDown",
+            Self::ContextOverflow => "ContextOverflow",
+            Self::ModelLoading => "ModelLoading",
+            Self::PromptQuarantined => "PromptQuarantined",
         }
     }
 
@@ -200,6 +280,7 @@ impl FailureKind {
             | Self::ModelUnavailable
             | Self::ProtocolError
             | Self::NotAuthorized
+            | Self::ModelLoading
             | Self::ShuttingDown => true,
             Self::NoEligiblePeer
             | Self::DeadlineExceeded
@@ -208,6 +289,8 @@ impl FailureKind {
             | Self::Interrupted
             | Self::Cancelled
             | Self::InvalidRequest
+            | Self::ContextOverflow
+            | Self::PromptQuarantined
             | Self::Duplicate => false,
         }
     }

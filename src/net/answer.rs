@@ -242,6 +242,7 @@ async fn queued(
         let mut ended = false;
         while let Some(event) = ready {
             match event {
+                AnswerEvent::Queued { .. } => infer::encode_keepalive(out, &id),
                 AnswerEvent::Started { model: name } => model = Some(name),
                 AnswerEvent::Text(text) => {
                     hash.update(text.as_bytes());

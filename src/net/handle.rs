@@ -115,6 +115,11 @@ pub enum Command {
 /// A piece of an answer from another node, in order; `End` is the last.
 #[derive(Debug)]
 pub enum AnswerEvent {
+    /// It waits at the serving node; so many prompts are before it. Any number of times, before `Started`.
+    Queued {
+        /// Prompts before it.
+        position: u32,
+    },
     /// The serving node took it up, with this model.
     Started {
         /// The model that answers.

@@ -3,7 +3,7 @@
 use tokio::sync::{mpsc, watch};
 
 use super::backend::{Answering, Availability, Backend, Limits};
-use crate::domain::node::ModelOffer;
+use crate::domain::node::{ModelOffer, ModelSource};
 use crate::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, Text, Usage};
 
 /// Its name, and that of its only model.
@@ -30,7 +30,7 @@ impl Default for Echo {
 impl Echo {
     /// With other limits than the usual ones.
     pub fn new(limits: Limits) -> Self {
-        let models = vec![ModelOffer { name: NAME.to_owned(), context_tokens: 0 }];
+        let models = vec![ModelOffer { source: ModelSource::Echo, ..ModelOffer::named(NAME) }];
         let (publish, availability) = watch::channel(Availability { models, problem: None });
         Self { availability, _publish: publish, limits }
     }

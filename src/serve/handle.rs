@@ -1,7 +1,7 @@
 //! The handle through which `net` (for members) and `dispatch` (for this machine's own users) submit prompts.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,11 +34,19 @@ pub struct Served {
     pub events: mpsc::Sender<AnswerEvent>,
 }
 
+/// Names one backend for as long as the daemon lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendId(u64);
+
 /// What the worker is asked to do.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Queue and answer.
     Serve(Served),
+    /// A backend was entered.
+    Added(BackendId, Arc<dyn Backend>),
+    /// A backend is gone.
+    Removed(BackendId),
     /// Take no new prompts; tell when the running ones have ended.
     Drain(oneshot::Sender<()>),
     /// Answer at once.
@@ -48,7 +56,9 @@ pub(crate) enum Command {
 /// What the worker shares with its handles, for answers that need no queue.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub backends: Vec<Arc<dyn Backend>>,
+    /// Held for a look or one change, never across an await.
+    pub backends: RwLock<Vec<(BackendId, Arc<dyn Backend>)>>,
+    pub next_backend: AtomicU64,
     pub draining: AtomicBool,
     /// Prompts that wait: while there are any, nobody is answered past them.
     pub waiting: AtomicUsize,
@@ -59,28 +69,40 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The backend for a prompt, by its index, and the model it will use.
+    pub(crate) fn enter(&self, backend: Arc<dyn Backend>) -> BackendId {
+        let id = BackendId(self.next_backend.fetch_add(1, Ordering::Relaxed));
+        self.backends.write().unwrap_or_else(PoisonError::into_inner).push((id, backend));
+        id
+    }
+
+    /// All backends in the order in which they are asked: the last resort last.
+    pub(crate) fn backends(&self) -> Vec<(BackendId, Arc<dyn Backend>)> {
+        let mut backends = self.backends.read().unwrap_or_else(PoisonError::into_inner).clone();
+        backends.sort_by_key(|(_, backend)| backend.is_last_resort());
+        backends
+    }
+
+    /// The backend for a prompt and the model it will use.
     ///
     /// # Errors
     /// `ModelUnavailable`, naming the models that there are.
-    pub(crate) fn pick(&self, wanted: Option<&str>) -> Result<(usize, String), Failure> {
-        let mut order: Vec<usize> = (0..self.backends.len()).collect();
-        order.sort_by_key(|&at| self.backends[at].is_last_resort());
-        for &at in &order {
-            let availability = self.backends[at].availability();
+    pub(crate) fn pick(&self, wanted: Option<&str>) -> Result<(BackendId, Arc<dyn Backend>, String), Failure> {
+        let backends = self.backends();
+        for (id, backend) in &backends {
+            let availability = backend.availability();
             let availability = availability.borrow();
             let model = match wanted {
                 Some(wanted) => availability.models.iter().find(|model| model.name == wanted),
                 None => availability.models.first(),
             };
             if let Some(model) = model {
-                return Ok((at, model.name.clone()));
+                return Ok((*id, Arc::clone(backend), model.name.clone()));
             }
         }
-        let names: Vec<String> = order
+        let names: Vec<String> = backends
             .iter()
-            .flat_map(|&at| {
-                self.backends[at].availability().borrow().models.iter().map(|model| model.name.clone()).collect::<Vec<_>>()
+            .flat_map(|(_, backend)| {
+                backend.availability().borrow().models.iter().map(|model| model.name.clone()).collect::<Vec<_>>()
             })
             .take(16)
             .collect();
@@ -115,6 +137,23 @@ impl Handle {
         })
     }
 
+    /// Enters one more source of answers; it serves from now on.
+    ///
+    /// Cancel-safe.
+    pub async fn add(&self, backend: Arc<dyn Backend>) -> BackendId {
+        let id = self.shared.enter(Arc::clone(&backend));
+        let _ = self.commands.send(Command::Added(id, backend)).await;
+        id
+    }
+
+    /// Takes a source of answers out. Prompts that wait for it are refused, those that run may end.
+    ///
+    /// Cancel-safe.
+    pub async fn remove(&self, id: BackendId) {
+        self.shared.backends.write().unwrap_or_else(PoisonError::into_inner).retain(|(known, _)| *known != id);
+        let _ = self.commands.send(Command::Removed(id)).await;
+    }
+
     /// Takes no new prompts from now on; resolves when the running ones have ended, or after `deadline`.
     pub async fn drain(&self, deadline: Duration) {
         let (reply, drained) = oneshot::channel();
@@ -143,7 +182,8 @@ impl Handle {
     pub fn backends(&self) -> (String, Vec<String>) {
         let mut best: Option<&Arc<dyn Backend>> = None;
         let mut problems = Vec::new();
-        for backend in &self.shared.backends {
+        let backends = self.shared.backends();
+        for (_, backend) in &backends {
             let availability = backend.availability();
             let availability = availability.borrow();
             if let Some(problem) = &availability.problem {
@@ -174,11 +214,11 @@ impl Service for Handle {
         if let Err(error) = infer::check(ask) {
             return Some(Err(Failure::new(FailureKind::InvalidRequest, error.to_string())));
         }
-        let (at, model) = match self.shared.pick(ask.model.as_deref()) {
+        let (_, backend, model) = match self.shared.pick(ask.model.as_deref()) {
             Ok(picked) => picked,
             Err(failure) => return Some(Err(failure)),
         };
-        let (pieces, done) = self.shared.backends[at].answer_now(&model, ask)?;
+        let (pieces, done) = backend.answer_now(&model, ask)?;
         self.shared.answered.fetch_add(1, Ordering::Relaxed);
         Some(Ok(AnswerNow { model, pieces, done }))
     }

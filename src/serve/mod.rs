@@ -10,6 +10,6 @@ mod tests;
 mod worker;
 
 pub use echo::Echo;
-pub use handle::{Handle, Requester, Served};
+pub use handle::{BackendId, Handle, Requester, Served};
 pub use openai::{OpenAi, OpenAiError, OpenAiSettings};
 pub use worker::{Config, spawn};

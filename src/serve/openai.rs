@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use self::http::{Client, HttpError};
 use self::sse::Chunk;
 use super::backend::{Answering, Availability, Backend, Limits};
-use crate::domain::node::ModelOffer;
+use crate::domain::node::{ModelOffer, ModelSource};
 use crate::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, MAX_ANSWER_BYTES, Text, Usage};
 
 /// Between two looks at a server that is well.
@@ -166,7 +166,11 @@ fn read_models(body: &[u8], wanted: &[String]) -> Result<Vec<ModelOffer>, String
         .filter(|entry| wanted.is_empty() || wanted.contains(&entry.id))
         .filter(|entry| !entry.id.is_empty() && entry.id.len() <= crate::wire::limits::MAX_MODEL_NAME_BYTES)
         .take(MAX_MODELS)
-        .map(|entry| ModelOffer { context_tokens: entry.max_model_len.or(entry.context_length).unwrap_or(0), name: entry.id })
+        .map(|entry| ModelOffer {
+            context_tokens: entry.max_model_len.or(entry.context_length).unwrap_or(0),
+            source: ModelSource::Upstream,
+            ..ModelOffer::named(entry.id)
+        })
         .collect())
 }
 
@@ -328,7 +332,10 @@ mod tests {
         let body = br#"{"object":"list","data":[{"id":"a","max_model_len":4096},{"id":"b"},{"id":""}]}"#;
         let all = read_models(body, &[]).unwrap();
         assert_eq!(all.len(), 2);
-        assert_eq!(all[0], ModelOffer { name: "a".to_owned(), context_tokens: 4096 });
+        assert_eq!(
+            all[0],
+            ModelOffer { name: "a".to_owned(), context_tokens: 4096, source: ModelSource::Upstream, ..ModelOffer::default() }
+        );
         assert_eq!(read_models(body, &["b".to_owned()]).unwrap()[0].name, "b");
         assert!(read_models(b"<html>", &[]).is_err());
     }

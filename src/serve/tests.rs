@@ -61,7 +61,7 @@ impl Backend for Played {
 }
 
 fn worker(limits: Limits) -> (Handle, Arc<Played>) {
-    let models = vec![ModelOffer { name: "m".to_owned(), context_tokens: 0 }];
+    let models = vec![ModelOffer::named("m")];
     let (_, availability) = watch::channel(Availability { models, problem: None });
     let backend = Arc::new(Played { limits, availability, begun: Mutex::default() });
     let (_, tiers) = watch::channel(Vec::new());
@@ -84,7 +84,7 @@ async fn outcome(events: &mut mpsc::Receiver<AnswerEvent>) -> Result<usize, Fail
     let mut bytes = 0;
     while let Some(event) = events.recv().await {
         match event {
-            AnswerEvent::Started { .. } => {}
+            AnswerEvent::Queued { .. } | AnswerEvent::Started { .. } => {}
             AnswerEvent::Text(text) => bytes += text.len(),
             AnswerEvent::End(end) => {
                 assert!(events.recv().await.is_none(), "something came after the end");
@@ -135,7 +135,7 @@ async fn who_reads_slowly_is_told_nothing_but_the_truth() {
         sleep(Duration::from_secs(29)).await;
         match slow.recv().await.unwrap() {
             AnswerEvent::Text(text) => bytes += text.len(),
-            AnswerEvent::Started { .. } => {}
+            AnswerEvent::Queued { .. } | AnswerEvent::Started { .. } => {}
             AnswerEvent::End(end) => {
                 assert_eq!((bytes, end), (655_360, Ok(done())));
                 return;

@@ -1,18 +1,18 @@
 //! The task that owns the queues: admits, starts, ends; publishes what this node offers.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::stream::{FuturesUnordered, SelectAll};
+use futures::stream::{BoxStream, FuturesUnordered, SelectAll};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::backend::Backend;
-use super::handle::{Command, Handle, Requester, Served, Shared, stopping};
+use super::handle::{BackendId, Command, Handle, Requester, Served, Shared, stopping};
 use super::queue::{Admission, Queue, Ticket};
 use crate::domain::node::Offer;
 use crate::domain::prompt::{Ask, Failure, FailureKind, MAX_ANSWER_BYTES, MAX_TIMEOUT};
@@ -30,14 +30,14 @@ const PIECES: usize = 64;
 /// What the worker is told at its start.
 #[derive(Debug)]
 pub struct Config {
-    /// Sources of answers, best first.
+    /// Sources of answers at the start, best first; more come and go by [`Handle::add`] and [`Handle::remove`].
     pub backends: Vec<Arc<dyn Backend>>,
     /// Names of the tiers that this machine qualifies for, as they change.
     pub tiers: watch::Receiver<Vec<String>>,
 }
 
 struct Entry {
-    backend: usize,
+    backend: BackendId,
     requester: Requester,
     /// Lets the prompt's task begin; gone once it did.
     start: Option<oneshot::Sender<()>>,
@@ -56,10 +56,12 @@ impl Entry {
 
 struct Worker {
     shared: Arc<Shared>,
-    queues: Vec<Queue>,
+    queues: BTreeMap<BackendId, Queue>,
     entries: HashMap<Ticket, Entry>,
     next_ticket: Ticket,
-    ended: mpsc::Sender<Ticket>,
+    ended: mpsc::UnboundedSender<Ticket>,
+    /// Wakes when a backend can do more or less than before.
+    changes: SelectAll<BoxStream<'static, ()>>,
     tiers: watch::Receiver<Vec<String>>,
     offer: watch::Sender<Offer>,
     told: Instant,
@@ -72,13 +74,12 @@ struct Worker {
 /// Starts the worker.
 pub fn spawn(config: Config) -> (Handle, JoinHandle<()>) {
     let Config { backends, tiers } = config;
-    let queues: Vec<Queue> = backends.iter().map(|backend| Queue::new(backend.limits())).collect();
-    // Room for the end of every prompt that can be admitted: sending it never waits.
-    let admitted: usize = backends.iter().map(|backend| backend.limits().slots + backend.limits().queued).sum();
-    let (ended, ends) = mpsc::channel(admitted + 1);
+    // One ticket for every prompt that was admitted, so the queues bound it: sending never waits.
+    let (ended, ends) = mpsc::unbounded_channel();
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let shared = Arc::new(Shared {
-        backends,
+        backends: RwLock::default(),
+        next_backend: AtomicU64::new(0),
         draining: AtomicBool::new(false),
         waiting: AtomicUsize::new(0),
         answered: AtomicU64::new(0),
@@ -87,7 +88,8 @@ pub fn spawn(config: Config) -> (Handle, JoinHandle<()>) {
     let (publish, offer) = watch::channel(Offer::default());
     let mut worker = Worker {
         shared: Arc::clone(&shared),
-        queues,
+        queues: BTreeMap::new(),
+        changes: SelectAll::new(),
         entries: HashMap::new(),
         next_ticket: 0,
         ended,
@@ -98,39 +100,56 @@ pub fn spawn(config: Config) -> (Handle, JoinHandle<()>) {
         drained: None,
         mean_seconds: 1.0,
     };
+    for backend in backends {
+        let id = shared.enter(Arc::clone(&backend));
+        worker.on_added(id, &*backend);
+    }
     worker.tell();
     let running = tokio::spawn(worker.run(receiver, ends));
     (Handle { commands, offer, shared }, running)
 }
 
 impl Worker {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut ends: mpsc::Receiver<Ticket>) {
-        let mut changes: SelectAll<_> = self
-            .shared
-            .backends
-            .iter()
-            .map(|backend| {
-                Box::pin(futures::stream::unfold(backend.availability(), |mut availability| async move {
-                    availability.changed().await.ok().map(|()| ((), availability))
-                }))
-            })
-            .collect();
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut ends: mpsc::UnboundedReceiver<Ticket>) {
         let mut tiers = self.tiers.clone();
         loop {
             let tell_at = self.tell_at;
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Serve(prompt)) => self.on_prompt(prompt),
+                    Some(Command::Added(id, backend)) => self.on_added(id, &*backend),
+                    Some(Command::Removed(id)) => self.on_removed(id),
                     Some(Command::Drain(reply)) => self.on_drain(reply),
                     Some(Command::Probe(reply)) => drop(reply.send(())),
                     None => return,
                 },
                 Some(ticket) = ends.recv() => self.on_end(ticket),
-                Some(()) = changes.next() => self.tell(),
+                Some(()) = self.changes.next() => self.tell(),
                 Ok(()) = tiers.changed() => self.tell(),
                 () = async { tokio::time::sleep_until(tell_at.unwrap_or_else(Instant::now)).await }, if tell_at.is_some() => self.tell(),
             }
         }
+    }
+
+    fn on_added(&mut self, id: BackendId, backend: &dyn Backend) {
+        self.queues.insert(id, Queue::new(backend.limits()));
+        let changes = futures::stream::unfold(backend.availability(), |mut availability| async move {
+            availability.changed().await.ok().map(|()| ((), availability))
+        });
+        self.changes.push(changes.boxed());
+        self.tell();
+    }
+
+    /// What waits for it is refused, what runs may end.
+    fn on_removed(&mut self, id: BackendId) {
+        if let Some(mut queue) = self.queues.remove(&id) {
+            for ticket in queue.drain() {
+                self.entries.remove(&ticket);
+            }
+        }
+        self.load_changed();
+        self.tell();
+        self.settle_drain();
     }
 
     fn on_prompt(&mut self, prompt: Served) {
@@ -149,32 +168,33 @@ impl Worker {
         if let Err(error) = infer::check(&ask) {
             return Err((events, Failure::new(FailureKind::InvalidRequest, error.to_string())));
         }
-        let (at, model) = match self.shared.pick(ask.model.as_deref()) {
+        let (id, backend, model) = match self.shared.pick(ask.model.as_deref()) {
             Ok(picked) => picked,
             Err(failure) => return Err((events, failure)),
         };
+        // One that was entered a moment ago: its command is on the way.
+        let queue = self.queues.entry(id).or_insert_with(|| Queue::new(backend.limits()));
         let ticket = self.next_ticket;
-        let admission = self.queues[at].admit(&requester, ticket);
+        let admission = queue.admit(&requester, ticket);
         let whose = match admission {
             Admission::Run | Admission::Wait(_) => None,
             Admission::Full => Some("all places in the queue are taken"),
             Admission::OverShare => Some("this asker's places in the queue are taken"),
         };
         if let Some(whose) = whose {
-            let slots = self.shared.backends[at].limits().slots.max(1);
-            let rounds = self.queues[at].waiting().div_ceil(slots).max(1);
+            let slots = backend.limits().slots.max(1);
+            let rounds = queue.waiting().div_ceil(slots).max(1);
             let wait = Duration::from_secs_f64((self.mean_seconds * rounds as f64).clamp(0.1, 60.0));
             return Err((events, Failure::busy(format!("{whose}; come back in {:.1} s", wait.as_secs_f64()), wait)));
         }
         self.next_ticket += 1;
         let (start, started) = oneshot::channel();
-        let mut entry = Entry { backend: at, requester, start: Some(start), begun: Instant::now() };
+        let mut entry = Entry { backend: id, requester, start: Some(start), begun: Instant::now() };
         if admission == Admission::Run {
             entry.begin();
         }
         self.entries.insert(ticket, entry);
         let ended = Ended { ticket, ended: self.ended.clone() };
-        let backend = Arc::clone(&self.shared.backends[at]);
         let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
         tokio::spawn(async move {
             let ended = ended;
@@ -200,7 +220,11 @@ impl Worker {
 
     fn on_end(&mut self, ticket: Ticket) {
         let Some(entry) = self.entries.remove(&ticket) else { return };
-        let queue = &mut self.queues[entry.backend];
+        let Some(queue) = self.queues.get_mut(&entry.backend) else {
+            // Its backend is gone.
+            self.load_changed();
+            return self.settle_drain();
+        };
         if entry.start.is_some() {
             queue.withdraw(&entry.requester, ticket);
         } else {
@@ -219,7 +243,7 @@ impl Worker {
 
     fn on_drain(&mut self, reply: oneshot::Sender<()>) {
         self.shared.draining.store(true, Ordering::Relaxed);
-        for queue in &mut self.queues {
+        for queue in self.queues.values_mut() {
             // Dropping the start refuses the prompt: its asker can go elsewhere at once.
             for ticket in queue.drain() {
                 self.entries.remove(&ticket);
@@ -231,7 +255,7 @@ impl Worker {
     }
 
     fn settle_drain(&mut self) {
-        if self.queues.iter().all(|queue| queue.running() == 0)
+        if self.queues.values().all(|queue| queue.running() == 0)
             && let Some(reply) = self.drained.take()
         {
             let _ = reply.send(());
@@ -239,9 +263,9 @@ impl Worker {
     }
 
     fn load_changed(&mut self) {
-        let waiting = self.queues.iter().map(Queue::waiting).sum();
+        let waiting = self.queues.values().map(Queue::waiting).sum();
         self.shared.waiting.store(waiting, Ordering::Relaxed);
-        self.shared.running.store(self.queues.iter().map(Queue::running).sum(), Ordering::Relaxed);
+        self.shared.running.store(self.queues.values().map(Queue::running).sum(), Ordering::Relaxed);
         let had_slot = self.offer.borrow().free_slots > 0;
         if had_slot != (self.current().free_slots > 0) {
             self.tell();
@@ -251,20 +275,17 @@ impl Worker {
     }
 
     fn current(&self) -> Offer {
-        let mut order: Vec<usize> = (0..self.queues.len()).collect();
-        order.sort_by_key(|&at| self.shared.backends[at].is_last_resort());
         let mut models = Vec::new();
         let mut free = 0;
         let mut real = false;
-        for at in order {
-            let backend = &self.shared.backends[at];
+        for (id, backend) in self.shared.backends() {
             let offered = backend.availability().borrow().models.clone();
             if offered.is_empty() {
                 continue;
             }
             // The slots of the echo say nothing about those of a model.
             if !backend.is_last_resort() || !real {
-                free += self.queues[at].free_slots();
+                free += self.queues.get(&id).map_or(backend.limits().slots, Queue::free_slots);
             }
             real |= !backend.is_last_resort();
             models.extend(offered);
@@ -274,7 +295,7 @@ impl Worker {
             models,
             tiers: self.tiers.borrow().clone(),
             free_slots: clip(free),
-            queued: clip(self.queues.iter().map(Queue::waiting).sum()),
+            queued: clip(self.queues.values().map(Queue::waiting).sum()),
             draining: self.shared.draining.load(Ordering::Relaxed),
         }
     }
@@ -294,13 +315,12 @@ impl Worker {
 /// Tells the worker that a prompt's task is over, however it ended.
 struct Ended {
     ticket: Ticket,
-    ended: mpsc::Sender<Ticket>,
+    ended: mpsc::UnboundedSender<Ticket>,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // There is room for every admitted prompt.
-        let _ = self.ended.try_send(self.ticket);
+        let _ = self.ended.send(self.ticket);
     }
 }
 

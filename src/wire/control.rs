@@ -276,6 +276,7 @@ impl State {
                 Ok(ModelOffer {
                     name: fields.text("model name", MAX_MODEL_NAME_BYTES)?,
                     context_tokens: fields.u32("model context")?,
+                    ..ModelOffer::default()
                 })
             })
             .collect::<Result<_, ControlError>>()?;
@@ -384,7 +385,7 @@ mod tests {
             version: 2,
             node_name: "NodeA".to_owned(),
             software: "0.1.0".to_owned(),
-            models: vec![ModelOffer { name: "echo".to_owned(), context_tokens: 0 }],
+            models: vec![ModelOffer::named("echo")],
             tiers: vec!["SmolLM-360M".to_owned()],
         }
     }
@@ -440,7 +441,9 @@ mod tests {
     fn what_is_too_much_to_say_is_cut_and_still_reads() {
         let crowded = State {
             node_name: "ä".repeat(100),
-            models: (0..200).map(|at| ModelOffer { name: format!("{at}{}", "m".repeat(200)), context_tokens: 1 }).collect(),
+            models: (0..200)
+                .map(|at| ModelOffer { name: format!("{at}{}", "m".repeat(200)), context_tokens: 1, ..ModelOffer::default() })
+                .collect(),
             tiers: vec!["t".repeat(100); 100],
             ..state()
         };

@@ -208,6 +208,7 @@ impl Request {
             max_tokens: raw.max_tokens,
             temperature: raw.temperature,
             seed: raw.seed,
+            ..Ask::default()
         };
         check(&ask)?;
         Ok(Self { request_id, cluster_ref, ask, timeout })
@@ -421,6 +422,7 @@ mod tests {
             max_tokens: Some(7),
             temperature: Some(0.5),
             seed: Some(u64::MAX),
+            ..Ask::default()
         };
         let read = request(&ask).unwrap();
         assert_eq!((read.ask, read.request_id, read.cluster_ref, read.timeout), (ask, ID, [3; 16], Duration::from_secs(9)));

@@ -74,7 +74,7 @@ fn member(number: usize, name: &str) -> Arc<Member> {
         draining: false,
         free_slots: 1,
         queued: 0,
-        models: vec![ModelOffer { name: "echo".to_owned(), context_tokens: 0 }],
+        models: vec![ModelOffer::named("echo")],
         tiers: Vec::new(),
         liveness: Liveness::Alive,
     })

@@ -58,7 +58,7 @@ impl Node {
 
     async fn start_at(name: &str, bootstrap: &[String], interactive: bool, listen: &str) -> Self {
         let offer = Offer {
-            models: vec![ModelOffer { name: "echo".to_owned(), context_tokens: 0 }],
+            models: vec![ModelOffer::named("echo")],
             tiers: vec!["SmolLM-360M".to_owned()],
             free_slots: 4,
             queued: 0,
@@ -123,7 +123,7 @@ async fn whole(stream: &mut opengateway::net::AnswerStream) -> Result<String, Fa
     let mut text = String::new();
     loop {
         match timeout(DEADLINE, stream.next()).await.expect("an outcome within the deadline") {
-            Some(AnswerEvent::Started { .. }) => {}
+            Some(AnswerEvent::Queued { .. } | AnswerEvent::Started { .. }) => {}
             Some(AnswerEvent::Text(more)) => text.push_str(&more),
             Some(AnswerEvent::End(outcome)) => return outcome.map(|_| text),
             None => panic!("no outcome"),

@@ -348,7 +348,7 @@ async fn end(events: &mut mpsc::Receiver<AnswerEvent>) -> Result<Done, Failure> 
     loop {
         match timeout(DEADLINE, events.recv()).await.expect("an outcome in time").expect("an outcome") {
             AnswerEvent::End(outcome) => return outcome,
-            AnswerEvent::Started { .. } | AnswerEvent::Text(_) => {}
+            AnswerEvent::Queued { .. } | AnswerEvent::Started { .. } | AnswerEvent::Text(_) => {}
         }
     }
 }

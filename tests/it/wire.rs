@@ -146,7 +146,7 @@ fn address(text: &str) -> Vec<u8> {
 }
 
 fn controls() -> BTreeMap<String, Control> {
-    let model = |name: &str, context_tokens| ModelOffer { name: name.to_owned(), context_tokens };
+    let model = |name: &str, context_tokens| ModelOffer { context_tokens, ..ModelOffer::named(name) };
     let beat = Heartbeat {
         seq: 7,
         serving: true,
@@ -206,6 +206,7 @@ fn requests() -> BTreeMap<String, (Ask, Duration)> {
         max_tokens: Some(7),
         temperature: Some(0.5),
         seed: Some(u64::MAX),
+        ..Ask::default()
     };
     [("request-minimal", (minimal, Duration::from_secs(120))), ("request-all", (all, Duration::from_secs(3600)))]
         .map(|(name, request)| (format!("inference-1-{name}"), request))
@@ -626,7 +627,8 @@ fn any_control() -> impl Strategy<Value = Control> {
         },
     );
     // Beyond every limit too: what is sent is always read.
-    let model = (".{0,200}", any::<u32>()).prop_map(|(name, context_tokens)| ModelOffer { name, context_tokens });
+    let model =
+        (".{0,200}", any::<u32>()).prop_map(|(name, context_tokens)| ModelOffer { context_tokens, ..ModelOffer::named(name) });
     let models = proptest::collection::vec(model, 0..80);
     let tiers = proptest::collection::vec(".{0,90}", 0..40);
     let state = (any::<u32>(), ".{0,90}", ".{0,40}", models, tiers).prop_map(|(version, node_name, software, models, tiers)| {
@@ -653,6 +655,7 @@ fn any_ask() -> impl Strategy<Value = Ask> {
         max_tokens,
         temperature,
         seed,
+        ..Ask::default()
     })
 }
 

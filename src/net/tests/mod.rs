@@ -78,13 +78,8 @@ fn plan(name: &'static str) -> Plan {
 
 impl Plan {
     async fn start(self) -> Node {
-        let offer = Offer {
-            models: vec![ModelOffer { name: "echo".to_owned(), context_tokens: 0 }],
-            tiers: Vec::new(),
-            free_slots: 4,
-            queued: 0,
-            draining: false,
-        };
+        let offer =
+            Offer { models: vec![ModelOffer::named("echo")], tiers: Vec::new(), free_slots: 4, queued: 0, draining: false };
         let (offer_of, offer) = watch::channel(offer);
         let (sender, prompts) = mpsc::channel(512);
         let stub: Arc<dyn Service> = Arc::new(Stub { offer, prompts: self.interactive.then_some(sender) });
@@ -167,7 +162,7 @@ async fn whole(stream: &mut AnswerStream) -> Result<String, Failure> {
     let mut text = String::new();
     loop {
         match timeout(DEADLINE, stream.next()).await.expect("an outcome within the deadline") {
-            Some(AnswerEvent::Started { .. }) => {}
+            Some(AnswerEvent::Queued { .. } | AnswerEvent::Started { .. }) => {}
             Some(AnswerEvent::Text(more)) => text.push_str(&more),
             Some(AnswerEvent::End(outcome)) => return outcome.map(|_| text),
             None => panic!("no outcome"),

@@ -294,7 +294,7 @@ impl Session {
     }
 
     pub(super) fn introduces(&self, name: &str) {
-        let models = vec![crate::domain::node::ModelOffer { name: "m".to_owned(), context_tokens: 0 }];
+        let models = vec![crate::domain::node::ModelOffer::named("m")];
         self.says(&Control::State(State { version: 1, node_name: name.to_owned(), models, ..State::default() }));
     }
 

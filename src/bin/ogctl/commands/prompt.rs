@@ -212,7 +212,7 @@ impl<'a> Answer<'a> {
                 Line::Text { text } => self.text(&text)?,
                 Line::End { reason, usage, timings } => return self.end(&reason, usage, timings),
                 Line::Error { name, message } => return self.fail(Failure::named(&name, &message)),
-                Line::Unknown => {}
+                Line::Queued { .. } | Line::Unknown => {}
             }
         }
     }

@@ -1,0 +1,3 @@
+//! The child of `opengatewayd` that runs one GGUF model.
+
+fn main() {}
