@@ -2,6 +2,7 @@
 
 pub mod backend;
 mod echo;
+pub mod engine;
 mod handle;
 mod openai;
 mod queue;
