@@ -4,6 +4,7 @@ found as JSON into the state directory: of each attempt "ok" or the name of the 
 import ctypes
 import errno
 import json
+import mmap
 import os
 import pathlib
 import resource
@@ -79,6 +80,10 @@ def made_mode():
     return mode(path)
 
 
+def writable_code():
+    mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+
+
 def reach_bus():
     with socket.socket(socket.AF_UNIX) as bus:
         bus.connect("/run/dbus/system_bus_socket")
@@ -122,6 +127,10 @@ found = {
         "settimeofday": tried(lambda: __import__("time").clock_settime(0, 1)),
         "realtime": tried(lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))),
         "setuid": called("setuid", 0),
+        "writable_code": tried(writable_code),
+        # What an engine shuts itself in with: the version of Landlock is asked, and whether seccomp can refuse.
+        "landlock": called("syscall", 444, None, 0, 1),
+        "seccomp": called("syscall", 317 if os.uname().machine == "x86_64" else 277, 2, 0, ctypes.byref(ctypes.c_uint32(0x50000))),
         "affinity": tried(lambda: os.sched_setaffinity(0, os.sched_getaffinity(0))),
         "priority": tried(lambda: os.setpriority(os.PRIO_PROCESS, 0, 10)),
     },
