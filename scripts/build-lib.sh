@@ -51,6 +51,7 @@ build_engine() {
   local out folder libraries file name
   need_engine_build
   need_target "$1"
+  can_compile_kernels "$1"
   say "building opengateway-engine for $1 (llama.cpp takes ten minutes the first time) ..."
   fetch_crates "$1"
   out=$(engine_cargo build "$1" --message-format=json-render-diagnostics) || die "the build of the engine failed; see above"
@@ -68,6 +69,13 @@ build_engine() {
       cp -L "$file" "$libraries/"
     done
   done
+}
+
+# Two of llama.cpp's kernels for arm64 use SME, and it cannot be told to leave them out.
+can_compile_kernels() {
+  case $1 in x86_64-*) return 0 ;; esac
+  echo 'int x;' | c++ -x c++ -march=armv9.2-a+sme -c -o /dev/null - 2>/dev/null ||
+    die "this C++ compiler ($(c++ -dumpversion)) cannot build the engine for $1: that needs GCC 14 or newer. The rest works without: --no-engine"
 }
 
 # engine_cargo COMMAND TARGET ARGUMENT...: cargo on the package of the engine, always with the same flags and one profile.

@@ -6,7 +6,7 @@
 #     --binaries DIR          takes opengatewayd and ogctl from there instead of building them, and the engine from DIR/engine
 #                             or, as in an unpacked package, from beside DIR
 #     --no-engine             without opengateway-engine: the node then serves what model servers beside it have. Its C++ takes
-#                             ten minutes to build the first time. Packages for another processor than this one's have none
+#                             ten minutes to build the first time. Packages for aarch64 have none: docs/release.md says why
 #     --out DIR               where the packages go (default: dist)
 #     --revision N            the packages' own revision of one version (default: 1)
 #
@@ -47,7 +47,7 @@ source_date
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-[ "$arch" = "$(uname -m)" ] || with_engine=''
+[ "$arch" = x86_64 ] || with_engine=''
 if [ -z "$binaries" ]; then
   [ -z "$with_engine" ] || build_engine "$target"
   build_programs "$target"
