@@ -40,7 +40,9 @@ fn inside_the_unit_an_engine_can_open_its_model_and_nothing_else() {
         assert_eq!(outcome, "done", "{what}");
     }
     let refused = found["refused"].as_object().unwrap();
-    assert!(["tcp", "passwd", "exec", "create", "memory_as_code", "model_once_loaded"].iter().all(|what| refused.contains_key(*what)));
+    assert!(
+        ["tcp", "passwd", "exec", "create", "memory_as_code", "model_once_loaded"].iter().all(|what| refused.contains_key(*what))
+    );
     for (what, outcome) in refused {
         assert_ne!(outcome, "done", "{what}");
     }
@@ -72,7 +74,11 @@ fn a_running_engine_has_no_privilege_no_network_and_goes_first_when_memory_ends(
         .filter(|file| *file != format!("/proc/{pid}/status"))
         .collect();
     assert!(strange.is_empty() && open.lines().filter(|file| file.starts_with("socket:")).count() <= 2, "{open}");
-    assert_eq!(host.sh(&format!("tr -d '\\0' </proc/{pid}/environ")).replace("GGML_NO_BACKTRACE=1", ""), "", "no variable of the daemon's");
+    assert_eq!(
+        host.sh(&format!("tr -d '\\0' </proc/{pid}/environ")).replace("GGML_NO_BACKTRACE=1", ""),
+        "",
+        "no variable of the daemon's"
+    );
     assert_eq!(host.sh(&format!("cat /proc/{pid}/oom_score_adj")), "800");
     assert_eq!(host.sh(&format!("cat /proc/{}/oom_score_adj", host.property("MainPID"))), "500");
     assert_eq!((host.property("OOMPolicy"), host.property("MemoryDenyWriteExecute")), ("continue".to_owned(), "yes".to_owned()));
@@ -88,7 +94,15 @@ fn a_killed_engine_fails_its_prompt_by_name_and_the_next_one_is_answered() {
     let daemon = host.property("MainPID");
     // It answers too fast to be hit while it does: it is held first.
     host.sh(&format!("kill -STOP {pid}"));
-    let asked = in_background(host.command(&["ogctl", "prompt", "Count to 50", "--model", "opengateway-demo", "--local-first", "--json"]));
+    let asked = in_background(host.command(&[
+        "ogctl",
+        "prompt",
+        "Count to 50",
+        "--model",
+        "opengateway-demo",
+        "--local-first",
+        "--json",
+    ]));
     host.until(DEADLINE, "ogctl jobs --json | grep -q running");
     host.sh(&format!("kill -KILL {pid}"));
     let said = asked.join().unwrap();

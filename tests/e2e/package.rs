@@ -226,7 +226,9 @@ fn an_installation_is_smaller_than_50_mb_half_of_it_the_engine() {
     let Some(deb) = package("deb") else { return };
     let Some(lab) = Lab::with_package(1, Bus::Daemon, &deb) else { return };
     let bytes = |which: &str| -> u64 {
-        let sizes = lab.host().sh(&format!("dpkg -L opengateway | {which} | while read -r f; do [ ! -f \"$f\" ] || stat -c %s \"$f\"; done"));
+        let sizes = lab
+            .host()
+            .sh(&format!("dpkg -L opengateway | {which} | while read -r f; do [ ! -f \"$f\" ] || stat -c %s \"$f\"; done"));
         sizes.lines().map(|line| line.parse::<u64>().unwrap()).sum()
     };
     let of_engine = "grep -E '/usr/(libexec|lib|share)/opengateway[-/]'";

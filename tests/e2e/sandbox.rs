@@ -15,7 +15,13 @@ pub fn in_the_units_place(host: &Host, command: &str) -> String {
     let own = ["Type=", "BusName=", "ExecReload=", "Restart=", "RestartSec=", "WatchdogSec=", "Alias="];
     let kept = unit.lines().filter(|line| !own.iter().any(|key| line.starts_with(key)));
     let text: Vec<&str> = kept
-        .map(|line| if line.starts_with("ExecStart=") { "Type=exec\nExecStart=/bin/sh -c 'exec $PROBE >$STATE_DIRECTORY/probe.out'" } else { line })
+        .map(|line| {
+            if line.starts_with("ExecStart=") {
+                "Type=exec\nExecStart=/bin/sh -c 'exec $PROBE >$STATE_DIRECTORY/probe.out'"
+            } else {
+                line
+            }
+        })
         .collect();
     let text = [text.join("\n"), format!("[Service]\nEnvironment='PROBE={command}'\n")].join("\n");
     host.write("/etc/systemd/system/sandbox-probe.service", text);
