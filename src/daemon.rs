@@ -192,10 +192,12 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         ControlState { saved: control::shown(&memory, &settings), sharing, lent, stopping: false, problems: Vec::new() };
     shown.problems.extend(warning);
     let (control, requests, publish) = Control::new(shown);
+    let (models, _model_requests, _model_list) = crate::models::Handle::new(Vec::new());
     let node = dbus::Node {
         net: net.clone(),
         serve: serve.clone(),
         dispatch,
+        models,
         gauge: gauge.clone(),
         control,
         version: crate::domain::version::VERSION.to_owned(),

@@ -27,7 +27,7 @@ fn texts<'a>(list: impl IntoIterator<Item = &'a str>) -> Variant<'static> {
     list.into_iter().map(|text| without_nul(text.to_owned())).collect::<Vec<String>>().into()
 }
 
-fn put<T: Into<Variant<'static>>>(details: &mut Details, key: &'static str, value: Option<T>) {
+pub(super) fn put<T: Into<Variant<'static>>>(details: &mut Details, key: &'static str, value: Option<T>) {
     if let Some(value) = value {
         details.insert(key, value.into());
     }

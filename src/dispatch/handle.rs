@@ -162,6 +162,11 @@ impl Handle {
         }
     }
 
+    /// Tokens a second of one answer of this node and model, as seen lately.
+    pub fn speed(&self, _: &NodeId, _: &str) -> Option<f64> {
+        None
+    }
+
     /// Prompts of this machine's users that are in progress.
     pub fn active(&self) -> u32 {
         match &self.0 {
