@@ -123,23 +123,14 @@ pub fn estimate(tier: &Tier) -> Option<Estimate> {
     })
 }
 
-/// Whether `needed` bytes are among what `memory` and the largest of `vram` have: in one of the two, since a model that is
-/// split between them is no faster than main memory. `None` when both are unknown.
-fn fits(needed: u64, memory: Option<u64>, vram: impl Iterator<Item = Option<u64>>) -> Option<bool> {
-    let vram = vram.flatten().max();
-    if vram.is_some_and(|vram| vram >= needed) {
-        return Some(true);
-    }
-    memory.map(|memory| memory >= needed)
-}
-
-/// Whether it is free now.
+/// Whether it is free now: in main memory and in that of the largest GPU together, since the engine can split a model between
+/// the two, and the table counts on that for its large tiers. `None` when it is not known what is free.
 pub fn fits_now(estimate: &Estimate, resources: &Resources) -> Option<bool> {
-    fits(estimate.needed, resources.memory.available, resources.gpus.iter().map(|gpu| gpu.vram_free))
+    let vram = resources.gpus.iter().filter_map(|gpu| gpu.vram_free).max().unwrap_or(0);
+    resources.memory.available.map(|memory| memory.saturating_add(vram) >= estimate.needed)
 }
 
-/// Whether the machine has it at all: main memory and that of the largest GPU together, as the table counts them for its
-/// large tiers.
+/// Whether the machine has it at all, in the same two places.
 pub fn can_load(estimate: &Estimate, resources: &Resources) -> bool {
     let vram = resources.gpus.iter().filter_map(|gpu| gpu.vram_total).max().unwrap_or(0);
     resources.memory.total.unwrap_or(0).saturating_add(vram) >= estimate.needed

@@ -80,6 +80,7 @@ where
     match connection.call_method(Some(NAME), ROOT, Some(MODELS), method, body).await {
         Ok(reply) => Ok(reply),
         Err(zbus::Error::MethodError(name, ..)) => Err(name.to_string()),
+        Err(zbus::Error::FDO(error)) => Err(zbus::DBusError::name(&*error).to_string()),
         Err(error) => panic!("{method}: {error}"),
     }
 }
