@@ -153,7 +153,13 @@ fn characters_of_several_tokens_come_whole() {
 #[test]
 fn a_seed_gives_the_same_answer_again() {
     let mut engine = Engine::demo(8);
-    let warm = |id, seed| Generate { temperature: Some(2.0), top_p: Some(1.0), seed: Some(seed), max_tokens: Some(60), ..chat(id, "Hello") };
+    let warm = |id, seed| Generate {
+        temperature: Some(2.0),
+        top_p: Some(1.0),
+        seed: Some(seed),
+        max_tokens: Some(60),
+        ..chat(id, "Hello")
+    };
     let first = engine.ask(warm(1, 11)).text;
     assert_eq!(engine.ask(warm(2, 11)).text, first);
     assert_ne!(engine.ask(warm(3, 12)).text, first, "another seed");
