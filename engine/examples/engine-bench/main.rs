@@ -49,7 +49,7 @@ pub fn cpu_time(process: u32) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
     let ran = |task: std::fs::DirEntry| {
         let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok()
+        text.split(' ').next()?.parse::<u64>().ok()
     };
     Duration::from_nanos(tasks.filter_map(ran).sum())
 }
@@ -180,7 +180,7 @@ fn arguments() -> Result<(Plan, bool), String> {
                 plan.streams = value
                     .split(',')
                     .map(|count| count.parse().map_err(|_| format!("{count} is no number")))
-                    .collect::<Result<_, _>>()?
+                    .collect::<Result<_, _>>()?;
             }
             "--prompt" => plan.prompt = number()? as usize,
             "--generate" => plan.generate = number()?,

@@ -143,7 +143,7 @@ fn characters_of_several_tokens_come_whole() {
         let outcome = engine.ask(Generate { max_tokens: Some(most), ..chat(1, smile) });
         // Cut inside a character, it ends with a replacement character, and no frame had half a one: they are text.
         assert_eq!(outcome.completion_tokens, most);
-        assert!(outcome.text.chars().count() as u32 <= most, "{:?}", outcome.text);
+        assert!(outcome.text.chars().count() <= most as usize, "{:?}", outcome.text);
     }
     // The prompt's bytes are all there: four tokens more than without it.
     let bare = engine.ask(chat(1, "Repeat: ")).started.unwrap();
