@@ -194,6 +194,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     });
     let mut model_problems = models.problems.clone();
     let (net, mut network) = net::start(net_config(&settings), &identity, Arc::new(serve.clone())).await?;
+    let discovering = discover(&serve, &settings);
     let dispatch = dispatch::Handle::new(dispatch::Router::new(net.clone(), serve.clone(), settings.node_name.clone()));
 
     let mut shown =
@@ -204,6 +205,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         net: net.clone(),
         serve: serve.clone(),
         dispatch,
+        models: models.handle.clone(),
         gauge: gauge.clone(),
         control,
         version: crate::domain::version::VERSION.to_owned(),
@@ -287,6 +289,9 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         }
     };
     tracing::info!("stopping");
+    if let Some(discovering) = discovering {
+        discovering.abort();
+    }
     // Who asks from now on, and who still waits, is told that the daemon stops.
     drop(requests);
     keeper.stopping();
@@ -340,13 +345,28 @@ fn backend(settings: &BackendSettings) -> Result<Arc<dyn Backend>, OpenAiError> 
     };
     Ok(match &settings.kind {
         BackendKind::Echo => Arc::new(Echo::new(limits)),
-        BackendKind::OpenAi { url, api_key_file, models } => Arc::new(OpenAi::start(OpenAiSettings {
-            url: url.clone(),
-            api_key_file: api_key_file.clone(),
-            models: models.clone(),
-            limits,
-        })?),
+        BackendKind::OpenAi { url, api_key_file, models, api, allow_http, learns_slots } => {
+            Arc::new(OpenAi::start(OpenAiSettings {
+                url: url.clone(),
+                api_key_file: api_key_file.clone(),
+                models: models.clone(),
+                api: *api,
+                allow_http: *allow_http,
+                limits,
+                learns_slots: *learns_slots,
+            })?)
+        }
     })
+}
+
+/// Looks for servers of models on this machine, beside those that are configured.
+fn discover(serve: &serve::Handle, settings: &Settings) -> Option<tokio::task::JoinHandle<()>> {
+    let url = |backend: &BackendSettings| match &backend.kind {
+        BackendKind::OpenAi { url, .. } => Some(url.clone()),
+        BackendKind::Echo => None,
+    };
+    let configured = settings.backends.iter().filter_map(url).collect();
+    settings.discover.then(|| serve::discover::start(serve.clone(), serve::discover::Config::usual(configured)))
 }
 
 /// What the configuration says about models, with whole paths.
@@ -385,14 +405,15 @@ fn net_config(settings: &Settings) -> net::Config {
     }
 }
 
-/// The tiers that this machine qualifies for with what is lent, as both change.
+/// The tiers that members are told: what this machine qualifies for with what is lent, and has the memory to load. Who may
+/// serve the cluster of a tier is another question, which the table alone answers (`control.rs`).
 fn follow_tiers(gauge: gauge::Handle, mut lent: watch::Receiver<Lent>) -> watch::Receiver<Vec<String>> {
-    let qualified = |resources: &Resources, lent: &Lent| tier::qualified(&lendable(resources, lent));
-    let (publish, tiers) = watch::channel(qualified(&gauge.latest(), &lent.borrow()));
+    let servable = |resources: &Resources, lent: &Lent| tier::servable(&lendable(resources, lent));
+    let (publish, tiers) = watch::channel(servable(&gauge.latest(), &lent.borrow()));
     tokio::spawn(async move {
         let mut resources = gauge.watch();
         loop {
-            let now = qualified(&gauge.latest(), &lent.borrow_and_update());
+            let now = servable(&gauge.latest(), &lent.borrow_and_update());
             publish.send_if_modified(|known| {
                 let changed = *known != now;
                 *known = now;
