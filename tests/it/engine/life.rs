@@ -56,7 +56,7 @@ async fn a_conversation_arrives_as_it_was_said_and_length_is_told() {
 #[tokio::test]
 async fn an_idle_model_is_unloaded_and_a_kept_one_is_not() {
     let lab = Lab::with(&["kept", "m"], |settings| {
-        settings.idle = Some(Duration::from_millis(300));
+        settings.idle = Some(Duration::from_secs(1));
         settings.keep = vec!["kept".to_owned()];
     })
     .await;

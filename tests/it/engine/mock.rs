@@ -107,7 +107,7 @@ fn load(mock: &Mock, model: &str) {
             }
         }
         "babbles" => mock.bytes(&[0xff; 64]),
-        "other-version" => mock.say(&Up::Pong { nonce: 7, running: 0 }),
+        "out-of-place" => mock.say(&Up::Pong { nonce: 7, running: 0 }),
         _ => {}
     }
 }
