@@ -8,6 +8,7 @@ pub mod gguf;
 pub mod library;
 mod memory;
 mod notice;
+mod requests;
 mod store;
 mod task;
 

@@ -4,6 +4,7 @@
 //! when nobody has asked for long, begins again when it dies, and keeps away the prompts that kill it (`quarantine.rs`). The
 //! child is reached through one socket (`child.rs`); it is trusted with nothing but computing.
 
+mod care;
 mod child;
 mod frames;
 mod quarantine;

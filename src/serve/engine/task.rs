@@ -20,15 +20,9 @@ use crate::domain::prompt::{Failure, FailureKind};
 use crate::serve::backend::Availability;
 
 /// How often a child that works or loads is looked after.
-const TICK: Duration = Duration::from_millis(250);
-/// Between two pings of a child that works.
-const PING: Duration = Duration::from_secs(1);
-/// A child that says nothing for so long is dead.
-const SILENCE: Duration = Duration::from_secs(10);
-/// The same while it starts and loads: a slow disk may hold it.
-const SILENT_START: Duration = Duration::from_secs(30);
+pub(super) const TICK: Duration = Duration::from_millis(250);
 /// A cancelled prompt that the child does not end.
-const CANCEL: Duration = Duration::from_secs(5);
+pub(super) const CANCEL: Duration = Duration::from_secs(5);
 /// Between the frame that ends a child and the signal that does.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// Pauses before a new start: the first, and the longest.
@@ -36,8 +30,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Deaths while loading, one after the other, until it is left alone.
 const LOAD_CRASHES: u32 = 3;
-/// A prompt is told that the model is being loaded so long before its deadline.
-const BEFORE_DEADLINE: Duration = Duration::from_millis(300);
 /// Bytes of a sentence of the child that are told on.
 const SENTENCE: usize = 300;
 
@@ -72,11 +64,11 @@ pub(super) struct Running {
     pub ready: Option<Ready>,
     /// When it last said anything.
     pub heard: Instant,
-    pinged: Instant,
+    pub pinged: Instant,
     /// The nonce of a ping that was not answered.
     pub ping: Option<u64>,
     /// It was told to end; killed at this time.
-    ending: Option<Instant>,
+    pub ending: Option<Instant>,
 }
 
 /// A prompt that the child has.
@@ -93,12 +85,12 @@ pub(super) struct Flight {
 
 pub(super) struct Task {
     pub spec: Spec,
-    policy: watch::Receiver<Policy>,
+    pub policy: watch::Receiver<Policy>,
     permits: mpsc::Sender<MayStart>,
     publish: Publish,
     pub state: State,
     /// Prompts that the child does not have yet, the oldest first.
-    waiting: VecDeque<Request>,
+    pub waiting: VecDeque<Request>,
     pub flights: BTreeMap<u64, Flight>,
     pub quarantine: Quarantine,
     /// The child is to be there although nobody asks.
@@ -112,9 +104,9 @@ pub(super) struct Task {
     /// Deaths in a row, for the pause; while loading, for giving up.
     pub deaths: u32,
     pub load_crashes: u32,
-    next_ping: u64,
+    pub next_ping: u64,
     /// When the child is looked after next, however much it says meanwhile.
-    next_tick: Instant,
+    pub next_tick: Instant,
     /// What `Status` counts.
     pub counts: Status,
     pub problem: Option<String>,
@@ -215,15 +207,6 @@ impl Task {
             State::Resting(until) if self.waiting.is_empty() => Some(*until),
             State::Resting(until) => Some(self.next_tick.min(*until)),
             State::Down | State::Failed(_) => None,
-        }
-    }
-
-    /// When the child is ended for having nothing to do.
-    fn idle_end(&self) -> Option<Instant> {
-        let policy = *self.policy.borrow();
-        match (policy.keep, policy.idle, self.idle_since) {
-            (false, Some(idle), Some(since)) => Some(since + idle),
-            _ => None,
         }
     }
 
@@ -440,7 +423,7 @@ impl Task {
     }
 
     /// Tells the child to end, if there is one.
-    fn end_child(&mut self) {
+    pub(super) fn end_child(&mut self) {
         match &mut self.state {
             State::Up(running) if running.ending.is_none() => {
                 running.ending = Some(Instant::now() + GOODBYE);
@@ -465,7 +448,7 @@ impl Task {
     }
 
     /// The child is gone, or is to be.
-    fn on_lost(&mut self, why: &str) {
+    pub(super) fn on_lost(&mut self, why: &str) {
         let State::Up(running) = std::mem::replace(&mut self.state, State::Down) else { return };
         let was_ready = running.ready.is_some();
         let was_ending = running.ending.is_some();
@@ -493,66 +476,6 @@ impl Task {
         self.wanted = true;
         let pause = PAUSE.saturating_mul(1 << self.deaths.saturating_sub(1).min(6)).min(LONGEST_PAUSE);
         self.state = State::Resting(Instant::now() + pause);
-    }
-
-    fn on_alarm(&mut self) {
-        self.refuse_late();
-        let now = Instant::now();
-        self.next_tick = now + TICK;
-        let idle_over = self.idle_end().is_some_and(|end| end <= now);
-        let busy = !self.flights.is_empty();
-        let stuck = self.flights.values().any(|flight| flight.cancelled.is_some_and(|until| until <= now));
-        let State::Up(running) = &mut self.state else { return };
-        if let Some(until) = running.ending {
-            if until <= now {
-                self.on_lost("it did not end when it was told to");
-            }
-            return;
-        }
-        let silence = if running.ready.is_some() { SILENCE } else { SILENT_START };
-        let since = if running.ready.is_none() { Some(running.heard) } else { running.ping.map(|_| running.pinged) };
-        if since.is_some_and(|since| now.saturating_duration_since(since) >= silence) {
-            return self.on_lost(&format!("it did not answer for {} s", silence.as_secs()));
-        }
-        if stuck {
-            return self.on_lost(&format!("it did not let go of a cancelled prompt in {} s", CANCEL.as_secs()));
-        }
-        if running.ready.is_some() && idle_over && !busy && self.waiting.is_empty() {
-            return self.end_child();
-        }
-        if running.greeted && busy && running.ping.is_none() && now.saturating_duration_since(running.pinged) >= PING {
-            self.next_ping += 1;
-            running.ping = Some(self.next_ping);
-            running.pinged = now;
-            let _ = running.child.send(&Down::Ping { nonce: self.next_ping });
-        }
-    }
-
-    /// Prompts whose deadline comes before the model is there are told so: another member may be in time.
-    fn refuse_late(&mut self) {
-        let now = Instant::now();
-        let (progress, ready_at) = match &self.state {
-            State::Up(running) if running.ready.is_some() => return,
-            State::Up(running) => {
-                let elapsed = now.saturating_duration_since(running.since);
-                // An estimate from the first moments says nothing.
-                let whole = (running.progress > 0.05 && elapsed > Duration::from_secs(2))
-                    .then(|| elapsed.div_f32(running.progress.clamp(0.05, 1.0)));
-                (running.progress, whole.map_or(now, |whole| running.since + whole))
-            }
-            State::Resting(until) => (0.0, *until),
-            State::Asking(_) | State::Down | State::Failed(_) => (0.0, now),
-        };
-        let late = |request: &Request| request.deadline <= ready_at.max(now + BEFORE_DEADLINE);
-        if !self.waiting.iter().any(late) {
-            return;
-        }
-        let (refused, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().partition(late);
-        self.waiting = waiting.into();
-        for request in refused {
-            let detail = format!("{} is being loaded ({:.0} %) and will not be ready in time", self.model(), progress * 100.0);
-            request.answer.end(Err(Failure::new(FailureKind::ModelLoading, detail)));
-        }
     }
 
     fn model_state(&self) -> ModelState {
