@@ -27,7 +27,7 @@ use crate::domain::cluster::ClusterId;
 use crate::domain::node::ClusterState;
 use crate::domain::prompt::MAX_PROMPT_BYTES;
 use crate::domain::tier;
-use crate::{gauge, net, serve};
+use crate::{gauge, http, net, serve};
 
 /// Ended jobs can be looked at for this long.
 const KEEP: Duration = Duration::from_secs(30);
@@ -43,6 +43,7 @@ pub(super) struct Shared {
     pub serve: serve::Handle,
     pub dispatch: dispatch::Handle,
     pub gauge: gauge::Handle,
+    pub http: http::Handle,
     pub control: Control,
     pub access: Arc<Access>,
     pub jobs: Jobs,
@@ -116,6 +117,7 @@ impl Shared {
         let mut problems = self.control.state().problems;
         problems.extend(self.net.snapshot().problems.iter().cloned());
         problems.extend(self.serve.backends().1.into_iter().map(without_nul));
+        problems.extend(self.http.problems().into_iter().map(without_nul));
         for view in self.net.snapshot().clusters.values() {
             if view.state == ClusterState::Degraded {
                 problems.push(format!("no member of cluster {} can serve; see: ogctl peers {}", view.id, view.id));
@@ -191,6 +193,7 @@ impl Manager {
             ("Clusters", clusters.into()),
             ("Jobs", self.active_jobs().into()),
             ("Peers", u32::try_from(snapshot.connected_peers).unwrap_or(u32::MAX).into()),
+            ("HttpAddresses", shared.http.addresses().into()),
             ("Backend", without_nul(shared.serve.backends().0).into()),
             ("Problems", shared.problems().into()),
         ]))

@@ -6,6 +6,7 @@ pub mod control;
 mod details;
 mod errors;
 mod guard;
+mod http;
 mod job;
 mod log_control;
 mod manager;
@@ -32,6 +33,7 @@ use crate::api::names::{BUS_NAME, MANAGER_INTERFACE, ROOT_PATH};
 use crate::logging::Log;
 use crate::{dispatch, gauge, net, serve};
 use control::Control;
+use http::Http;
 use job::Jobs;
 use log_control::LogControl;
 use manager::{Manager, Shared};
@@ -48,6 +50,8 @@ pub struct Node {
     pub dispatch: dispatch::Handle,
     /// What this machine has.
     pub gauge: gauge::Handle,
+    /// The OpenAI endpoint.
+    pub http: crate::http::Handle,
     /// The daemon.
     pub control: Control,
     /// Version of the daemon.
@@ -115,13 +119,14 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
 }
 
 async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
-    let Node { net, serve, dispatch, gauge, control, version, node_name, features, started_at, log } = node;
+    let Node { net, serve, dispatch, gauge, http, control, version, node_name, features, started_at, log } = node;
     let (announce, requests) = mpsc::channel(16);
     let shared = Arc::new(Shared {
         net,
         serve,
         dispatch,
         gauge,
+        http,
         control,
         access: Arc::new(Access::new(mode)),
         jobs: Jobs::default(),
@@ -137,6 +142,7 @@ async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servic
     let connection = builder
         .serve_at(ROOT_PATH, ObjectManager)
         .serve_at(ROOT_PATH, Guarded(Manager(Arc::clone(&shared))))
+        .serve_at(ROOT_PATH, Guarded(Http(Arc::clone(&shared))))
         .serve_at(log_control::PATH, Guarded(log_control))
         .build()
         .await

@@ -35,6 +35,7 @@ pub const METHODS: &[(&str, &str, &str)] = &[
     (MANAGER, "ListJobs", ""),
     (MANAGER, "SetSharing", "bo"),
     (MANAGER, "Reload", ""),
+    ("org.opengateway.Gateway1.Http", "GetKey", "o"),
     ("org.opengateway.Gateway1.Job", "Cancel", ""),
     ("org.freedesktop.DBus.Properties", "Get", "ss"),
     ("org.freedesktop.DBus.Properties", "Set", "ssv"),

@@ -5,6 +5,7 @@
 
 mod completion;
 mod config;
+mod http;
 mod jobs;
 mod membership;
 mod monitor;
@@ -71,6 +72,8 @@ async fn run_on_bus(args: Args, out: &Output, question: &str) -> Result<(), Stop
         Command::Prompt(options) => prompt::run(&mut bus, out, &options, question, globals.timeout).await,
         Command::Jobs { cancel: Some(id) } => jobs::cancel(&mut bus, out, id).await,
         Command::Jobs { cancel: None } => jobs::list(&mut bus, out).await,
+        Command::Key(options) => http::key(&mut bus, out, &options).await,
+        Command::Env { shell } => http::env(&mut bus, out, shell).await,
         Command::Monitor => monitor::run(&mut bus, out).await,
         Command::Version | Command::Completion { .. } | Command::Config { .. } => Ok(()), // done above
     }

@@ -35,6 +35,8 @@ struct Status {
     peers: Option<u64>,
     jobs: Option<u64>,
     backend: String,
+    /// Where the OpenAI endpoint listens; empty while it is off.
+    http: Vec<String>,
     last_error: Option<String>,
 }
 
@@ -77,6 +79,7 @@ fn view(details: &Details, now: u64) -> Status {
         peers: details.number("Peers"),
         jobs: details.number("Jobs"),
         backend: details.text_or_empty("Backend"),
+        http: details.texts("HttpAddresses"),
         last_error: details.text("LastError").filter(|error| !error.is_empty()),
     }
 }
@@ -120,6 +123,7 @@ fn text(status: &Status, style: &Style) -> String {
             ("Peers", number(status.peers)),
             ("Prompts", number(status.jobs)),
             ("Backend", term::line(&status.backend)),
+            ("OpenAI API", lines(&status.http)),
             ("Version", term::line(&status.version)),
             ("Last error", status.last_error.as_deref().map(term::line).unwrap_or_default()),
         ],
