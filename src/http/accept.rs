@@ -29,11 +29,17 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// What a client is told when every connection has a request that is being answered.
 const NO_PLACE: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
-connection: close\r\ncontent-length: 149\r\n\r\n\
+connection: close\r\ncontent-length: 148\r\n\r\n\
 {\"error\":{\"message\":\"all connections of this endpoint are in use; try again in a moment\",\"type\":\"server_error\",\"param\":null,\"code\":\"no_connection\"}}";
 
 /// Opens everything, and accepts until it is told to stop.
 pub(super) fn start(shared: &Arc<Shared>, sockets: Vec<OwnedFd>) {
+    // Two small files, before the first client comes: no good key is refused for being early.
+    if let Err(error) = shared.keys.load()
+        && shared.settings.key_required
+    {
+        note(shared, &format!("the HTTP endpoint refuses every key: {error}"));
+    }
     for socket in sockets {
         match listen::adopt(socket, &shared.settings) {
             Ok(listener) => {
@@ -59,14 +65,6 @@ pub(super) fn start(shared: &Arc<Shared>, sockets: Vec<OwnedFd>) {
             () = watching.connections.watch() => {}
             // Those that are still there are watched by the clock of the stop.
             () = watching.stop.cancelled() => {}
-        }
-    });
-    let keys = Arc::clone(shared);
-    tokio::task::spawn_blocking(move || {
-        if keys.settings.key_required
-            && let Err(error) = keys.keys.load()
-        {
-            note(&keys, &format!("the HTTP endpoint refuses every key: {error}"));
         }
     });
 }

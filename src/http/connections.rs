@@ -20,6 +20,8 @@ pub(super) const HEAD: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(75);
 /// A client that takes nothing for this long is given up.
 pub(super) const SLOW: Duration = Duration::from_secs(30);
+/// A new connection has this long to send its request before it may have to make room: in a crowd, all have just come.
+const GRACE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Waits for the head of a request, of which a part may be there.
@@ -54,6 +56,15 @@ impl Watch {
     fn enter(&self, phase: u8) {
         self.since.store(self.now(), Ordering::Relaxed);
         self.phase.store(phase, Ordering::Relaxed);
+    }
+
+    /// It may be ended to make room for another one.
+    fn may_go(&self) -> bool {
+        match self.phase.load(Ordering::Relaxed) {
+            RESTING => true,
+            READING => self.now().saturating_sub(self.since.load(Ordering::Relaxed)) >= millis(GRACE),
+            _ => false,
+        }
     }
 
     fn overstayed(&self) -> bool {
@@ -120,7 +131,7 @@ impl Connections {
         self.busy.load(Ordering::Relaxed)
     }
 
-    /// A place for a new connection; `None` when every other one has a request that is being answered.
+    /// A place for a new connection; `None` when no other one can make room.
     pub fn enter(&self) -> Option<Arc<Watch>> {
         let watch = Arc::new(Watch {
             phase: AtomicU8::new(READING),
@@ -133,7 +144,7 @@ impl Connections {
         watch.enter(READING);
         self.with(|open| {
             if open.len() >= self.most {
-                let idle = open.iter().enumerate().filter(|(_, other)| other.phase.load(Ordering::Relaxed) != BUSY);
+                let idle = open.iter().enumerate().filter(|(_, other)| other.may_go());
                 let (at, _) = idle.min_by_key(|(_, other)| other.since.load(Ordering::Relaxed))?;
                 open.swap_remove(at).close.notify_one();
             }
@@ -238,6 +249,8 @@ mod tests {
         tokio::time::advance(Duration::from_millis(10)).await;
         let second = connections.enter().unwrap();
         let busy = Busy::begin(&first);
+        assert!(connections.enter().is_none(), "one that has just come may still send its request");
+        tokio::time::advance(GRACE).await;
         let third = connections.enter().unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(1), second.close.notified()).await.is_ok());
         let also = Busy::begin(&third);

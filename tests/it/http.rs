@@ -150,7 +150,7 @@ pub struct Endpoint {
     pub key: String,
     pub starts: mpsc::Receiver<Start>,
     pub net: Scripted,
-    pub dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     _active: watch::Sender<u32>,
 }
 
@@ -181,7 +181,7 @@ impl Endpoint {
             .iter()
             .find_map(|address| address.strip_prefix("http://")?.strip_suffix("/v1")?.parse::<SocketAddr>().ok());
         let address = tcp.unwrap_or_else(|| "127.0.0.1:9".parse().unwrap());
-        Self { handle, address, key, starts, net: scripted, dir, _active: active }
+        Self { handle, address, key, starts, net: scripted, _dir: dir, _active: active }
     }
 
     pub async fn connect(&self) -> TcpStream {

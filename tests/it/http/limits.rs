@@ -74,11 +74,11 @@ async fn heads_are_bounded_in_size_and_number() {
     assert_eq!(with(format!("X: {}\r\n", "x".repeat(16 * 1024 - fixed + 1))).await.unwrap().status, 431);
     assert_eq!(with("X: 1\r\n".repeat(98)).await.unwrap().status, 200);
     assert_eq!(with("X: 1\r\n".repeat(99)).await.unwrap().status, 431);
-    assert_eq!(with(format!("X: {}\r\n", "x".repeat(1 << 20))).await.unwrap().status, 431);
-    assert_eq!(
-        endpoint.raw(endpoint.request("GET", &format!("/{}", "x".repeat(70_000)), "", "")).await.map(|reply| reply.status >= 400),
-        Some(true)
-    );
+    // What is still being sent when the refusal comes may reset the connection.
+    let huge = with(format!("X: {}\r\n", "x".repeat(1 << 20))).await;
+    assert!(huge.is_none_or(|reply| reply.status == 431));
+    let long = endpoint.raw(endpoint.request("GET", &format!("/{}", "x".repeat(70_000)), "", "")).await;
+    assert!(long.is_none_or(|reply| [414, 431].contains(&reply.status)));
 }
 
 #[tokio::test]
@@ -145,8 +145,11 @@ async fn slow_clients_are_cut_off_and_keep_nobody_out() {
         slow.push(stream);
     }
     let began = Instant::now();
-    assert_eq!(endpoint.get("/v1/models").await.status, 200, "the oldest of them made room");
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    // A client that comes back when it is told to; the oldest of them make room.
+    while endpoint.get("/v1/models").await.status != 200 {
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     for stream in &mut slow {
         let mut byte = [0];
         let end = tokio::time::timeout(Duration::from_secs(8), stream.read(&mut byte)).await.expect("it is cut off");
