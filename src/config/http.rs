@@ -190,8 +190,8 @@ mod tests {
     fn one_address_or_several_are_taken() {
         let one = http("listen = \"127.0.0.1:11480\"").unwrap().listen;
         assert_eq!(one, [HttpAddress::Tcp("127.0.0.1:11480".parse().unwrap())]);
-        let several = http("listen = [\"[::1]:0\", \"unix:/run/opengateway/http.sock\"]").unwrap().listen;
-        assert_eq!(several.iter().map(ToString::to_string).collect::<Vec<_>>(), ["[::1]:0", "unix:/run/opengateway/http.sock"]);
+        let several = http("listen = [\"[::1]:0\", \"unix:/run/opengateway-http.sock\"]").unwrap().listen;
+        assert_eq!(several.iter().map(ToString::to_string).collect::<Vec<_>>(), ["[::1]:0", "unix:/run/opengateway-http.sock"]);
         assert!(http("listen = [\"off\", \"127.0.0.1:1\"]").unwrap_err().contains("alone"));
     }
 

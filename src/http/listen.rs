@@ -14,7 +14,8 @@ use crate::config::{HttpAddress, HttpSettings, refuses_remote};
 
 /// Who may use a socket of ours besides the daemon's own user.
 const GROUP: &str = "opengateway-users";
-const SOCKET_MODE: u32 = 0o660;
+const FOR_GROUP: u32 = 0o660;
+const FOR_USER: u32 = 0o600;
 
 /// Something that clients connect to.
 #[derive(Debug)]
@@ -88,12 +89,14 @@ fn unix(path: &Path) -> io::Result<Listener> {
     let listener = StdUnix::bind(&temporary)?;
     let made = Made(temporary.clone());
     listener.set_nonblocking(true)?;
-    if let Some(group) = group(GROUP)
-        && let Err(error) = std::os::unix::fs::chown(&temporary, None, Some(group))
-    {
-        tracing::warn!(%error, "the group {GROUP} cannot have {}: {error}; is the daemon's user a member?", path.display());
+    // Without the group it is for the daemon's user alone: whose group that user has by default is not ours to know.
+    let given = group(GROUP).map(|group| std::os::unix::fs::chown(&temporary, None, Some(group)));
+    let mode = if matches!(given, Some(Ok(()))) { FOR_GROUP } else { FOR_USER };
+    if let Some(Err(error)) = given {
+        let path = path.display();
+        tracing::warn!(%error, "{path} is for the daemon's user alone: it cannot be given to the group {GROUP}: {error}");
     }
-    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))?;
     std::fs::rename(&temporary, path)?;
     // The name that it had is gone.
     std::mem::forget(made);
@@ -147,7 +150,8 @@ mod tests {
         let address = HttpAddress::Unix(path.clone());
         let listener = open(&address).unwrap();
         assert_eq!(listener.shown(), format!("unix:{}", path.display()));
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, SOCKET_MODE);
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert!(mode == FOR_USER || (mode == FOR_GROUP && group(GROUP).is_some()), "{mode:o}");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
         assert!(open(&address).unwrap_err().contains("another program"));
         drop(listener);

@@ -99,7 +99,7 @@ pub fn start(parts: Parts, sockets: Vec<OwnedFd>) -> Handle {
 }
 
 impl Handle {
-    /// Where it listens now: `http://127.0.0.1:11480/v1`, `unix:/run/opengateway/http.sock`. Empty when it is off.
+    /// Where it listens now: `http://127.0.0.1:11480/v1`, `unix:/run/opengateway-http.sock`. Empty when it is off.
     pub fn addresses(&self) -> Vec<String> {
         self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -146,7 +146,8 @@ fn base_url(addresses: &[String]) -> Result<String, Failure> {
         None => Failure::new(
             "EndpointOff",
             "the OpenAI endpoint is off",
-            "switch it on with: sudo systemctl enable --now opengatewayd-http.socket && sudo systemctl restart opengatewayd, \
+            "switch it on with: sudo systemctl stop opengatewayd && sudo systemctl enable --now opengatewayd-http.socket && \
+             sudo systemctl start opengatewayd, \
              or with listen = \"127.0.0.1:11480\" under [http] in opengatewayd.toml, and restart opengatewayd",
             exit::FAILED,
         ),
