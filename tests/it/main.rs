@@ -15,6 +15,8 @@ mod daemon;
 #[cfg(feature = "daemon")]
 mod gauge;
 #[cfg(feature = "daemon")]
+mod http;
+#[cfg(feature = "daemon")]
 mod installed;
 #[cfg(feature = "daemon")]
 mod man;

@@ -7,6 +7,7 @@ mod ask;
 mod chat;
 mod completion;
 mod config;
+mod http;
 mod jobs;
 mod membership;
 mod models;
@@ -74,15 +75,15 @@ async fn run_on_bus(args: Args, out: &Output, question: &str, source: Option<mod
         Command::Connect(options) => membership::connect(&mut bus, out, &options).await,
         Command::Disconnect(options) => membership::disconnect(&mut bus, out, &options).await,
         Command::Resources { fresh } => resources::resources(&mut bus, out, fresh).await,
-        Command::Eligible { fresh, tier, explain } => {
-            resources::eligible(&mut bus, out, fresh, tier.as_deref(), explain).await
-        }
+        Command::Eligible { fresh, tier, explain } => resources::eligible(&mut bus, out, fresh, tier.as_deref(), explain).await,
         Command::Peers { cluster } => peers::peers(&mut bus, out, cluster).await,
         Command::Models(options) => models::run(&mut bus, out, options, source).await,
         Command::Chat(options) => chat::run(&mut bus, out, options.wishes, globals.timeout).await,
         Command::Prompt(options) => prompt::run(&mut bus, out, &options, question, globals.timeout).await,
         Command::Jobs { cancel: Some(id) } => jobs::cancel(&mut bus, out, id).await,
         Command::Jobs { cancel: None } => jobs::list(&mut bus, out).await,
+        Command::Key(options) => http::key(&mut bus, out, &options).await,
+        Command::Env { shell } => http::env(&mut bus, out, shell).await,
         Command::Monitor => monitor::run(&mut bus, out).await,
         Command::Version | Command::Completion { .. } | Command::Config { .. } => Ok(()), // done above
     }
