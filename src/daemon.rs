@@ -416,6 +416,7 @@ fn net_config(settings: &Settings) -> net::Config {
             established_incoming: (settings.max_connections * 2 / 3).max(1),
             ..net::ConnectionCaps::default()
         },
+        versions: crate::wire::version::Versions::OURS,
     }
 }
 

@@ -28,6 +28,8 @@ mod openai;
 #[cfg(feature = "daemon")]
 mod polkit;
 #[cfg(feature = "daemon")]
+mod routing;
+#[cfg(feature = "daemon")]
 mod upstreams;
 #[cfg(feature = "daemon")]
 mod wire;
