@@ -111,6 +111,7 @@ fn options(random: &mut Seeded, depth: usize) -> HashMap<String, Variant<'static
         "Storage",
         "Vram",
         "Runtime",
+        "Renew",
     ];
     let entry = |random: &mut Seeded| {
         let key = if random.below(8) == 0 { text(random) } else { KEYS[random.below(KEYS.len())].to_owned() };
