@@ -193,10 +193,12 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         ControlState { saved: control::shown(&memory, &settings), sharing, lent, stopping: false, problems: Vec::new() };
     shown.problems.extend(warning);
     let (control, requests, publish) = Control::new(shown);
+    let (models, _model_requests, _model_list) = crate::models::Handle::new(Vec::new());
     let node = dbus::Node {
         net: net.clone(),
         serve: serve.clone(),
         dispatch,
+        models,
         gauge: gauge.clone(),
         control,
         version: crate::domain::version::VERSION.to_owned(),
@@ -373,14 +375,15 @@ fn net_config(settings: &Settings) -> net::Config {
     }
 }
 
-/// The tiers that this machine qualifies for with what is lent, as both change.
+/// The tiers that members are told: what this machine qualifies for with what is lent, and has the memory to load. Who may
+/// serve the cluster of a tier is another question, which the table alone answers (`control.rs`).
 fn follow_tiers(gauge: gauge::Handle, mut lent: watch::Receiver<Lent>) -> watch::Receiver<Vec<String>> {
-    let qualified = |resources: &Resources, lent: &Lent| tier::qualified(&lendable(resources, lent));
-    let (publish, tiers) = watch::channel(qualified(&gauge.latest(), &lent.borrow()));
+    let servable = |resources: &Resources, lent: &Lent| tier::servable(&lendable(resources, lent));
+    let (publish, tiers) = watch::channel(servable(&gauge.latest(), &lent.borrow()));
     tokio::spawn(async move {
         let mut resources = gauge.watch();
         loop {
-            let now = qualified(&gauge.latest(), &lent.borrow_and_update());
+            let now = servable(&gauge.latest(), &lent.borrow_and_update());
             publish.send_if_modified(|known| {
                 let changed = *known != now;
                 *known = now;
