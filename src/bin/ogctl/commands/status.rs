@@ -37,7 +37,19 @@ struct Status {
     backend: String,
     /// Where the OpenAI endpoint listens; empty while it is off.
     http: Vec<String>,
+    /// Models of this machine.
+    models: Vec<Model>,
+    /// Whether there is an engine, and it is switched on; null of a daemon that does not say.
+    engine: Option<bool>,
     last_error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Model {
+    model: String,
+    state: String,
+    /// From 0 to 1 while it is being loaded.
+    progress: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,6 +75,11 @@ fn view(details: &Details, now: u64) -> Status {
         peer_count: details.number("PeerCount"),
         role: details.flag("Serving").map(|serving| if serving { "serve" } else { "consume" }),
     };
+    let model = |details: &Details| Model {
+        model: details.text_or_empty("Name"),
+        state: details.text_or_empty("State"),
+        progress: details.real("Progress"),
+    };
     Status {
         running: true,
         problems: details.texts("Problems"),
@@ -80,6 +97,8 @@ fn view(details: &Details, now: u64) -> Status {
         jobs: details.number("Jobs"),
         backend: details.text_or_empty("Backend"),
         http: details.texts("HttpAddresses"),
+        models: details.inners("Models").iter().map(model).collect(),
+        engine: details.flag("EngineInstalled"),
         last_error: details.text("LastError").filter(|error| !error.is_empty()),
     }
 }
@@ -124,11 +143,27 @@ fn text(status: &Status, style: &Style) -> String {
             ("Prompts", number(status.jobs)),
             ("Backend", term::line(&status.backend)),
             ("OpenAI API", lines(&status.http)),
+            ("Models", models(status)),
             ("Version", term::line(&status.version)),
             ("Last error", status.last_error.as_deref().map(term::line).unwrap_or_default()),
         ],
     ));
     text
+}
+
+/// "demo ready, large loading 40 %"; where there is no engine, that.
+fn models(status: &Status) -> String {
+    let model = |model: &Model| {
+        let progress = model.progress.map_or_else(String::new, |progress| format!(" {:.0} %", progress * 100.0));
+        format!("{} {}{progress}", term::line(&model.model), term::line(&model.state))
+    };
+    let list = status.models.iter().map(model).collect::<Vec<_>>().join(", ");
+    match (status.engine, list.is_empty()) {
+        (Some(false), true) => "no engine is installed or switched on".to_owned(),
+        (Some(false), false) => format!("{list} (no engine is installed or switched on)"),
+        (Some(true), true) => "none; add one with: ogctl models add FILE.gguf".to_owned(),
+        _ => list,
+    }
 }
 
 #[cfg(test)]
