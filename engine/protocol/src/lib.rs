@@ -6,6 +6,25 @@
 //!
 //! A conversation: `hello` ↑, `load` ↓, `loading` ↑ …, `ready` or `load_failed` ↑, then any number of requests at once. Each
 //! [`Down::Generate`] is answered by `started`, `delta` …, and exactly one `done` or `error`, in which the request ends.
+//!
+//! What the child does:
+//! - It exits with 0 at [`Down::Shutdown`] and at the end of the stream, whatever it computes; with 2 when it is started
+//!   wrongly, when the first frame but pings is not `load`, or when a frame is longer than [`MAX_FRAME_BYTES`]; with 3 after
+//!   `load_failed`; with 101 on a fault of its own. llama.cpp itself ends it with a signal: `SIGABRT` where a file or a
+//!   computation breaks its assertions, `SIGBUS` where the file shrank.
+//! - A frame that it cannot read is answered with an `error` of kind `invalid` if an `id` can be found in it, and is passed
+//!   over otherwise.
+//! - A ping is answered at once by a thread that never computes: also while loading, and in the middle of a batch.
+//! - It queues nothing: a request while all slots are taken, or before `ready`, gets the error `busy`. A slot is free before
+//!   the `done` or `error` of its request is sent.
+//! - A cancelled request ends with its `done` after the batch that is being computed: one token of every slot and a chunk of
+//!   the prompts. A cancel of an unknown or ended request does nothing.
+//! - Numbers out of range are cut to their bounds, texts out of bounds are refused with `invalid`.
+//! - The answer's first token is sampled from the prompt's last batch: `started`, then `delta`. A `delta` has whole characters
+//!   and nothing that may be the beginning of a stop text, so tokens and deltas are not one to one, and the tokens of all
+//!   deltas may be fewer than those of `done` (text that was cut off by a stop text).
+//! - Texts of special tokens in messages are broken up before the template is rendered: a message cannot forge a role.
+//! - Environment variables are not read, nor is standard input; standard error gets errors, never a text of a prompt or answer.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -20,6 +39,23 @@ pub const CHILD_FD: i32 = 3;
 pub const MAX_FRAME_BYTES: usize = 8 << 20;
 /// Largest frame of the child: a piece of text, or a sentence.
 pub const MAX_UP_FRAME_BYTES: usize = 256 << 10;
+
+/// Most slots of a child; more in [`Load::slots`] is cut to this.
+pub const MAX_SLOTS: u32 = 64;
+/// Temperature of a request that names none: answers vary a little, and small models stay with what they know.
+pub const DEFAULT_TEMPERATURE: f64 = 0.7;
+/// Highest temperature; more is cut to this.
+pub const MAX_TEMPERATURE: f64 = 2.0;
+/// Nucleus of a request that names none.
+pub const DEFAULT_TOP_P: f64 = 0.95;
+/// Most bytes of text in one request; more is [`ErrorKind::Invalid`].
+pub const MAX_PROMPT_BYTES: usize = 1 << 20;
+/// Most messages of a conversation; more is [`ErrorKind::Invalid`].
+pub const MAX_MESSAGES: usize = 1024;
+/// Most stop texts of a request; more is [`ErrorKind::Invalid`].
+pub const MAX_STOPS: usize = 16;
+/// Longest stop text in bytes, and the shortest is one; else [`ErrorKind::Invalid`].
+pub const MAX_STOP_BYTES: usize = 256;
 
 /// One message of a conversation.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,99 @@
+//! What this process gives up before it does anything: environment, core dumps, its turn to survive when memory ends.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::panic;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+
+/// The kernel ends the child before the daemon, whose own score the unit puts at 500.
+const OOM_SCORE: i32 = 800;
+
+/// Hardens the process. Called first, while there is one thread.
+///
+/// # Errors
+/// When the kernel refuses what it never refuses.
+pub fn harden() -> io::Result<()> {
+    clear_environment();
+    quiet_panics();
+    // Before the process stops being dumpable: from then on /proc/self belongs to root.
+    raise_oom_score();
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let null = File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(())
+}
+
+/// No variable of the daemon's reaches C++; one of ours does.
+#[allow(unsafe_code)]
+fn clear_environment() {
+    let names: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
+    for name in names {
+        // SAFETY: this is the only thread.
+        unsafe { std::env::remove_var(name) };
+    }
+    // Without it an assertion that fails starts gdb, and the process hangs for as long.
+    // SAFETY: this is the only thread.
+    unsafe { std::env::set_var("GGML_NO_BACKTRACE", "1") };
+}
+
+/// A panic ends the process whatever thread it is in, and tells the place only: its message may quote a prompt.
+fn quiet_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        eprintln!("opengateway-engine: a fault in the program at {place}");
+        exit(Exit::Fault);
+    }));
+}
+
+fn raise_oom_score() {
+    let path = "/proc/self/oom_score_adj";
+    let own = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    if own < OOM_SCORE
+        && let Err(error) = std::fs::write(path, OOM_SCORE.to_string())
+    {
+        eprintln!("opengateway-engine: cannot raise its OOM score: {error}");
+    }
+}
+
+/// How the process ends; part of the protocol.
+#[derive(Debug, Clone, Copy)]
+pub enum Exit {
+    /// Told to, or the daemon is gone.
+    Well = 0,
+    /// Wrong command line, or a stream that is not the protocol.
+    Usage = 2,
+    /// The model cannot be loaded; the reason was told.
+    Load = 3,
+    /// A bug, or the C++ computes nothing any more.
+    Fault = 101,
+}
+
+/// Ends the process at once, even while another thread is deep in C++.
+#[allow(unsafe_code)]
+pub fn exit(code: Exit) -> ! {
+    // SAFETY: runs nothing of ours; no destructor may wait for a thread that computes.
+    unsafe { libc::_exit(code as i32) }
+}
+
+/// Reads how much anonymous memory the process holds. Opened before the sandbox closes /proc.
+#[derive(Debug)]
+pub struct MemoryGauge(Option<File>);
+
+impl MemoryGauge {
+    /// Opens the gauge.
+    pub fn open() -> Self {
+        Self(File::open("/proc/self/status").ok())
+    }
+
+    /// Anonymous resident bytes.
+    pub fn anonymous(&self) -> Option<u64> {
+        let mut text = [0; 4096];
+        let length = self.0.as_ref()?.read_at(&mut text, 0).ok()?;
+        let text = String::from_utf8_lossy(&text[..length]);
+        let kibibytes = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        kibibytes.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|count| count * 1024)
+    }
+}

@@ -1,0 +1,132 @@
+//! Which requests have a slot: the one fact that the reader, the preparer and the scheduler share.
+
+use std::collections::HashSet;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use opengateway_engine_protocol::ErrorKind;
+
+use crate::prepare::Prepared;
+
+/// The requests that were admitted and have not ended.
+#[derive(Debug, Default)]
+pub struct Requests {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// 0 until the model is loaded.
+    slots: usize,
+    admitted: HashSet<u64>,
+    cancelled: HashSet<u64>,
+    prepared: Vec<Prepared>,
+}
+
+/// What the scheduler has to do next.
+#[derive(Debug)]
+pub struct Orders {
+    /// Requests to be begun.
+    pub begin: Vec<Prepared>,
+    /// Requests to be ended, begun or not.
+    pub cancel: Vec<u64>,
+}
+
+impl Requests {
+    /// From now on as many are admitted.
+    pub fn open(&self, slots: usize) {
+        self.lock().slots = slots;
+    }
+
+    /// Gives a request its slot.
+    ///
+    /// # Errors
+    /// There is none, or the number is in use.
+    pub fn admit(&self, id: u64) -> Result<(), (ErrorKind, &'static str)> {
+        let mut state = self.lock();
+        if state.slots == 0 {
+            return Err((ErrorKind::Busy, "the model is still being loaded"));
+        }
+        if state.admitted.contains(&id) {
+            return Err((ErrorKind::Invalid, "a request with this id is running"));
+        }
+        if state.admitted.len() >= state.slots {
+            return Err((ErrorKind::Busy, "all slots are taken"));
+        }
+        state.admitted.insert(id);
+        Ok(())
+    }
+
+    /// Takes the slot back; before the end of the request is told, so that the daemon may fill it at once.
+    pub fn release(&self, id: u64) {
+        let mut state = self.lock();
+        state.admitted.remove(&id);
+        state.cancelled.remove(&id);
+    }
+
+    /// Marks a request that should end. Those that are unknown have ended already.
+    pub fn cancel(&self, id: u64) {
+        let mut state = self.lock();
+        if state.admitted.contains(&id) {
+            state.cancelled.insert(id);
+        }
+    }
+
+    /// Passes on a request that is ready to be computed.
+    pub fn deliver(&self, prepared: Prepared) {
+        self.lock().prepared.push(prepared);
+        self.changed.notify_one();
+    }
+
+    /// What there is to do; with nothing else to do, waits for it.
+    pub fn orders(&self, idle: bool) -> Orders {
+        let mut state = self.lock();
+        while idle && state.prepared.is_empty() {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        Orders { begin: std::mem::take(&mut state.prepared), cancel: state.cancelled.iter().copied().collect() }
+    }
+
+    /// How many have a slot.
+    pub fn running(&self) -> u32 {
+        u32::try_from(self.lock().admitted.len()).unwrap_or(u32::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic ends the process: nobody sees a poisoned lock for long.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_are_admitted_as_there_are_slots() {
+        let requests = Requests::default();
+        assert_eq!(requests.admit(1).unwrap_err().0, ErrorKind::Busy);
+        requests.open(2);
+        requests.admit(1).unwrap();
+        requests.admit(2).unwrap();
+        assert_eq!(requests.admit(2).unwrap_err().0, ErrorKind::Invalid);
+        assert_eq!(requests.admit(3).unwrap_err().0, ErrorKind::Busy);
+        requests.release(1);
+        requests.admit(3).unwrap();
+        assert_eq!(requests.running(), 2);
+    }
+
+    #[test]
+    fn a_cancel_holds_until_the_request_ends() {
+        let requests = Requests::default();
+        requests.open(1);
+        requests.cancel(1);
+        requests.admit(1).unwrap();
+        assert!(requests.orders(false).cancel.is_empty());
+        requests.cancel(1);
+        assert_eq!(requests.orders(false).cancel, [1]);
+        assert_eq!(requests.orders(false).cancel, [1]);
+        requests.release(1);
+        assert!(requests.orders(false).cancel.is_empty());
+    }
+}

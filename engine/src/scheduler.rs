@@ -1,0 +1,259 @@
+//! The loop that computes: all slots in one batch, a token of each answer and a chunk of the prompts.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::llama_batch::{BatchAddError, LlamaBatch};
+use llama_cpp_2::model::LlamaModel;
+use opengateway_engine_protocol::{ErrorKind, Finish, Up};
+
+use crate::connection::{Output, append};
+use crate::prepare::Prepared;
+use crate::process::{Exit, exit};
+use crate::requests::Requests;
+use crate::sequence::Sequence;
+
+/// Tokens of prompts in a batch, however slow the model is.
+const MIN_CHUNK: u32 = 64;
+/// And however fast.
+pub const MAX_CHUNK: u32 = 512;
+/// A chunk takes about this long on a fast model: a cancel waits no longer.
+const CHUNK_TIME: Duration = Duration::from_millis(250);
+/// Batches that may fail one after another before the process gives up.
+const MAX_FAILURES: u32 = 3;
+
+/// Computes for ever.
+#[derive(Debug)]
+pub struct Scheduler {
+    model: &'static LlamaModel,
+    context: LlamaContext<'static>,
+    requests: Arc<Requests>,
+    output: Arc<Output>,
+    slots: Vec<Option<Sequence>>,
+    batch: LlamaBatch<'static>,
+    chunk: Chunk,
+    /// The slot whose prompt comes first in the next batch.
+    turn: usize,
+    failures: u32,
+    /// Frames of this step, sent together.
+    frames: Vec<u8>,
+    piece: Vec<u8>,
+}
+
+/// The slot whose logits lie at a place of the batch.
+type Place = (usize, i32);
+
+impl Scheduler {
+    /// With `slots` slots.
+    pub fn new(model: &'static LlamaModel, context: LlamaContext<'static>, slots: u32, requests: Arc<Requests>, output: Arc<Output>) -> Self {
+        Self {
+            model,
+            context,
+            requests,
+            output,
+            slots: (0..slots).map(|_| None).collect(),
+            batch: LlamaBatch::new((MAX_CHUNK + slots) as usize, 1),
+            chunk: Chunk::default(),
+            turn: 0,
+            failures: 0,
+            frames: Vec::new(),
+            piece: Vec::new(),
+        }
+    }
+
+    /// The loop.
+    pub fn run(mut self) -> ! {
+        loop {
+            let orders = self.requests.orders(self.slots.iter().all(Option::is_none));
+            for prepared in orders.begin {
+                self.begin(prepared);
+            }
+            for id in orders.cancel {
+                if let Some(slot) = self.slot_of(id) {
+                    self.end(slot, Finish::Cancelled);
+                }
+            }
+            self.step();
+            if !self.frames.is_empty() {
+                self.output.write(&self.frames);
+                self.frames.clear();
+            }
+        }
+    }
+
+    fn slot_of(&self, id: u64) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.as_ref().is_some_and(|sequence| sequence.id == id))
+    }
+
+    fn begin(&mut self, prepared: Prepared) {
+        // As many are admitted as there are slots.
+        let Some(slot) = self.slots.iter().position(Option::is_none) else { exit(Exit::Fault) };
+        let sequence = Sequence::new(prepared);
+        append(&mut self.frames, &sequence.started());
+        let spent = sequence.is_spent();
+        self.slots[slot] = Some(sequence);
+        if spent {
+            self.end(slot, Finish::Length);
+        }
+    }
+
+    /// Computes one batch and takes a token for every answer.
+    fn step(&mut self) {
+        let Ok((places, prompt_tokens)) = self.fill() else { exit(Exit::Fault) };
+        if self.batch.n_tokens() == 0 {
+            return;
+        }
+        let before = Instant::now();
+        if let Err(error) = self.context.decode(&mut self.batch) {
+            return self.fail(&format!("llama.cpp cannot compute: {error}"));
+        }
+        self.failures = 0;
+        if prompt_tokens > 0 && prompt_tokens == self.batch.n_tokens().unsigned_abs() {
+            self.context.synchronize();
+            self.chunk.record(prompt_tokens, before.elapsed());
+        }
+        for (slot, place) in places {
+            self.sample(slot, place);
+        }
+    }
+
+    /// The next batch: where the logits of which slot will lie, and how many tokens are of prompts.
+    fn fill(&mut self) -> Result<(Vec<Place>, u32), BatchAddError> {
+        self.batch.clear();
+        let mut places = Vec::with_capacity(self.slots.len());
+        for (slot, sequence) in self.slots.iter().enumerate() {
+            let Some((token, position)) = sequence.as_ref().and_then(Sequence::next_input) else { continue };
+            places.push((slot, self.batch.n_tokens()));
+            self.batch.add(token, small(position), &[small(slot)], true)?;
+        }
+        let answers = places.len();
+        let prompt_tokens = self.fill_prompts(answers > 0, &mut places)?;
+        Ok((places, prompt_tokens))
+    }
+
+    /// A fair share of the chunk for every prompt; what one does not need goes to the next.
+    fn fill_prompts(&mut self, others_wait: bool, places: &mut Vec<Place>) -> Result<u32, BatchAddError> {
+        let count = self.slots.len();
+        let left = |slot: &Option<Sequence>| slot.as_ref().map_or(0, Sequence::prompt_left);
+        let mut prompts = self.slots.iter().filter(|slot| left(slot) > 0).count();
+        // Answers that are under way wait for the chunk: a small one.
+        let mut budget = if others_wait { MIN_CHUNK } else { self.chunk.size() } as usize;
+        let mut total = 0;
+        for slot in (0..count).map(|offset| (self.turn + offset) % count) {
+            let Some(sequence) = self.slots[slot].as_mut().filter(|sequence| sequence.prompt_left() > 0) else { continue };
+            let whole = sequence.prompt_tokens();
+            let (first, tokens) = sequence.take_prompt((budget / prompts).max(1).min(budget));
+            // Only what comes after the very last token is of interest.
+            let last = first + tokens.len() == whole;
+            for (place, token) in tokens.iter().enumerate() {
+                self.batch.add(*token, small(first + place), &[small(slot)], last && place + 1 == tokens.len())?;
+            }
+            if last {
+                places.push((slot, self.batch.n_tokens() - 1));
+            }
+            budget -= tokens.len();
+            total += u32::try_from(tokens.len()).unwrap_or(0);
+            prompts -= 1;
+            if budget == 0 {
+                self.turn = (slot + 1) % count;
+                break;
+            }
+        }
+        Ok(total)
+    }
+
+    fn sample(&mut self, slot: usize, place: i32) {
+        let Some(sequence) = self.slots[slot].as_mut() else { return };
+        sequence.prompt_computed();
+        let Some(token) = sequence.sampler.next(&self.context, place) else {
+            return self.abandon(slot, "the model computed something that is no number");
+        };
+        let vocabulary = self.model.vocab();
+        if vocabulary.is_eog(token) {
+            return self.end(slot, Finish::Stop);
+        }
+        self.piece.clear();
+        vocabulary.token_to_piece_into(token, &mut self.piece, false, None);
+        if let Some(finish) = sequence.push(token, &self.piece, |frame| append(&mut self.frames, &frame)) {
+            self.end(slot, finish);
+        }
+    }
+
+    fn end(&mut self, slot: usize, finish: Finish) {
+        let Some(mut sequence) = self.vacate(slot) else { return };
+        sequence.finish(finish, |frame| append(&mut self.frames, &frame));
+    }
+
+    fn abandon(&mut self, slot: usize, message: &str) {
+        let Some(sequence) = self.vacate(slot) else { return };
+        append(&mut self.frames, &Up::Error { id: sequence.id, kind: ErrorKind::Internal, message: message.to_owned() });
+    }
+
+    /// Frees a slot before anyone is told.
+    fn vacate(&mut self, slot: usize) -> Option<Sequence> {
+        let sequence = self.slots[slot].take()?;
+        self.requests.release(sequence.id);
+        let number = u32::try_from(slot).unwrap_or(u32::MAX);
+        if !matches!(self.context.clear_kv_cache_seq(Some(number), None, None), Ok(true)) {
+            eprintln!("opengateway-engine: llama.cpp does not clear a slot");
+            exit(Exit::Fault);
+        }
+        Some(sequence)
+    }
+
+    /// No slot of the batch can be trusted.
+    fn fail(&mut self, message: &str) {
+        for slot in 0..self.slots.len() {
+            self.abandon(slot, message);
+        }
+        self.failures += 1;
+        if self.failures >= MAX_FAILURES {
+            self.output.write(&self.frames);
+            exit(Exit::Fault);
+        }
+    }
+}
+
+/// Places and slots are bounded by the context window and the number of slots.
+fn small(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// How many tokens of prompts one batch takes.
+#[derive(Debug, Default)]
+struct Chunk {
+    /// Tokens in a second.
+    rate: f64,
+}
+
+impl Chunk {
+    /// Learns from a batch of nothing but prompts.
+    fn record(&mut self, tokens: u32, elapsed: Duration) {
+        let rate = f64::from(tokens) / elapsed.as_secs_f64().max(1e-6);
+        self.rate = if self.rate == 0.0 { rate } else { self.rate * 0.7 + rate * 0.3 };
+    }
+
+    /// Whole multiples of the least, so that batches have few different shapes.
+    fn size(&self) -> u32 {
+        // Between the two constants, so it fits.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let tokens = (self.rate * CHUNK_TIME.as_secs_f64()).min(f64::from(MAX_CHUNK)) as u32;
+        (tokens / MIN_CHUNK * MIN_CHUNK).clamp(MIN_CHUNK, MAX_CHUNK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_as_large_as_the_model_is_fast() {
+        let mut chunk = Chunk::default();
+        assert_eq!(chunk.size(), MIN_CHUNK);
+        chunk.record(64, Duration::from_secs(1));
+        assert_eq!(chunk.size(), MIN_CHUNK);
+        let of = |rate| Chunk { rate }.size();
+        assert_eq!([of(511.0), of(512.0), of(1e9), of(f64::INFINITY)], [64, 128, MAX_CHUNK, MAX_CHUNK]);
+    }
+}
