@@ -9,12 +9,18 @@ use std::{env, fs, io};
 
 /// Folder beside the built program for the kernels.
 const KERNELS: &str = "ggml";
+/// Kernels that must not be chosen. Those for AMX end with SIGILL when GCC 12 compiled them: its `_tile_loadconfig` tells the
+/// compiler of the first 8 bytes of the 64 that it reads, so the shapes of the tiles are thrown away. A processor with AMX takes
+/// those for AVX-512 instead.
+const BROKEN: &[&str] = &["libggml-cpu-sapphirerapids.so"];
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=OPENGATEWAY_COMMIT");
     // RPATH rather than RUNPATH: it also holds for what the libraries themselves need.
     println!("cargo::rustc-link-arg-bins=-Wl,--disable-new-dtags,-rpath,$ORIGIN/../lib/opengateway:$ORIGIN");
+    // Examples lie in a folder below the program.
+    println!("cargo::rustc-link-arg-examples=-Wl,--disable-new-dtags,-rpath,$ORIGIN/..");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     // <target>/release/build/opengateway-engine-<hash>/out
     let beside_program = out.ancestors().nth(3).expect("OUT_DIR lies in the target directory");
@@ -28,7 +34,7 @@ fn main() -> io::Result<()> {
         }
     }
     if let Some(kernels) = llama("BACKENDS_DIR") {
-        place(&kernels, &beside_program.join(KERNELS), |_| true)?;
+        place(&kernels, &beside_program.join(KERNELS), |name| !BROKEN.contains(&name))?;
     }
     Ok(())
 }
@@ -42,6 +48,9 @@ fn is_library(name: &str) -> bool {
 fn place(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) -> io::Result<()> {
     let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
     fs::create_dir_all(to)?;
+    for unwanted in BROKEN.iter().map(|name| to.join(name)).filter(|path| path.exists()) {
+        fs::remove_file(unwanted)?;
+    }
     for entry in entries {
         let path = entry?.path();
         let Some(name) = path.file_name().and_then(OsStr::to_str).filter(|name| wanted(name)) else { continue };

@@ -186,6 +186,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     let backends = settings.backends.iter().map(backend).collect::<Result<Vec<_>, _>>()?;
     let (serve, mut serving) = serve::spawn(serve::Config { backends, tiers });
     let (net, mut network) = net::start(net_config(&settings), &identity, Arc::new(serve.clone())).await?;
+    let discovering = discover(&serve, &settings);
     let dispatch = dispatch::Handle::new(dispatch::Router::new(net.clone(), serve.clone(), settings.node_name.clone()));
 
     let mut shown =
@@ -278,6 +279,9 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         }
     };
     tracing::info!("stopping");
+    if let Some(discovering) = discovering {
+        discovering.abort();
+    }
     // Who asks from now on, and who still waits, is told that the daemon stops.
     drop(requests);
     keeper.stopping();
@@ -330,13 +334,28 @@ fn backend(settings: &BackendSettings) -> Result<Arc<dyn Backend>, OpenAiError> 
     };
     Ok(match &settings.kind {
         BackendKind::Echo => Arc::new(Echo::new(limits)),
-        BackendKind::OpenAi { url, api_key_file, models } => Arc::new(OpenAi::start(OpenAiSettings {
-            url: url.clone(),
-            api_key_file: api_key_file.clone(),
-            models: models.clone(),
-            limits,
-        })?),
+        BackendKind::OpenAi { url, api_key_file, models, api, allow_http, learns_slots } => {
+            Arc::new(OpenAi::start(OpenAiSettings {
+                url: url.clone(),
+                api_key_file: api_key_file.clone(),
+                models: models.clone(),
+                api: *api,
+                allow_http: *allow_http,
+                limits,
+                learns_slots: *learns_slots,
+            })?)
+        }
     })
+}
+
+/// Looks for servers of models on this machine, beside those that are configured.
+fn discover(serve: &serve::Handle, settings: &Settings) -> Option<tokio::task::JoinHandle<()>> {
+    let url = |backend: &BackendSettings| match &backend.kind {
+        BackendKind::OpenAi { url, .. } => Some(url.clone()),
+        BackendKind::Echo => None,
+    };
+    let configured = settings.backends.iter().filter_map(url).collect();
+    settings.discover.then(|| serve::discover::start(serve.clone(), serve::discover::Config::usual(configured)))
 }
 
 fn net_config(settings: &Settings) -> net::Config {

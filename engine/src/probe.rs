@@ -13,13 +13,14 @@ use rustix::process::{Pid, Signal};
 use serde_json::json;
 
 use crate::process::{Exit, exit, harden};
-use crate::{kernels, sandbox};
+use crate::{kernels, log, sandbox};
 
 /// Prints `{"strength": …, "refused": {…}, "allowed": {…}}`: for each attempt what became of it.
 pub fn run(model: &Path) -> ! {
     if let Err(error) = harden() {
         fail(&format!("cannot harden itself: {error}"));
     }
+    log::install();
     let kernels = kernels::load().unwrap_or_else(|reason| fail(&reason));
     // As the child has it: the model is loaded between the two.
     let strength = sandbox::enter(model).unwrap_or_else(|reason| fail(&reason));

@@ -137,6 +137,8 @@ pub struct Overrides {
     pub connect: Vec<String>,
     /// `--no-mdns`.
     pub no_mdns: bool,
+    /// `--no-discover`.
+    pub no_discover: bool,
     /// `--http`.
     pub http: Option<String>,
     /// `--log`.
@@ -157,6 +159,9 @@ impl Overrides {
         }
         if self.no_mdns {
             network.mdns = Some(false);
+        }
+        if self.no_discover {
+            raw.upstreams.get_or_insert_default().discover = Some(false);
         }
         if self.serve.is_some() {
             raw.serve.get_or_insert_default().enabled = self.serve;

@@ -17,6 +17,8 @@ pub struct Raw {
     pub cluster: Option<Vec<Cluster>>,
     /// `[[backend]]`.
     pub backend: Option<Vec<Backend>>,
+    /// `[upstreams]`.
+    pub upstreams: Option<Upstreams>,
     /// `[models]`.
     pub models: Option<Models>,
     /// `[http]`.
@@ -92,6 +94,10 @@ pub struct Backend {
     pub api_key_file: Option<PathBuf>,
     /// Or the name of a secret that the service manager passes.
     pub api_key_credential: Option<String>,
+    /// Which server it is; found out when absent.
+    pub api: Option<String>,
+    /// Send text in clear to another machine.
+    pub allow_http: Option<bool>,
     /// Only these models of it.
     pub models: Option<Vec<String>>,
     /// Prompts running at once.
@@ -102,6 +108,14 @@ pub struct Backend {
     pub running_per_peer: Option<usize>,
     /// Prompts of one peer waiting.
     pub queued_per_peer: Option<usize>,
+}
+
+/// `[upstreams]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upstreams {
+    /// Look for servers of models on their usual ports of this machine.
+    pub discover: Option<bool>,
 }
 
 /// `[models]`.
@@ -144,6 +158,7 @@ impl Raw {
         section(&mut self.node, over.node, |under, over| overlay!(under, over; name, state_dir));
         section(&mut self.network, over.network, |under, over| overlay!(under, over; listen, bootstrap, mdns, max_connections));
         section(&mut self.serve, over.serve, |under, over| overlay!(under, over; enabled, cores, memory_gb, storage_gb, vram_gb));
+        section(&mut self.upstreams, over.upstreams, |under, over| overlay!(under, over; discover));
         section(&mut self.models, over.models, |under, over| overlay!(under, over; directory));
         section(&mut self.http, over.http, |under, over| overlay!(under, over; listen));
         section(&mut self.log, over.log, |under, over| overlay!(under, over; level));

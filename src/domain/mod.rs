@@ -7,4 +7,5 @@ pub mod node;
 pub mod prompt;
 pub mod resources;
 pub mod tier;
+pub mod upstream;
 pub mod version;

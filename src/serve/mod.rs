@@ -1,6 +1,7 @@
 //! Prompts that this machine answers: a bounded queue with fair shares in front of each backend.
 
 pub mod backend;
+pub mod discover;
 mod echo;
 mod handle;
 mod openai;

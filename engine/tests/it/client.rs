@@ -6,7 +6,7 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use opengateway_engine_protocol::{
@@ -49,9 +49,9 @@ impl Engine {
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         ours.set_write_timeout(Some(PATIENCE)).unwrap();
         let stderr = tempfile::tempfile().unwrap();
-        // A shell gives the socket the number 3 and becomes the child.
+        // A shell gives the socket the number 3 and becomes the child. A hostile file gets at most 8 GiB.
         let child = Command::new("/bin/sh")
-            .args(["-c", "exec \"$0\" 3<&0 0</dev/null", env!("CARGO_BIN_EXE_opengateway-engine")])
+            .args(["-c", "ulimit -v 8388608; exec \"$0\" 3<&0 0</dev/null", env!("CARGO_BIN_EXE_opengateway-engine")])
             .env("OPENGATEWAY_CANARY", "environment")
             .stdin(OwnedFd::from(theirs))
             .stderr(stderr.try_clone().unwrap())

@@ -42,6 +42,9 @@ pub struct Arguments {
     /// Do not look for members on the local network
     #[arg(long)]
     no_mdns: bool,
+    /// Do not look for servers of models (Ollama, llama-server, ...) on this machine
+    #[arg(long)]
+    no_discover: bool,
     /// OpenAI endpoint; this version takes "off" alone
     #[arg(long, value_name = "ADDR|off")]
     http: Option<String>,
@@ -77,6 +80,7 @@ impl Arguments {
                 bootstrap: self.bootstrap,
                 connect: self.connect,
                 no_mdns: self.no_mdns,
+                no_discover: self.no_discover,
                 http: self.http,
                 log: self.log,
             },
