@@ -10,8 +10,8 @@ use super::tier::Tier;
 pub const QUANTISATION: &str = "Q4_K_M";
 /// Tokens of context that the cache is counted for, where the model has as many: what the engine takes when nobody says.
 pub const CONTEXT: u32 = 4096;
-/// What weights and cache may be off. The cache is exact: llama.cpp allocates what the formula says. The weights are within
-/// 6 % of the files that are published, and 8 % is said because not every converter chooses the same types for each tensor.
+/// What these may be off: loads of four such shapes took 3 to 8 % less, published files differ from the weights by at most 6 %
+/// (`docs/tiers.md`).
 pub const ERROR_PERCENT: u32 = 8;
 
 /// The model that stands for a tier.
