@@ -62,7 +62,7 @@ step() {
 
 
 need_build
-need dbus-daemon=dbus-daemon
+need dbus-daemon=dbus-daemon tmux=tmux
 if wants it && [ "$(id -u)" = 0 ]; then need strace=strace pkaction=polkitd; fi
 if wants netns && [ "$(id -u)" = 0 ]; then need ip=iproute2 nft=nftables; fi
 
