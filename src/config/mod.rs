@@ -2,9 +2,11 @@
 //!
 //! Only [`Settings`] travels. Built without the daemon too, so that `ogctl config check` needs no daemon.
 
+mod engine;
 mod load;
 pub mod raw;
 mod settings;
 
+pub use engine::EngineSettings;
 pub use load::{Checked, ConfigError, Environment, Overrides, Roots, check, load};
 pub use settings::{BackendKind, BackendSettings, ClusterSettings, MAX_ADDRESS_BYTES, MAX_ADDRESSES, Settings, needs_restart};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::engine::{self, EngineSettings};
 use super::raw::{self, Raw};
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::MAX_NODE_NAME_BYTES;
@@ -79,6 +80,10 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Where models are kept.
     pub models_dir: PathBuf,
+    /// Where models are found besides.
+    pub models_also: Vec<PathBuf>,
+    /// How models are computed here.
+    pub engine: EngineSettings,
     /// Multiaddrs to listen on.
     pub listen: Vec<String>,
     /// The addresses are the default ones: a port that is taken is replaced by a free one.
@@ -242,6 +247,7 @@ impl Settings {
         if clusters.len() > MAX_CLUSTERS {
             return Err(format!("{} clusters are named; a node is in at most {MAX_CLUSTERS}", clusters.len()));
         }
+        let models = raw.models.unwrap_or_default();
         let credentials = raw.credentials.as_deref();
         let raw_backends = raw.backend.unwrap_or_default();
         if raw_backends.len() > MAX_BACKENDS {
@@ -272,7 +278,9 @@ impl Settings {
                 let host = &host[..host.floor_char_boundary(MAX_NODE_NAME_BYTES)];
                 if host.is_empty() { "node".to_owned() } else { host.to_owned() }
             }),
-            models_dir: raw.models.and_then(|models| models.directory).unwrap_or_else(|| state_dir.join("models")),
+            models_dir: models.directory.unwrap_or_else(|| state_dir.join("models")),
+            models_also: engine::directories(models.also.unwrap_or_default())?,
+            engine: EngineSettings::check(raw.engine.unwrap_or_default())?,
             state_dir,
             any_port: listen.is_empty(),
             listen: if listen.is_empty() { default_listen() } else { listen },
@@ -312,7 +320,10 @@ pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
         sections.push("[upstreams]");
     }
     if old.models_dir != new.models_dir {
-        sections.push("[models]");
+        sections.push("[models] directory");
+    }
+    if old.engine.fixed() != new.engine.fixed() {
+        sections.push("[engine]");
     }
     sections
 }

@@ -26,4 +26,6 @@ mod openai;
 #[cfg(feature = "daemon")]
 mod polkit;
 #[cfg(feature = "daemon")]
+mod upstreams;
+#[cfg(feature = "daemon")]
 mod wire;
