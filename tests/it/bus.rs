@@ -57,6 +57,22 @@ fn resources() -> Resources {
     }
 }
 
+fn no_engine() -> opengateway::models::Settings {
+    opengateway::models::Settings {
+        directory: "/nowhere".into(),
+        also: Vec::new(),
+        enabled: true,
+        program: "/nowhere/opengateway-engine".into(),
+        threads: None,
+        context: None,
+        slots: None,
+        keep: Vec::new(),
+        idle: None,
+        file_template: false,
+        gpu_layers: None,
+    }
+}
+
 fn id(name: &str) -> ClusterId {
     ClusterId::new(name).unwrap()
 }
@@ -117,6 +133,7 @@ impl Played {
             serve: serve.clone(),
             dispatch,
             models: files,
+            engine: watch::channel(no_engine()).1,
             gauge,
             control,
             version: "0.1.0".to_owned(),
@@ -127,7 +144,18 @@ impl Played {
         };
         let builder = zbus::connection::Builder::address(bus.address());
         let service = dbus::serve(builder, node, Mode::PerUser(rustix::process::geteuid().as_raw())).await.unwrap();
-        Some(Self { service, net: scripted, serve, starts, measures, measured, requests, models: (asked, list), control: state, bus })
+        Some(Self {
+            service,
+            net: scripted,
+            serve,
+            starts,
+            measures,
+            measured,
+            requests,
+            models: (asked, list),
+            control: state,
+            bus,
+        })
     }
 
     async fn started(&mut self) -> Start {
