@@ -218,6 +218,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         serve: serve.clone(),
         dispatch,
         models: models.handle.clone(),
+        engine: model_settings.subscribe(),
         gauge: gauge.clone(),
         http: http.clone(),
         control,
