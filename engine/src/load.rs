@@ -133,7 +133,7 @@ impl Plan {
             .with_n_threads(threads)
             .with_n_threads_batch(threads)
             // One pass over the weights for all slots, whichever of them are in use.
-            .with_kv_unified(false)
+            .with_kv_unified(true)
             .with_offload_kqv(gpu)
             .with_op_offload(gpu)
             .with_no_perf(true);

@@ -19,7 +19,7 @@ pub const MAX_CHUNK: u32 = 512;
 /// A prompt that is alone in its batch: a cancel stops it in the middle, so it only must not keep a newcomer waiting for long.
 const ALONE: Chunks = Chunks { least: 64, most: MAX_CHUNK, time: Duration::from_millis(1500) };
 /// Prompts beside others: a cancel of one waits for the batch, and so do the answers that are under way.
-const SHARED: Chunks = Chunks { least: 32, most: 128, time: Duration::from_millis(400) };
+const SHARED: Chunks = Chunks { least: 64, most: 128, time: Duration::from_millis(400) };
 /// Batches that may fail one after another before the process gives up.
 const MAX_FAILURES: u32 = 3;
 
@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn a_chunk_is_as_large_as_the_model_is_fast() {
         let of = |chunks: &Chunks| [0.0, 40.0, 120.0, 1e9, f64::INFINITY].map(|rate| chunks.size(rate));
-        assert_eq!(of(&SHARED), [32, 32, 32, 128, 128]);
+        assert_eq!(of(&SHARED), [64, 64, 64, 128, 128]);
         assert_eq!(of(&ALONE), [64, 64, 128, 512, 512]);
     }
 }
