@@ -11,6 +11,10 @@ check:
 test *rings="unit it":
     scripts/test.sh {{ rings }}
 
+# the engine: built as a release builds it; or just engine test, just engine clippy --all-targets
+engine *arguments:
+    scripts/engine.sh {{ arguments }}
+
 # nodes in network namespaces of their own (needs root)
 netns:
     scripts/test.sh netns

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Makes the documents of the packages from what the repository already says.
 
-    made.py copyright TARGET             DEP-5, with the crates that the programs are linked with
-    made.py licenses TARGET              the licence texts of those crates
+    made.py copyright TARGET [engine]    DEP-5, with the crates that the programs are linked with
+    made.py licenses TARGET [engine]     the licence texts of those crates
     made.py changelog deb|rpm REVISION   CHANGELOG.md as Debian and RPM want it
 
-TARGET is a Rust target triple. SOURCE_DATE_EPOCH is the date of a version that CHANGELOG.md does not date.
+TARGET is a Rust target triple; with "engine" opengateway-engine is one of the programs. SOURCE_DATE_EPOCH is the date of a version that CHANGELOG.md does not date.
 """
 import datetime
 import email.utils
@@ -33,11 +33,11 @@ Comment:
  /usr/share/doc/opengateway/third-party-licenses.gz.
  .
 {crates}
-
+{engine}
 Files: *
 Copyright: {year} The OpenGateway authors
 License: Apache-2.0
-
+{engine_licence}
 License: Apache-2.0
  On Debian systems, the complete text of the Apache License, Version 2.0, can be
  found in /usr/share/common-licenses/Apache-2.0.
@@ -49,18 +49,40 @@ def source_date():
     return datetime.datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), datetime.timezone.utc)
 
 
-def copyright_file(target):
-    ours, linked = crates.linked(target)
+ENGINE = """ .
+ The engine's libraries are llama.cpp {llama} and ggml {ggml}, under the MIT licence.
+"""
+ENGINE_LICENCE = """
+Files: usr/lib/opengateway/*
+Copyright: 2023-2026 The ggml authors
+           2024 Mozilla Foundation
+License: Expat
+
+License: Expat
+{text}
+"""
+
+
+def copyright_file(target, engine):
+    _, linked = crates.linked(target, engine)
     lines = "\n".join(f"  {crate['name']} {crate['version']}: {crates.licence(crate)}" for crate in linked)
+    about = licence = ""
+    if engine:
+        about = ENGINE.format(llama=crates.llama(target)["llama.cpp"], ggml=crates.llama(target)["ggml"])
+        text = next(crates.llama_licences(target))[1].split("\n\n", 2)[2].strip()
+        licence = ENGINE_LICENCE.format(text="\n".join(f" {line}" if line.strip() else " ." for line in text.splitlines()))
     return COPYRIGHT.format(
-        maintainer=MAINTAINER, repository=ours["repository"], year=source_date().year, crates=lines
+        maintainer=MAINTAINER, repository=crates.package()["repository"], year=source_date().year, crates=lines, engine=about,
+        engine_licence=licence,
     )
 
 
-def licenses(target):
+def licenses(target, engine):
     """Each text once, under the names of the crates that have it; then the crates that bring none."""
     texts, without = {}, []
-    for crate in crates.linked(target)[1]:
+    for name, text in crates.llama_licences(target) if engine else ():
+        texts[name] = (text, [name])
+    for crate in crates.linked(target, engine)[1]:
         name = f"{crate['name']} {crate['version']}"
         files = crates.licence_files(crate)
         for path in files:
@@ -128,10 +150,10 @@ def wrapped(text, bullet):
 
 def main():
     match sys.argv[1:]:
-        case ["copyright", target]:
-            text = copyright_file(target)
-        case ["licenses", target]:
-            text = licenses(target)
+        case ["copyright", target, *engine] if engine in ([], ["engine"]):
+            text = copyright_file(target, bool(engine))
+        case ["licenses", target, *engine] if engine in ([], ["engine"]):
+            text = licenses(target, bool(engine))
         case ["changelog", ("deb" | "rpm") as form, revision]:
             text = changelog(form, revision)
         case _:

@@ -1,23 +1,28 @@
 #!/bin/bash
-# demo.sh - three nodes, one cluster, one prompt: NodeA and NodeB serve, NodeC asks "What is 2+2?".
+# demo.sh - three nodes, one cluster, one prompt: NodeC, which has no model, asks "What is 2+2?", and the language model of
+# NodeA answers.
 #
 #   ./scripts/demo.sh             installs what is missing, builds, runs, stops everything, leaves nothing behind
+#   ./scripts/demo.sh --no-engine without the engine, whose C++ takes ten minutes to build the first time: the echo answers
 #   ./scripts/demo.sh --keep      leaves the three nodes running and says how to go on
 #   ./scripts/demo.sh --stop      stops what --keep left
 #   ./scripts/demo.sh --one-host  three processes on this machine, also as root
 #   ./scripts/demo.sh --release   the optimised build, which takes longer to make
 #
-# As root the nodes are three network namespaces on one bridge: three machines on one LAN, found by mDNS. Otherwise they
+# NodeA serves models/opengateway-demo.gguf, a model of 0.9 MB that knows small sums; NodeB serves the echo, which repeats the
+# prompt. As root the nodes are three network namespaces on one bridge: three machines on one LAN, found by mDNS. Otherwise they
 # are three processes on loopback, which has no multicast, so NodeB and NodeC are given NodeA's address.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
+. "$here/scripts/build-lib.sh"
 
-keep='' stop='' profile=debug build=() namespaces=''
+keep='' stop='' profile=debug build=() namespaces='' with_engine=yes
 [ "$(id -u)" = 0 ] && namespaces=yes
 for option in "$@"; do
   case $option in
     --keep) keep=yes ;;
     --stop) stop=yes ;;
     --one-host) namespaces='' ;;
+    --no-engine) with_engine='' ;;
     --release) profile=release build=(--release) ;;
     -h | --help) sed -n '2,/^\. /{/^\. /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
     *) say "demo.sh: unknown option $option; see: $0 --help"; exit 2 ;;
@@ -64,6 +69,11 @@ fi
 need_build
 need dbus-daemon=dbus-daemon
 [ -z "$namespaces" ] || need ip=iproute2
+engine=''
+if [ -n "$with_engine" ]; then
+  build_engine "$(host_target)"
+  engine=$(release_dir "$(host_target)")/engine/libexec/opengateway-engine
+fi
 say "building opengatewayd and ogctl ($profile) ..."
 (cd "$here" && cargo build --locked "${build[@]}" --bins) >&2 || die "the build failed; see above"
 bin=${CARGO_TARGET_DIR:-$here/target}/$profile
@@ -109,11 +119,18 @@ else
   say "three processes on this machine (as root they would be three network namespaces)"
 fi
 
+# config NAME: NodeA alone has a model.
+config() {
+  printf '[models]\ndirectory = "%s"\nalso = [%s]\n[upstreams]\ndiscover = false\n[engine]\n' "$run/$1/models" "$([ "$1" != NodeA ] || printf '"%s"' "$here/models")"
+  if [ -n "$engine" ]; then printf 'program = "%s"\n' "$engine"; else printf 'enabled = false\n'; fi
+}
+
 # node NAME: its own bus, its own state, its own network.
 node() {
   local name=$1 short dir=$run/$1 inside=() options=()
   short=$(printf '%s' "${name#Node}" | tr '[:upper:]' '[:lower:]')
-  mkdir -p "$dir"
+  mkdir -p "$dir/models"
+  config "$name" >"$dir/opengatewayd.toml"
   cat >"$dir/bus.conf" <<C
 <busconfig><type>session</type><listen>unix:path=$dir/bus</listen><policy context="default"><allow user="*"/>
 <allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>
@@ -122,7 +139,7 @@ C
   echo $! >"$dir/bus.pid"
   until_ 10 test -S "$dir/bus" || die "$name has no bus: $(cat "$dir/bus.log")"
   if [ -n "$namespaces" ]; then inside=(ip netns exec "$net-$short"); else options=(--no-mdns --listen /ip4/127.0.0.1/udp/0/quic-v1); fi
-  "${inside[@]}" "$bin/opengatewayd" --bus "unix:path=$dir/bus" --state-dir "$dir/state" --node-name "$name" "${options[@]}" \
+  "${inside[@]}" "$bin/opengatewayd" --config "$dir/opengatewayd.toml" --bus "unix:path=$dir/bus" --state-dir "$dir/state" --node-name "$name" "${options[@]}" \
     >"$dir/log" 2>&1 &
   echo $! >"$dir/daemon.pid"
   until_ 20 og "$name" status || die "$name did not start"
@@ -143,6 +160,8 @@ sees() {
     case $list in *"\"name\":\"$other\""*) ;; *) return 1 ;; esac
   done
 }
+
+offers() { [[ $(og "$1" models --json) == *"\"name\":\"$2\""* ]]; }
 
 shows() {
   local name=$1
@@ -165,12 +184,23 @@ for name in NodeA NodeB NodeC; do
   esac
 done
 
+if [ -n "$engine" ]; then
+  until_ 20 offers NodeC opengateway-demo || die "NodeC does not see the model of NodeA: $(og NodeC models 2>&1)"
+  say "  NodeC sees the model opengateway-demo of NodeA"
+fi
+
 say "NodeC asks: $question"
 answer=$(og NodeC prompt --cluster "$cluster" --timeout 30 -- "$question" 2>"$run/served-by") ||
   die "no answer: $(cat "$run/served-by")"
 say "  the answer, $(cat "$run/served-by"):"
 printf '%s\n' "$answer"
-grep -qE '^served by Node[AB]' "$run/served-by" || die "neither NodeA nor NodeB gave the answer"
+if [ -n "$engine" ]; then
+  grep -q '^served by NodeA' "$run/served-by" || die "another node than NodeA gave the answer"
+  [ "$question" != "What is 2+2?" ] || [ "$answer" = 4 ] || die "the answer is not 4"
+else
+  grep -qE '^served by Node[AB]' "$run/served-by" || die "neither NodeA nor NodeB gave the answer"
+  say "That was the echo. A language model answers without --no-engine."
+fi
 
 if [ -n "$keep" ]; then
   say

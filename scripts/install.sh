@@ -376,21 +376,21 @@ look_for_engines() {
   else
     note "NVIDIA driver: none seen (a GPU is optional)"
   fi
-  look_for_engine EXO http://127.0.0.1:52415/v1
-  look_for_engine Ollama http://127.0.0.1:11434/v1
+  if ! have curl; then note "model servers: not looked for without curl"; return; fi
+  look_for_server EXO 52415
+  look_for_server Ollama 11434
+  look_for_server llama-server 8080
+  look_for_server vLLM 8000
+  look_for_server "LM Studio" 1234
 }
 
-look_for_engine() {
-  local file=/etc/opengateway/opengatewayd.toml
-  [ $mode = system ] || file=$root/config/opengatewayd.toml
-  if ! have curl; then note "$1: not looked for without curl"; return; fi
-  if curl -gfsS -m 2 --noproxy '*' -o /dev/null "$2/models" 2>/dev/null; then
-    note "$1: answers at $2. To serve its models put this into $file and restart the node:
-    [[backend]]
-    kind = \"openai\"
-    url = \"$2\""
+# A server on its usual port is found by the node too.
+look_for_server() {
+  local url=http://127.0.0.1:$2/v1
+  if [[ "$(curl -gfsS -m 2 --noproxy '*' --max-filesize 1048576 "$url/models" 2>/dev/null)" == *'"data"'* ]]; then
+    note "$1: answers at $url. A node that serves offers its models too ([upstreams] discover = false: it does not)"
   else
-    note "$1: not seen at $2 (optional; it is never installed by this script)"
+    note "$1: not seen at $url (optional; it is never installed by this script)"
   fi
 }
 
@@ -650,6 +650,7 @@ install_tarball() {
     die "$(basename "$artefact") cannot be unpacked"
   "$work/tree/usr/bin/ogctl" --version >/dev/null ||
     die "ogctl does not run on this system; see above" "a newer distribution, or a clone and ./scripts/install.sh"
+  see_engine "$work/tree/usr"
   if [ $mode = system ]; then stage_system; else stage_user; fi
   refuse_foreign
   touch "$work/put" "$work/made" "$work/made.kept"
@@ -674,6 +675,25 @@ install_tarball() {
   fi
 }
 
+# see_engine DIRECTORY: says whether the engine below it can run. A package names the libraries that it needs; a tarball cannot.
+see_engine() {
+  local engine=$1/libexec/opengateway-engine missing
+  if [ ! -e "$engine" ]; then
+    note "this build has no engine: the node serves what model servers beside it have"
+    return
+  fi
+  missing=$(missing_libraries "$engine")
+  if [ "$missing" = libgomp.so.1 ] && is_root && [ "$(distribution_kind)" = deb ]; then
+    note "installing libgomp1, which the engine needs"
+    record_packages
+    quietly apt_install libgomp1 || die "libgomp1 could not be installed; see above"
+    missing=$(missing_libraries "$engine")
+  fi
+  [ -z "$missing" ] || note "the engine cannot run yet, and the node answers without a model of its own until it can: ${missing//$'\n'/, } missing.
+Install with this system's package manager: libgomp1 and libstdc++6 (Fedora: libgomp and libstdc++)"
+}
+missing_libraries() { ldd "$1" 2>/dev/null | sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | sort -u; }
+
 is_config() { [[ $1 == /etc/* || (-n ${root:-} && $1 == "${root:-}"/config/*) ]]; }
 
 stage_system() {
@@ -687,6 +707,12 @@ stage_user() {
   local to=$work/stage$root share
   mkdir -p "$to/bin" "$to/config" "$to/share/dbus-1" "$work/stage$units"
   cp "$work/tree/usr/bin/"* "$to/bin/"
+  # The engine finds its libraries from where it is.
+  for share in libexec lib/opengateway share/opengateway/models; do
+    [ -d "$work/tree/usr/$share" ] || continue
+    mkdir -p "$(dirname "$to/$share")"
+    cp -R "$work/tree/usr/$share" "$to/$share"
+  done
   for share in man bash-completion zsh fish doc dbus-1/interfaces; do
     [ ! -d "$work/tree/usr/share/$share" ] || cp -R "$work/tree/usr/share/$share" "$to/share/$share"
   done

@@ -55,6 +55,21 @@ need_build() {
   need_rust
 }
 
+# What building the engine needs besides: CMake and a C++ compiler for llama.cpp, libclang to read its headers. ccache spares
+# the next clone the ten minutes.
+need_engine_build() {
+  need_build
+  need cmake=cmake make=make c++=g++ ccache=ccache
+  have_libclang || need missing-libclang=libclang-dev
+}
+have_libclang() {
+  local file
+  for file in "${LIBCLANG_PATH:-/nowhere}"/libclang.so* /usr/lib/llvm-*/lib/libclang.so* /usr/lib/*/libclang-[0-9]*.so* /usr/lib64/libclang.so*; do
+    [ ! -e "$file" ] || return 0
+  done
+  return 1
+}
+
 # until_ SECONDS COMMAND...  Waits until COMMAND succeeds; fails when it has not within SECONDS.
 until_() {
   local deadline=$((SECONDS + $1))

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # package-lib.sh - the parts of package.sh: what goes where, which programs may be packaged, what they need. Sourced by it
-# and by the tests of the packages, after lib.sh; $binaries, $made and $work are package.sh's.
+# and by the tests of the packages, after lib.sh; $binaries, $engine, $made and $work are package.sh's.
 # shellcheck disable=SC2034,SC2154
 
 # The C library of the oldest systems that are supported: RHEL 9 has 2.34, Debian 12 2.36. (Ubuntu 22.04 has
@@ -28,6 +28,10 @@ listed() {
     destination=${destination//%zsh%/$zsh}
     case $source in
       @programs/*) source=${binaries-@programs}/${source#*/} ;;
+      @engine/*)
+        [ -n "${engine-@engine}" ] || continue
+        source=${engine-@engine}/${source#*/}
+        ;;
       @made/*) source=${made-@made}/${source#*/} ;;
       *) source=$here/$source ;;
     esac
@@ -66,45 +70,14 @@ one_date() { find "$1" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH"
 # installed_kib ROOT: what the files take, counted as Debian does: a file in whole KiB, a folder 1 KiB.
 installed_kib() { find "$1" -mindepth 1 \( -type f -printf '%s\n' -o -printf '1\n' \) | awk '{n += int(($1 + 1023) / 1024)} END {print n}'; }
 
-# build_programs TARGET: sets $built to the folder with the programs. Their bytes do not depend on where the sources, the
-# crates and the compiler lie, nor on which registry brought the crates.
-build_programs() {
-  local maps map folder flags='' c_flags=''
-  need_build
-  need_target "$1"
-  say "building opengatewayd and ogctl for $1 (link-time optimisation takes minutes) ..."
-  (cd "$here" && cargo fetch --locked --target "$1") >&2 || die "the crates could not be fetched; see above"
-  # The last one that matches counts.
-  maps=("$here=/usr/src/opengateway" "${CARGO_TARGET_DIR:-$here/target}=/usr/src/opengateway/target")
-  for folder in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do maps+=("$folder=/usr/src/crates"); done
-  # What the compiler's own library is called where its sources are not installed.
-  maps+=("$(rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(rustc -vV | sed -n 's/^commit-hash: //p')")
-  for map in "${maps[@]}"; do
-    flags+=${flags:+$'\x1f'}--remap-path-prefix=$map
-    # These flags are separated by blanks.
-    [[ $map == *[[:space:]]* ]] || c_flags+=" -ffile-prefix-map=$map"
-  done
-  (cd "$here" && CARGO_ENCODED_RUSTFLAGS=$flags CFLAGS="${CFLAGS:-}$c_flags" CXXFLAGS="${CXXFLAGS:-}$c_flags" \
-    cargo build --release --locked --bins --target "$1") >&2 || die "the build failed; see above"
-  built=${CARGO_TARGET_DIR:-$here/target}/$1/release
-}
+# programs: everything that the loader reads: the two programs, the engine and its libraries.
+programs() { printf '%s\n' "$binaries/opengatewayd" "$binaries/ogctl" ${engine:+"$engine/libexec/opengateway-engine" "$engine"/lib/opengateway/lib*.so*}; }
 
-# need_target TARGET: what building for it needs. For the other processor that is Debian's cross compiler.
-need_target() {
-  [ "$1" != "$(rustc -vV | sed -n 's/^host: //p')" ] || return 0
-  local triple=${1/-unknown/} name=${1//-/_}
-  need "$triple-gcc=gcc-${triple/x86_64/x86-64}"
-  [ -e "/usr/$triple/include/stdlib.h" ] || need "missing-libc-headers=libc6-dev-$(debian_arch "${1%%-*}")-cross"
-  [ -e "$(rustc --print target-libdir --target "$1")" ] || rustup target add "$1" >&2 ||
-    die "Rust has no library for $1. With rustup: rustup target add $1"
-  export "CARGO_TARGET_${name^^}_LINKER=$triple-gcc"
-}
-debian_arch() { case $1 in x86_64) echo amd64 ;; aarch64) echo arm64 ;; esac; }
-
-# check_program FILE ARCH: it is there, for that processor, stripped, and runs on the oldest supported system.
+# check_program FILE ARCH: it is there, for that processor, stripped, runs on the oldest supported system, and looks for
+# libraries nowhere but where they are installed.
 check_program() {
-  local machine symbols
-  [ -f "$1" ] || die "no program $1. Build it: cargo build --release --locked --bins"
+  local machine symbols path
+  [ -f "$1" ] || die "no program $1. Build it: cargo build --release --locked --bins; the engine: scripts/package.sh builds it"
   machine=$(readelf -h "$1" 2>/dev/null | sed -n 's/^ *Machine: *//p') || die "$1 is no ELF file"
   case $2:$machine in
     x86_64:*X86-64 | aarch64:AArch64) ;;
@@ -113,7 +86,13 @@ check_program() {
   if readelf -SW "$1" | grep -q ' \.symtab '; then die "$1 is not stripped. Build it with --release"; fi
   symbols=$(too_new "$1" $oldest_glibc)
   [ -z "$symbols" ] || die "$1 needs a newer C library than $oldest_glibc, the oldest supported: $symbols"
+  path=$(search_path "$1")
+  case $path in
+    '' | "\$ORIGIN" | "\$ORIGIN/../lib/opengateway" | "\$ORIGIN/../lib/opengateway:\$ORIGIN") ;;
+    *) die "$1 looks for libraries in $path, which is not where they are installed" ;;
+  esac
 }
+search_path() { readelf -dW "$1" | sed -n 's/.*(R\(UN\)\?PATH).*\[\(.*\)\]/\2/p'; }
 
 # too_new FILE VERSION: the symbols that want a newer C library than VERSION.
 too_new() {
@@ -134,25 +113,37 @@ newest() {
 # library_packages DEBIAN_ARCH: the packages with the libraries that the programs are linked with, as Debian's tool says. It
 # needs the libraries themselves; for another processor they are not here, and the symbols tell the same.
 library_packages() {
-  local programs=("$binaries/opengatewayd" "$binaries/ogctl")
+  local files
+  mapfile -t files < <(programs)
   if [ "$(dpkg --print-architecture)" = "$1" ]; then
     mkdir -p "$work/shlibs/debian"
     : >"$work/shlibs/debian/control"
-    (cd "$work/shlibs" && dpkg-shlibdeps -O "${programs[@]}" 2>"$work/shlibs.log") | sed -n 's/^shlibs:Depends=//p' | grep . ||
-      die "dpkg-shlibdeps failed: $(cat "$work/shlibs.log")"
+    # The engine's own libraries are of no package.
+    (cd "$work/shlibs" && dpkg-shlibdeps -O ${engine:+--ignore-missing-info "-l$engine/lib/opengateway"} "${files[@]}" 2>"$work/shlibs.log") |
+      sed -n 's/^shlibs:Depends=//p' | grep . || die "dpkg-shlibdeps failed: $(cat "$work/shlibs.log")"
   else
-    library_packages_by_symbols "${programs[@]}"
+    library_packages_by_symbols "${files[@]}"
   fi
 }
 library_packages_by_symbols() {
-  local libgcc
+  local libgcc cxx
   libgcc=$(newest GCC "$@" | cut -d. -f1,2)
-  printf 'libc6 (>= %s)%s\n' "$(newest GLIBC "$@")" "${libgcc:+, libgcc-s1 (>= $libgcc)}"
+  printf 'libc6 (>= %s)%s' "$(newest GLIBC "$@")" "${libgcc:+, libgcc-s1 (>= $libgcc)}"
+  [ -z "$(newest GOMP "$@")" ] || printf ', libgomp1 (>= 6)'
+  cxx=$(newest GLIBCXX "$@")
+  # The last digits count the releases of GCC from 3.4.22, which is version 6's; each of the first had a few.
+  case $cxx in
+    '') ;;
+    3.4.29) printf ', libstdc++6 (>= 11)' ;;
+    3.4.30) printf ', libstdc++6 (>= 12)' ;;
+    *) printf ', libstdc++6 (>= 9)' ;;
+  esac
+  echo
 }
 
 # rpm_requires: the same for RPM, which names libraries and not packages. By itself rpmbuild would also ask for the groups of
 # sysusers.d, which no package provides.
-rpm_requires() { printf '%s\n' "$binaries/opengatewayd" "$binaries/ogctl" | "$(rpm --eval '%{_rpmconfigdir}')/elfdeps" --requires | sort -u; }
+rpm_requires() { programs | "$(rpm --eval '%{_rpmconfigdir}')/elfdeps" --requires | grep -vE '^lib(llama|ggml[a-z-]*)\.so' | sort -u; }
 
 # rpm_files: the %files of the .rpm.
 rpm_files() {
@@ -169,4 +160,6 @@ rpm_files() {
   # systemd-tmpfiles makes it; listed, it goes with the package.
   echo '%ghost %dir %attr(700,root,root) /etc/opengateway/credentials'
   printf '%%dir %s\n' /etc/opengateway /usr/share/doc/opengateway /usr/share/licenses/opengateway
+  listed rpm | awk '{print $4}' | sed -nE 's#^(/usr/lib/opengateway|/usr/share/opengateway(/models)?)/[^/]*$#\1#p' |
+    sed 's#^/usr/share/opengateway/models$#&\n/usr/share/opengateway#' | sort -u | sed 's/^/%dir /'
 }

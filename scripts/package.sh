@@ -3,7 +3,10 @@
 #
 #   scripts/package.sh [deb|rpm|tarball]... [OPTION]...      all three when none is named
 #     --arch x86_64|aarch64   what the programs are for (default: this machine)
-#     --binaries DIR          takes opengatewayd and ogctl from there instead of building them
+#     --binaries DIR          takes opengatewayd and ogctl from there instead of building them, and the engine from DIR/engine
+#                             or, as in an unpacked package, from beside DIR
+#     --no-engine             without opengateway-engine: the node then serves what model servers beside it have. Its C++ takes
+#                             ten minutes to build the first time. Packages for aarch64 have none: docs/release.md says why
 #     --out DIR               where the packages go (default: dist)
 #     --revision N            the packages' own revision of one version (default: 1)
 #
@@ -11,9 +14,10 @@
 # (or SOURCE_DATE_EPOCH), every owner is root. Programs that need a newer C library than the oldest supported system has
 # are refused.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
+. "$here/scripts/build-lib.sh"
 . "$here/scripts/package-lib.sh"
 
-formats=() arch=$(uname -m) binaries='' out=$here/dist revision=1
+formats=() arch=$(uname -m) binaries='' with_engine=yes out=$here/dist revision=1
 while [ $# -gt 0 ]; do
   case $1 in
     deb | rpm | tarball) formats+=("$1") ;;
@@ -22,6 +26,7 @@ while [ $# -gt 0 ]; do
       case $1 in --arch) arch=$2 ;; --binaries) binaries=$2 ;; --out) out=$2 ;; --revision) revision=$2 ;; esac
       shift
       ;;
+    --no-engine) with_engine='' ;;
     -h | --help) sed -n '2,/^\. /{/^\. /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
     *) say "package.sh: unknown argument $1; see: $0 --help"; exit 2 ;;
   esac
@@ -42,21 +47,28 @@ source_date
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+[ "$arch" = x86_64 ] || with_engine=''
 if [ -z "$binaries" ]; then
+  [ -z "$with_engine" ] || build_engine "$target"
   build_programs "$target"
   binaries=$built
 fi
 binaries=$(cd "$binaries" && pwd) || die "no such folder: $binaries"
-for program in opengatewayd ogctl; do check_program "$binaries/$program" "$arch"; done
+engine=${with_engine:+$binaries/engine}
+[ -z "$engine" ] || [ -e "$engine" ] || [ ! -e "$binaries/../libexec/opengateway-engine" ] || engine=$(dirname "$binaries")
+[ -z "$engine" ] || [ -x "$engine/libexec/opengateway-engine" ] || die "no engine in $engine. Leave out --binaries to build it, or add --no-engine"
+while read -r program; do check_program "$program" "$arch"; done < <(programs)
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
 # What the packages say about themselves.
+about_engine="The engine for models in GGUF files is not in this build."
+[ -z "$engine" ] || about_engine="The engine for models in GGUF files (llama.cpp, on the CPU) is in it too."
 made=$work/made
 mkdir "$made"
 made() { python3 -B "$here/packaging/made.py" "$@"; }
-made copyright "$target" >"$made/copyright"
-made licenses "$target" >"$made/third-party-licenses"
+made copyright "$target" ${engine:+engine} >"$made/copyright"
+made licenses "$target" ${engine:+engine} >"$made/third-party-licenses"
 made changelog deb "$revision" >"$made/changelog.Debian"
 
 package_deb() {
@@ -67,7 +79,7 @@ package_deb() {
   size=$(installed_kib "$tree")
   depends=$(library_packages "$architecture")
   mkdir "$tree/DEBIAN"
-  sed -e "s/@VERSION@/$version-$revision/; s/@ARCHITECTURE@/$architecture/; s/@INSTALLED_SIZE@/$size/; s/@LIBRARIES@/$depends/" \
+  sed -e "s/@VERSION@/$version-$revision/; s/@ARCHITECTURE@/$architecture/; s/@INSTALLED_SIZE@/$size/; s/@LIBRARIES@/$depends/; s/@ENGINE@/$about_engine/" \
     "$here/packaging/debian/control" >"$tree/DEBIAN/control"
   install -m 755 "$here"/packaging/debian/{postinst,prerm,postrm} "$tree/DEBIAN/"
   listed deb | awk '$2 == "config" {print $4}' >"$tree/DEBIAN/conffiles"
@@ -91,7 +103,7 @@ package_rpm() {
   made changelog rpm "$revision" >"$lists/changelog"
   rpmbuild -bb --quiet --target "$arch-linux" --define "_topdir $work/rpmbuild" --define "_rpmdir $work/rpmbuild" \
     --define "_tmppath $work" --define "_dbpath $work/rpmdb" --define "og_version $version" --define "og_revision $revision" \
-    --define "og_tree $tree" --define "og_lists $lists" "$here/packaging/rpm/opengateway.spec" >"$work/log" 2>&1 ||
+    --define "og_engine $about_engine" --define "og_tree $tree" --define "og_lists $lists" "$here/packaging/rpm/opengateway.spec" >"$work/log" 2>&1 ||
     die "rpmbuild failed: $(cat "$work/log")"
   mv "$work/rpmbuild/$arch/opengateway-$version-$revision.$arch.rpm" "$out/"
 }

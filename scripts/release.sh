@@ -6,18 +6,20 @@
 #     --key FILE        the private ssh key (ed25519) that signs SHA256SUMS
 #     --gpg-key FILE    an exported secret key of gpg without a passphrase, which signs the repositories
 #     --test-keys       makes throwaway keys instead, in OUT.keys: for tests, never for a release that others install
-#     --binaries DIR, --revision N
+#     --binaries DIR, --no-engine, --revision N
 #                       as scripts/package.sh has them
 #     --packages DIR    takes what package.sh made there, for one processor or more, instead of making it for this machine's
 #     --out DIR         the folder (default: dist). What an earlier release left in it is replaced
 #     --allow-dirty     also from a tree with changes that are not committed; RELEASE says so
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
+. "$here/scripts/build-lib.sh"
 . "$here/scripts/package-lib.sh"
 
 key='' gpg_key='' test_keys='' packages='' out=$here/dist dirty='' package=()
 while [ $# -gt 0 ]; do
   case $1 in
     --test-keys) test_keys=yes ;;
+    --no-engine) package+=("$1") ;;
     --allow-dirty) dirty=yes ;;
     --key | --gpg-key | --packages | --binaries | --revision | --out)
       [ $# -ge 2 ] || { say "release.sh: $1 needs a value; see: $0 --help"; exit 2; }
@@ -91,9 +93,10 @@ load_keys() {
 }
 sign() { gpg --batch --quiet --local-user "$fingerprint" --digest-algo SHA512 "$@"; }
 
-# collect_packages: sets $targets to what there are packages for: a .deb, an .rpm and a tarball for each.
+# collect_packages: sets $targets to what there are packages for: a .deb, an .rpm and a tarball for each; with "+engine" when
+# the engine is in them.
 collect_packages() {
-  local arch file found
+  local arch file found engine
   if [ -z "$packages" ]; then
     "$here/scripts/package.sh" --out "$made" "${package[@]}"
   else
@@ -108,7 +111,11 @@ collect_packages() {
     done
     case $found in
       0) ;;
-      3) targets+=("$arch-unknown-linux-gnu") ;;
+      3)
+        engine=''
+        ! tar -tzf "$made/opengateway-$version-linux-$arch.tar.gz" | grep /usr/libexec/opengateway-engine >/dev/null || engine=+engine
+        targets+=("$arch-unknown-linux-gnu$engine")
+        ;;
       *) die "for $arch there must be one .deb, one .rpm and one tarball of $version; there are $found files" ;;
     esac
   done

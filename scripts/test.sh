@@ -3,27 +3,37 @@
 #
 #   ./scripts/test.sh              all rings
 #   ./scripts/test.sh RING...      some of them:
-#     lint      formatting, clippy, shell scripts, interface files, the client alone (without libp2p)
+#     lint      formatting, clippy, shell scripts, interface files, the client alone (without libp2p), the daemon without an engine
+#     engine    opengateway-engine: clippy, its own tests, the demo model's answers, hostile files, its sandbox
 #     unit      beside the code: pure functions, codecs, limits
 #     it        in one process, and the real daemon on private buses
+#     clients   programs that speak the OpenAI API against the endpoint
+#     upstreams real model servers behind a node
 #     netns     the real daemon in network namespaces; needs root
 #     packages  the .deb, the .rpm, the tarball and the release, without a booted host
 #     install   install.sh on copies of this machine; needs root
 #     e2e       the packages on booted hosts: systemd, bus, polkit; needs root
 #
-# It installs what is missing and says so; only apt packages need root. With CI=true a skipped test is a failed one.
+# It installs what is missing and says so; only apt packages need root. The engine is built once, which takes ten minutes the
+# first time. With CI=true a skipped test is a failed one.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
+. "$here/scripts/build-lib.sh"
 
 rings=()
 for argument in "$@"; do
   case $argument in
-    lint | unit | it | netns | packages | install | e2e) rings+=("$argument") ;;
+    lint | engine | unit | it | clients | upstreams | netns | packages | install | e2e) rings+=("$argument") ;;
     -h | --help) sed -n '2,/^\. /{/^\. /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
     *) say "test.sh: unknown ring $argument; see: $0 --help"; exit 2 ;;
   esac
 done
-[ ${#rings[@]} -gt 0 ] || rings=(lint unit it netns packages install e2e)
-wants() { [[ " ${rings[*]} " == *" $1 "* ]]; }
+[ ${#rings[@]} -gt 0 ] || rings=(lint engine unit it clients upstreams netns packages install e2e)
+# wants RING...: whether one of them is to run.
+wants() {
+  local ring
+  for ring in "$@"; do [[ " ${rings[*]} " != *" $ring "* ]] || return 0; done
+  return 1
+}
 
 cd "$here"
 logs=$(mktemp -d)
@@ -58,7 +68,7 @@ if wants netns && [ "$(id -u)" = 0 ]; then need ip=iproute2 nft=nftables; fi
 
 if wants lint; then
   if cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt >/dev/null 2>&1; then
-    step "formatting" cargo fmt --check
+    step "formatting" cargo fmt --all --check
   else
     skip "formatting" "rustfmt is not here: rustup component add rustfmt"
   fi
@@ -83,6 +93,23 @@ if wants lint; then
       cargo check --locked --no-default-features --bin ogctl
   }
   step "the client alone" client_has_no_daemon
+  step "the daemon without an engine" cargo check --locked --no-default-features --features daemon --bins
+fi
+
+target=$(host_target)
+programs=$(release_dir "$target")
+if wants engine it clients upstreams packages install e2e; then
+  step "building the engine" ./scripts/engine.sh build
+  # For the tests that want real answers; without it they say so.
+  export OPENGATEWAY_ENGINE=$programs/engine/libexec/opengateway-engine
+fi
+if wants engine; then
+  if cargo clippy --version >/dev/null 2>&1; then
+    step "clippy of the engine" ./scripts/engine.sh clippy --all-targets -- -D warnings
+  else
+    skip "clippy of the engine" "clippy is not here: rustup component add clippy"
+  fi
+  step "the engine" ./scripts/engine.sh test -- --show-output
 fi
 
 # root_ring NAME TEST ARGUMENT...
@@ -95,15 +122,16 @@ root_ring() {
     skip "$name" "needs root"
   fi
 }
-if wants unit || wants it || wants netns || wants install || wants e2e; then step "building the tests" cargo test --locked --no-run; fi
+if wants unit it clients upstreams netns install e2e; then step "building the tests" cargo test --locked --no-run; fi
 if wants unit; then step "unit tests" cargo test --locked --lib --bins -- --show-output; fi
 if wants it; then step "in process and on private buses" cargo test --locked --test it -- --show-output; fi
+if wants clients; then step "real clients at the endpoint" ./tests/clients/run.sh; fi
+if wants upstreams; then step "real model servers behind a node" ./tests/upstreams/real.sh; fi
 if wants netns; then root_ring "in network namespaces" netns --test-threads=3; fi
 
 # The rings below test what users install: release programs, built as a release builds them.
-programs=$here/target/$(uname -m)-unknown-linux-gnu/release
 export OPENGATEWAY_PACKAGES=$here/target/packages
-if wants packages || wants install || wants e2e; then
+if wants packages install e2e; then
   rm -rf "$OPENGATEWAY_PACKAGES"
   step "building the packages" ./scripts/package.sh --out "$OPENGATEWAY_PACKAGES"
 fi

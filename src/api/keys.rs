@@ -15,8 +15,16 @@ pub mod prompt_option {
     pub const TEMPERATURE: &str = "Temperature";
     /// `t`: seed of the sampler.
     pub const SEED: &str = "Seed";
+    /// `d`: nucleus sampling, above 0 to 1.
+    pub const TOP_P: &str = "TopP";
+    /// `as`: texts that end the answer.
+    pub const STOP: &str = "Stop";
     /// `s`: instructions before the prompt.
     pub const SYSTEM: &str = "System";
+    /// `a(ss)`: earlier messages, role and text.
+    pub const MESSAGES: &str = "Messages";
+    /// `b`: no chat template.
+    pub const RAW: &str = "Raw";
     /// `t`: microseconds to the last token.
     pub const TIMEOUT: &str = "Timeout";
     /// `s`: insist on this peer id.
@@ -31,10 +39,42 @@ pub mod prompt_option {
     pub const PROMPT_FD: &str = "PromptFd";
 
     /// What `Prompt` accepts.
-    pub const PROMPT: &[&str] = &[MODEL, TIER, MAX_TOKENS, TEMPERATURE, SEED, SYSTEM, TIMEOUT, PEER, NODE, LOCAL_FIRST, NO_LOCAL];
+    pub const PROMPT: &[&str] = &[
+        MODEL,
+        TIER,
+        MAX_TOKENS,
+        TEMPERATURE,
+        SEED,
+        TOP_P,
+        STOP,
+        SYSTEM,
+        MESSAGES,
+        RAW,
+        TIMEOUT,
+        PEER,
+        NODE,
+        LOCAL_FIRST,
+        NO_LOCAL,
+    ];
     /// What `StartPrompt` accepts.
-    pub const START_PROMPT: &[&str] =
-        &[MODEL, TIER, MAX_TOKENS, TEMPERATURE, SEED, SYSTEM, TIMEOUT, PEER, NODE, LOCAL_FIRST, NO_LOCAL, PROMPT_FD];
+    pub const START_PROMPT: &[&str] = &[
+        MODEL,
+        TIER,
+        MAX_TOKENS,
+        TEMPERATURE,
+        SEED,
+        TOP_P,
+        STOP,
+        SYSTEM,
+        MESSAGES,
+        RAW,
+        TIMEOUT,
+        PEER,
+        NODE,
+        LOCAL_FIRST,
+        NO_LOCAL,
+        PROMPT_FD,
+    ];
 }
 
 /// Options of `Connect`.
@@ -83,6 +123,14 @@ pub mod resources_option {
     pub const TIER: &str = "Tier";
 }
 
+/// Options of `Models.ListModels` and `Models.Add`.
+pub mod models_option {
+    /// `s`: this one only.
+    pub const MODEL: &str = "Model";
+    /// `s`: SHA-256 that the file must have, hexadecimal.
+    pub const DIGEST: &str = "Digest";
+}
+
 /// Options of `SetSharing`.
 pub mod sharing_option {
     /// `d`: cores.
@@ -99,6 +147,14 @@ pub mod sharing_option {
     pub const ALL: &[&str] = &[CORES, MEMORY, STORAGE, VRAM, RUNTIME];
 }
 
+/// Options of `GetKey`, of the interface for HTTP.
+pub mod key_option {
+    /// `b`: make another key.
+    pub const RENEW: &str = "Renew";
+    /// What `GetKey` accepts.
+    pub const ALL: &[&str] = &[RENEW];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,8 +164,14 @@ mod tests {
         let manager = include_str!("../../dbus/org.opengateway.Gateway1.Manager.xml");
         let all =
             [prompt_option::START_PROMPT, connect_option::ALL, disconnect_option::ALL, peers_option::ALL, sharing_option::ALL];
+        let models = include_str!("../../dbus/org.opengateway.Gateway1.Models.xml");
+        for key in [models_option::MODEL, models_option::DIGEST] {
+            assert!(models.contains(&format!("{key} (s")), "{key} is not documented");
+        }
         for key in all.into_iter().flatten().chain(&[resources_option::FRESH, resources_option::TIER]) {
             assert!(manager.contains(&format!("{key} (")), "{key} is not documented");
         }
+        let http = include_str!("../../dbus/org.opengateway.Gateway1.Http.xml");
+        assert!(key_option::ALL.iter().all(|key| http.contains(&format!("{key} ("))));
     }
 }

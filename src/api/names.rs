@@ -12,10 +12,14 @@ pub const BUS_NAME: &str = "org.opengateway.Gateway1";
 pub const ROOT_PATH: &str = "/org/opengateway/Gateway1";
 /// The node: its state, clusters, resources, and prompts.
 pub const MANAGER_INTERFACE: &str = "org.opengateway.Gateway1.Manager";
+/// The OpenAI endpoint, on the same object.
+pub const HTTP_INTERFACE: &str = "org.opengateway.Gateway1.Http";
 /// One cluster; objects below [`CLUSTER_PATH_PREFIX`](crate::api::path::CLUSTER_PATH_PREFIX).
 pub const CLUSTER_INTERFACE: &str = "org.opengateway.Gateway1.Cluster";
 /// One prompt in progress; objects below [`JOB_PATH_PREFIX`](crate::api::path::JOB_PATH_PREFIX).
 pub const JOB_INTERFACE: &str = "org.opengateway.Gateway1.Job";
+/// The models; on the root object.
+pub const MODELS_INTERFACE: &str = "org.opengateway.Gateway1.Models";
 /// Prefix of the error names that are this service's own.
 pub const ERROR_PREFIX: &str = "org.opengateway.Gateway1.Error.";
 /// The cluster meant by an empty cluster id when not exactly one cluster is joined.
@@ -157,6 +161,10 @@ error_names! {
     ModelExists = Service "ModelExists";
     /// The file is no model that the engine can load.
     InvalidModel = Service "InvalidModel";
+    /// This cannot be done with the model now.
+    ModelRefused = Service "ModelRefused";
+    /// There is no engine, or it is switched off.
+    NoEngine = Service "NoEngine";
     /// An argument or option that the service does not accept.
     InvalidArgs = Standard "InvalidArgs";
     /// Polkit would allow it after a password.
@@ -221,6 +229,8 @@ impl ErrorName {
             Self::NoSuchModel => "see the models of this machine with: ogctl models --local",
             Self::ModelExists => "remove the old one first with: ogctl models rm NAME",
             Self::InvalidModel => "the engine takes GGUF files; fetch the file again, or convert it",
+            Self::ModelRefused => "see where it lies and what it does with: ogctl models --local",
+            Self::NoEngine => "install the engine (opengateway-engine), or switch it on: enabled = true in [engine]",
             Self::InvalidArgs => "see what is accepted with: ogctl help",
             Self::InteractiveAuthorizationRequired => {
                 "run it on a terminal to be asked for a password, or with sudo, or let an administrator add you with: sudo usermod -aG opengateway-users USER, and log in anew"
@@ -259,6 +269,8 @@ impl ErrorName {
             | Self::PromptQuarantined
             | Self::ModelExists
             | Self::InvalidModel
+            | Self::ModelRefused
+            | Self::NoEngine
             | Self::Failed
             | Self::Disconnected
             | Self::UnknownMethod => exit::FAILED,
@@ -324,7 +336,12 @@ mod tests {
 
     #[test]
     fn every_error_that_a_method_lists_is_in_the_table() {
-        let listed = MANAGER.split("Errors:").skip(1).chain(MANAGER.split("polkit and errors:").skip(1));
+        let models = include_str!("../../dbus/org.opengateway.Gateway1.Models.xml");
+        let files = [MANAGER, models].into_iter();
+        let listed = files.flat_map(|file| {
+            let in_stream = file.split("in the stream:").skip(1);
+            file.split("Errors:").skip(1).chain(file.split("polkit and errors:").skip(1)).chain(in_stream)
+        });
         for list in listed {
             let list = list.split("-->").next().unwrap().split(". ").next().unwrap();
             for word in list.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| word.len() > 3) {

@@ -1,4 +1,4 @@
-//! Client proxies of the three interfaces in `dbus/`.
+//! Client proxies of the interfaces in `dbus/`.
 //!
 //! For programs written in Rust; `ogctl` uses them for reading. Methods that only read do not start
 //! the daemon (`no_autostart`), methods that change something let polkit ask the user. A proxy waits
@@ -121,6 +121,66 @@ pub trait Manager {
     fn active_jobs(&self) -> zbus::Result<u32>;
 }
 
+/// The models of a cluster, and those of this machine.
+#[zbus::proxy(
+    interface = "org.opengateway.Gateway1.Models",
+    default_service = "org.opengateway.Gateway1",
+    default_path = "/org/opengateway/Gateway1"
+)]
+pub trait Models {
+    /// Every model of a cluster: name, details.
+    #[zbus(no_autostart)]
+    fn list_models(&self, cluster_id: &str, options: &Options<'_>) -> zbus::Result<Vec<(String, Details)>>;
+
+    /// The model files of this machine: name, details.
+    #[zbus(no_autostart)]
+    fn list_local(&self) -> zbus::Result<Vec<(String, Details)>>;
+
+    /// Copies a file into the models directory; how far it is comes on a pipe (see [`crate::api::stream::Step`]).
+    #[zbus(allow_interactive_auth)]
+    fn add(&self, name: &str, file: zbus::Fd<'_>, options: &Options<'_>) -> zbus::Result<OwnedFd>;
+
+    /// Hashes a model's file again; a pipe as of `add`.
+    #[zbus(allow_interactive_auth)]
+    fn verify(&self, name: &str, options: &Options<'_>) -> zbus::Result<OwnedFd>;
+
+    /// Removes a model's file.
+    #[zbus(allow_interactive_auth)]
+    fn remove(&self, name: &str) -> zbus::Result<()>;
+
+    /// Begins to load a model.
+    #[zbus(allow_interactive_auth)]
+    fn load(&self, name: &str) -> zbus::Result<()>;
+
+    /// Ends a model's engine when its prompts have ended.
+    #[zbus(allow_interactive_auth)]
+    fn unload(&self, name: &str) -> zbus::Result<()>;
+
+    /// What was answered and asked since the daemon's start.
+    #[zbus(no_autostart)]
+    fn get_usage(&self) -> zbus::Result<Details>;
+
+    /// A model of this machine is there, or is another than before.
+    #[zbus(signal)]
+    fn model_changed(&self, name: String, details: Details) -> zbus::Result<()>;
+
+    /// A model is not on this machine any more.
+    #[zbus(signal)]
+    fn model_removed(&self, name: String) -> zbus::Result<()>;
+
+    /// Models on this machine.
+    #[zbus(property)]
+    fn count(&self) -> zbus::Result<u32>;
+
+    /// How many of them are loaded.
+    #[zbus(property)]
+    fn loaded(&self) -> zbus::Result<u32>;
+
+    /// Whether there is an engine, and it is switched on.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn engine_installed(&self) -> zbus::Result<bool>;
+}
+
 /// A cluster this node knows.
 #[zbus::proxy(
     interface = "org.opengateway.Gateway1.Cluster",
@@ -220,6 +280,26 @@ pub trait Job {
     fn completion_tokens(&self) -> zbus::Result<u32>;
 }
 
+/// The OpenAI endpoint of the node, and the keys for it.
+#[zbus::proxy(
+    interface = "org.opengateway.Gateway1.Http",
+    default_service = "org.opengateway.Gateway1",
+    default_path = "/org/opengateway/Gateway1"
+)]
+pub trait Http {
+    /// The key of the caller's user.
+    #[zbus(allow_interactive_auth)]
+    fn get_key(&self, options: &Options<'_>) -> zbus::Result<String>;
+
+    /// Where it listens; empty while it is off.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn addresses(&self) -> zbus::Result<Vec<String>>;
+
+    /// Whoever comes by TCP shows a key.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn key_required(&self) -> zbus::Result<bool>;
+}
+
 #[cfg(test)]
 mod tests {
     use zbus_xml::{Node, PropertyAccess};
@@ -243,6 +323,8 @@ mod tests {
             ("Manager", include_str!("../../dbus/org.opengateway.Gateway1.Manager.xml")),
             ("Cluster", include_str!("../../dbus/org.opengateway.Gateway1.Cluster.xml")),
             ("Job", include_str!("../../dbus/org.opengateway.Gateway1.Job.xml")),
+            ("Models", include_str!("../../dbus/org.opengateway.Gateway1.Models.xml")),
+            ("Http", include_str!("../../dbus/org.opengateway.Gateway1.Http.xml")),
         ];
         for (short, xml) in files {
             let start = source.find(&format!("pub trait {short} {{")).expect("the proxy is there");

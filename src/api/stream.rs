@@ -1,4 +1,4 @@
-//! The JSON lines on the pipe of `StartPrompt`, and a reader that bounds them.
+//! The JSON lines on the pipes of `StartPrompt`, `Models.Add` and `Models.Verify`, and a reader that bounds them.
 //!
 //! The daemon writes [`Line`]s, a client reads them with [`LineReader`]. One object a line; the last
 //! one is `end` or `error`, and a pipe that closes without one of the two means that the daemon is gone.
@@ -105,6 +105,54 @@ impl Line {
     }
 }
 
+/// One line of the pipe of `Models.Add` and `Models.Verify`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Step {
+    /// How far it is; any number of times.
+    Progress {
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// It is done.
+    End {
+        /// The model.
+        name: String,
+        /// Bytes of the file; `Add` alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+        /// SHA-256 of the file, hexadecimal.
+        digest: Option<String>,
+        /// SHA-256 that it should have; `Verify` alone.
+        #[serde(default)]
+        expected: Option<String>,
+        /// Whether both are equal, where both are known; `Verify` alone.
+        #[serde(default)]
+        intact: Option<bool>,
+    },
+    /// It failed, and nothing is left of it.
+    Error {
+        /// Full D-Bus error name.
+        name: String,
+        /// A sentence for people.
+        message: String,
+    },
+    /// A kind of line that this version does not know; skip it.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Step {
+    /// The line with its line feed, ready to write.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec(self).expect("strings and numbers always become JSON");
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
 impl fmt::Debug for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -165,6 +213,19 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
     /// # Errors
     /// [`StreamError`]; the reader is of no use after one.
     pub async fn next(&mut self) -> Result<Option<Line>, StreamError> {
+        self.next_as(Line::parse).await
+    }
+
+    /// The next line of the pipe of `Models.Add` or `Models.Verify`; else as [`Self::next`].
+    ///
+    /// # Errors
+    /// [`StreamError`]; the reader is of no use after one.
+    pub async fn next_step(&mut self) -> Result<Option<Step>, StreamError> {
+        let parse = |line: &[u8]| serde_json::from_slice(line).map_err(|error| StreamError::NotJson { column: error.column() });
+        self.next_as(parse).await
+    }
+
+    async fn next_as<L>(&mut self, parse: impl Fn(&[u8]) -> Result<L, StreamError>) -> Result<Option<L>, StreamError> {
         loop {
             let fresh = self.taken + self.searched;
             if let Some(at) = self.buffer[fresh..].iter().position(|&byte| byte == b'\n') {
@@ -176,7 +237,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
                 if start == end {
                     continue;
                 }
-                return Line::parse(&self.buffer[start..end]).map(Some);
+                return parse(&self.buffer[start..end]).map(Some);
             }
             self.buffer.drain(..self.taken);
             self.taken = 0;

@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use super::engine::{self, EngineSettings};
+use super::http::HttpSettings;
 use super::raw::{self, Raw};
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::MAX_NODE_NAME_BYTES;
 use crate::domain::resources::Lent;
+use crate::domain::upstream::{Api, Location};
 
 /// The port that other nodes expect; taken by another program, any free one will do.
 pub const DEFAULT_PORT: u16 = 4001;
@@ -45,6 +48,12 @@ pub enum BackendKind {
         api_key_file: Option<PathBuf>,
         /// Only these models; empty is all.
         models: Vec<String>,
+        /// Which server it is; `None` finds out.
+        api: Option<Api>,
+        /// Text may go there in clear, though it is another machine.
+        allow_http: bool,
+        /// `slots` was not written: what the server says of itself counts.
+        learns_slots: bool,
     },
 }
 
@@ -72,6 +81,10 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Where models are kept.
     pub models_dir: PathBuf,
+    /// Where models are found besides.
+    pub models_also: Vec<PathBuf>,
+    /// How models are computed here.
+    pub engine: EngineSettings,
     /// Multiaddrs to listen on.
     pub listen: Vec<String>,
     /// The addresses are the default ones: a port that is taken is replaced by a free one.
@@ -90,6 +103,10 @@ pub struct Settings {
     pub clusters: Vec<ClusterSettings>,
     /// Sources of answers, best first; the echo is always among them.
     pub backends: Vec<BackendSettings>,
+    /// Look for servers of models on their usual ports of this machine.
+    pub discover: bool,
+    /// The OpenAI endpoint.
+    pub http: HttpSettings,
     /// Filter for log lines.
     pub log: String,
 }
@@ -151,20 +168,31 @@ fn credential(name: &str, directory: Option<&Path>) -> Result<PathBuf, String> {
     Ok(directory.unwrap_or(Path::new(CREDENTIALS)).join(format!("secret_{name}")))
 }
 
+fn api(key: &str, name: &str) -> Result<Api, String> {
+    Api::from_name(name).ok_or_else(|| {
+        let known: Vec<&str> = Api::ALL.iter().map(|api| api.as_str()).collect();
+        format!("{key}: api {:?} is not known; known are {}", name.chars().take(80).collect::<String>(), known.join(", "))
+    })
+}
+
 fn backend(at: usize, raw: raw::Backend, credentials: Option<&Path>) -> Result<BackendSettings, String> {
     let key = format!("backend number {}", at + 1);
     let (kind, slots, queue, running, queued) = match raw.kind.as_str() {
         "echo" => {
-            if raw.url.is_some() || raw.api_key_file.is_some() || raw.api_key_credential.is_some() || raw.models.is_some() {
-                return Err(format!("{key}: an echo has no url, api_key_file, api_key_credential or models"));
+            let secret = raw.api_key_file.is_some() || raw.api_key_credential.is_some();
+            if raw.url.is_some() || secret || raw.models.is_some() || raw.api.is_some() || raw.allow_http.is_some() {
+                return Err(format!("{key}: an echo has no url, api, allow_http, api_key_file, api_key_credential or models"));
             }
             (BackendKind::Echo, 64, 256, 64, 256)
         }
         "openai" => {
             let url = raw.url.ok_or_else(|| format!("{key}: an openai backend needs url"))?;
-            if !url.starts_with("http://") && !url.starts_with("https://") {
-                return Err(format!("{key}: url is {url:?}; it begins with http:// or https://"));
-            }
+            let allow_http = raw.allow_http.unwrap_or(false);
+            let shown: String = url.chars().take(80).collect();
+            Location::parse(&url)
+                .and_then(|place| place.check(allow_http))
+                .map_err(|why| format!("{key}: url is {shown:?}: {why}"))?;
+            let api = raw.api.as_deref().map(|name| api(&key, name)).transpose()?;
             let api_key_file = match (raw.api_key_file, raw.api_key_credential) {
                 (Some(_), Some(_)) => return Err(format!("{key}: api_key_file and api_key_credential exclude each other")),
                 (file, None) => file,
@@ -172,8 +200,10 @@ fn backend(at: usize, raw: raw::Backend, credentials: Option<&Path>) -> Result<B
                     Some(credential(&name, credentials).map_err(|why| format!("{key}: api_key_credential {why}"))?)
                 }
             };
-            let kind = BackendKind::OpenAi { url, api_key_file, models: raw.models.unwrap_or_default() };
-            (kind, 4, 32, 2, 8)
+            let (models, learns_slots) = (raw.models.unwrap_or_default(), raw.slots.is_none());
+            let slots = api.map_or(4, Api::usual_slots);
+            let kind = BackendKind::OpenAi { url, api_key_file, models, api, allow_http, learns_slots };
+            (kind, slots, 32, slots / 2, 8)
         }
         other => return Err(format!("{key}: kind {other:?} is not known; known are echo and openai")),
     };
@@ -220,6 +250,7 @@ impl Settings {
         if clusters.len() > MAX_CLUSTERS {
             return Err(format!("{} clusters are named; a node is in at most {MAX_CLUSTERS}", clusters.len()));
         }
+        let models = raw.models.unwrap_or_default();
         let credentials = raw.credentials.as_deref();
         let raw_backends = raw.backend.unwrap_or_default();
         if raw_backends.len() > MAX_BACKENDS {
@@ -235,11 +266,7 @@ impl Settings {
             1 => {}
             _ => return Err("there is one echo; it is named twice".to_owned()),
         }
-        if let Some(http) = raw.http.and_then(|http| http.listen)
-            && http != "off"
-        {
-            return Err(format!("http.listen is {http:?}; this version has no HTTP endpoint, so only \"off\" is taken"));
-        }
+        let http = super::http::check(raw.http.unwrap_or_default())?;
         let log = raw.log.and_then(|log| log.level).unwrap_or_else(|| "info".to_owned());
         if log.parse::<tracing_subscriber::EnvFilter>().is_err() {
             return Err(format!("log.level {log:?} is no level (error, warn, info, debug, trace) and no filter"));
@@ -250,7 +277,9 @@ impl Settings {
                 let host = &host[..host.floor_char_boundary(MAX_NODE_NAME_BYTES)];
                 if host.is_empty() { "node".to_owned() } else { host.to_owned() }
             }),
-            models_dir: raw.models.and_then(|models| models.directory).unwrap_or_else(|| state_dir.join("models")),
+            models_dir: models.directory.unwrap_or_else(|| state_dir.join("models")),
+            models_also: engine::directories(models.also.unwrap_or_default())?,
+            engine: EngineSettings::check(raw.engine.unwrap_or_default())?,
             state_dir,
             any_port: listen.is_empty(),
             listen: if listen.is_empty() { default_listen() } else { listen },
@@ -266,6 +295,8 @@ impl Settings {
             },
             clusters,
             backends,
+            discover: raw.upstreams.and_then(|upstreams| upstreams.discover).unwrap_or(true),
+            http,
             log,
         })
     }
@@ -285,8 +316,17 @@ pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     if old.backends != new.backends {
         sections.push("[[backend]]");
     }
+    if old.discover != new.discover {
+        sections.push("[upstreams]");
+    }
     if old.models_dir != new.models_dir {
-        sections.push("[models]");
+        sections.push("[models] directory");
+    }
+    if old.engine.fixed() != new.engine.fixed() {
+        sections.push("[engine]");
+    }
+    if old.http != new.http {
+        sections.push("[http]");
     }
     sections
 }
@@ -321,10 +361,14 @@ mod tests {
             ("[[cluster]]\nid = \"../x\"", "cluster.id"),
             ("[[cluster]]\nid = \"a\"\n[[cluster]]\nid = \"A\"", "twice"),
             ("[[backend]]\nkind = \"openai\"", "url"),
+            ("[[backend]]\nkind = \"openai\"\nurl = \"http://10.0.0.5:11434/v1\"", "allow_http"),
+            ("[[backend]]\nkind = \"openai\"\nurl = \"http://169.254.169.254/v1\"\nallow_http = true", "clouds"),
+            ("[[backend]]\nkind = \"openai\"\nurl = \"https://x/v1\"\napi = \"lmstudio\"", "lm-studio"),
+            ("[[backend]]\nkind = \"echo\"\napi = \"exo\"", "echo"),
             ("[[backend]]\nkind = \"llama\"", "llama"),
             ("[[backend]]\nkind = \"echo\"\nslots = 0", "slots"),
             ("[[backend]]\nkind = \"echo\"\nurl = \"http://x\"", "echo"),
-            ("[http]\nlisten = \"127.0.0.1:1\"", "http.listen"),
+            ("[http]\nlisten = \"0.0.0.0:1\"", "http.listen"),
             ("[log]\nlevel = \"a=b=c\"", "log.level"),
         ] {
             let error = settings(text).unwrap_err();
@@ -345,7 +389,7 @@ mod tests {
     #[test]
     fn a_credential_is_a_file_of_the_service_manager_and_never_a_path() {
         let key_file = |credential: &str, directory: Option<&str>| {
-            let text = format!("[[backend]]\nkind = \"openai\"\nurl = \"http://x\"\napi_key_credential = {credential:?}");
+            let text = format!("[[backend]]\nkind = \"openai\"\nurl = \"https://x\"\napi_key_credential = {credential:?}");
             let raw = Raw { credentials: directory.map(PathBuf::from), ..toml::from_str(&text).unwrap() };
             Settings::check(raw, "host", "/state".into()).map(|settings| match settings.backends[0].kind.clone() {
                 BackendKind::OpenAi { api_key_file, .. } => api_key_file.unwrap(),
@@ -358,7 +402,7 @@ mod tests {
         for bad in ["", "../x", "a/b", ".x", "a b", "ä"] {
             assert!(key_file(bad, None).unwrap_err().contains("api_key_credential"), "{bad}");
         }
-        let both = "[[backend]]\nkind = \"openai\"\nurl = \"http://x\"\napi_key_file = \"/k\"\napi_key_credential = \"k\"";
+        let both = "[[backend]]\nkind = \"openai\"\nurl = \"https://x\"\napi_key_file = \"/k\"\napi_key_credential = \"k\"";
         assert!(settings(both).unwrap_err().contains("exclude each other"));
     }
 
@@ -373,5 +417,7 @@ mod tests {
         let old = settings("").unwrap();
         let new = settings("[node]\nname = \"x\"\n[serve]\nenabled = false\n[[cluster]]\nid = \"a\"").unwrap();
         assert_eq!(needs_restart(&old, &new), ["[node]"]);
+        let new = settings("[http]\nkey = \"none\"").unwrap();
+        assert_eq!(needs_restart(&old, &new), ["[http]"]);
     }
 }

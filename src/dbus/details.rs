@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use zbus::Variant;
 
 use super::errors::without_nul;
+use crate::domain::estimate;
 use crate::domain::node::{ClusterView, Liveness, Member};
 use crate::domain::resources::{Gpu, Lent, Resources};
 use crate::domain::tier::{Need, Verdict};
@@ -27,7 +28,7 @@ fn texts<'a>(list: impl IntoIterator<Item = &'a str>) -> Variant<'static> {
     list.into_iter().map(|text| without_nul(text.to_owned())).collect::<Vec<String>>().into()
 }
 
-fn put<T: Into<Variant<'static>>>(details: &mut Details, key: &'static str, value: Option<T>) {
+pub(super) fn put<T: Into<Variant<'static>>>(details: &mut Details, key: &'static str, value: Option<T>) {
     if let Some(value) = value {
         details.insert(key, value.into());
     }
@@ -160,6 +161,19 @@ pub(super) fn tier(verdict: &Verdict, resources: &Resources) -> TierEntry {
     put(&mut details, "AvailableVram", resources.gpus.iter().filter_map(|gpu| gpu.vram_total).max());
     put(&mut details, "AvailableStorage", storage.available.map(|free| free + storage.models.unwrap_or(0)));
     put(&mut details, "MemoryNow", resources.memory.available);
+    if let Some(estimate) = estimate::estimate(tier) {
+        details.extend([
+            ("Quantisation", estimate::QUANTISATION.into()),
+            ("BitsPerWeight", estimate.bits_per_weight.into()),
+            ("Weights", estimate.weights.into()),
+            ("Context", estimate.context.into()),
+            ("KvCache", estimate.kv_cache.into()),
+            ("Needed", estimate.needed.into()),
+            ("ErrorPercent", estimate::ERROR_PERCENT.into()),
+            ("Advertised", (verdict.unmet.is_empty() && estimate::can_load(&estimate, resources)).into()),
+        ]);
+        put(&mut details, "FitsNow", estimate::fits_now(&estimate, resources));
+    }
     let unmet = verdict.unmet.iter().map(|unmet| (code(unmet.need), unmet.sentence.clone())).collect();
     (tier.name.to_owned(), verdict.unmet.is_empty(), unmet, details)
 }

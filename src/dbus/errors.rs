@@ -8,6 +8,7 @@ use super::control::ControlError;
 use crate::api::names::ErrorName;
 use crate::domain::cluster::ClusterIdError;
 use crate::domain::prompt::{Failure, FailureKind};
+use crate::models::ModelError;
 
 /// A D-Bus error with a name of the table in `api::names`.
 ///
@@ -97,6 +98,23 @@ impl From<Failure> for Error {
 impl From<ClusterIdError> for Error {
     fn from(error: ClusterIdError) -> Self {
         Self::new(ErrorName::InvalidClusterId, error.to_string())
+    }
+}
+
+impl From<ModelError> for Error {
+    fn from(error: ModelError) -> Self {
+        let message = error.to_string();
+        let name = match error {
+            ModelError::NoSuchModel(_) => ErrorName::NoSuchModel,
+            ModelError::Exists(_) => ErrorName::ModelExists,
+            ModelError::Invalid(_) => ErrorName::InvalidModel,
+            ModelError::Storage(_) => ErrorName::StorageFull,
+            ModelError::Refused(_) => ErrorName::ModelRefused,
+            ModelError::NoEngine(_) => ErrorName::NoEngine,
+            ModelError::Busy => ErrorName::Busy,
+            ModelError::ShuttingDown => ErrorName::ShuttingDown,
+        };
+        Self::new(name, message)
     }
 }
 

@@ -15,7 +15,8 @@ use super::details::{Details, micros};
 use super::errors::Error;
 use super::guard::Readers;
 use crate::api::names::ErrorName;
-use crate::domain::prompt::{Failure, FailureKind};
+use crate::api::stream::ServedBy;
+use crate::domain::prompt::{Failure, FailureKind, Usage};
 
 /// Prompts that one user may have in progress at once.
 pub(super) const MAX_PER_UID: usize = 16;
@@ -48,6 +49,9 @@ impl State {
     }
 }
 
+/// No position was told.
+const UNKNOWN: u32 = u32::MAX;
+
 /// What is known of one job.
 #[derive(Debug)]
 pub(super) struct Record {
@@ -57,6 +61,10 @@ pub(super) struct Record {
     pub created: SystemTime,
     pub state: Mutex<State>,
     pub tokens: AtomicU32,
+    /// Prompts before it where it waits; [`UNKNOWN`] as long as nobody said so.
+    position: AtomicU32,
+    /// The model that answers and who does, once it was taken up.
+    taken: Mutex<Option<(String, ServedBy)>>,
     pub cancel: CancellationToken,
     /// It is cancelled because the daemon stops.
     stopping: AtomicBool,
@@ -65,6 +73,28 @@ pub(super) struct Record {
 impl Record {
     pub(super) fn state(&self) -> State {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The serving node says how many are before it.
+    pub(super) fn waits(&self, position: u32) {
+        self.position.store(position.min(UNKNOWN - 1), Ordering::Relaxed);
+    }
+
+    /// Prompts before it, as long as it waits and that is known.
+    pub(super) fn position(&self) -> Option<u32> {
+        let position = self.position.load(Ordering::Relaxed);
+        (self.state() == State::Queued && position != UNKNOWN).then_some(position)
+    }
+
+    /// A node has taken it up.
+    pub(super) fn started(&self, model: &str, by: &ServedBy) {
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some((model.to_owned(), by.clone()));
+        self.set_state(State::Running);
+    }
+
+    /// The model that answers and who does, once it was taken up.
+    pub(super) fn taken(&self) -> Option<(String, ServedBy)> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What a job that was cancelled ends with.
@@ -90,6 +120,16 @@ impl Record {
 pub(super) struct Jobs {
     next: AtomicU64,
     records: Mutex<BTreeMap<u64, Arc<Record>>>,
+    asked: Mutex<Asked>,
+}
+
+/// What this machine's users asked over the bus so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Asked {
+    pub prompts: u64,
+    pub failed: u64,
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
 }
 
 impl Jobs {
@@ -117,6 +157,8 @@ impl Jobs {
                 created: SystemTime::now(),
                 state: Mutex::new(State::Queued),
                 tokens: AtomicU32::new(0),
+                position: AtomicU32::new(UNKNOWN),
+                taken: Mutex::new(None),
                 cancel: CancellationToken::new(),
                 stopping: AtomicBool::new(false),
             });
@@ -128,6 +170,24 @@ impl Jobs {
             records.insert(record.id, Arc::clone(&record));
             Ok((record, surplus))
         })
+    }
+
+    /// Counts a prompt that is over; `None` is one without a whole answer.
+    pub(super) fn over(&self, usage: Option<Usage>) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.prompts += 1;
+        match usage {
+            Some(usage) => {
+                asked.prompt_tokens += u64::from(usage.prompt_tokens);
+                asked.completion_tokens += u64::from(usage.completion_tokens);
+            }
+            None => asked.failed += 1,
+        }
+    }
+
+    /// What was asked so far.
+    pub(super) fn asked(&self) -> Asked {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn forget(&self, id: u64) {

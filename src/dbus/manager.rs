@@ -12,6 +12,7 @@ use zbus::object_server::SignalEmitter;
 use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath};
 
 use super::access::{Access, Action, Caller};
+use super::catalogue;
 use super::control::Control;
 use super::details::{self, Details, TierEntry, micros};
 use super::errors::{Error, without_nul};
@@ -24,10 +25,10 @@ use crate::api::names::ErrorName;
 use crate::api::path;
 use crate::dispatch;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::ClusterState;
+use crate::domain::node::{ClusterState, ModelState};
 use crate::domain::prompt::MAX_PROMPT_BYTES;
 use crate::domain::tier;
-use crate::{gauge, net, serve};
+use crate::{gauge, http, net, serve};
 
 /// Ended jobs can be looked at for this long.
 const KEEP: Duration = Duration::from_secs(30);
@@ -42,7 +43,9 @@ pub(super) struct Shared {
     pub net: net::Handle,
     pub serve: serve::Handle,
     pub dispatch: dispatch::Handle,
+    pub models: crate::models::Handle,
     pub gauge: gauge::Handle,
+    pub http: http::Handle,
     pub control: Control,
     pub access: Arc<Access>,
     pub jobs: Jobs,
@@ -55,6 +58,8 @@ pub(super) struct Shared {
     pub announce: mpsc::Sender<oneshot::Sender<()>>,
     /// Prompts that are being read from descriptors of callers.
     pub reading: Arc<Semaphore>,
+    /// Models that are being added or verified.
+    pub transfers: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -82,7 +87,7 @@ impl Shared {
     }
 
     /// The joined cluster that is meant; "" means the only one, or the default one.
-    fn joined(&self, text: &str) -> Result<ClusterId, Error> {
+    pub(super) fn joined(&self, text: &str) -> Result<ClusterId, Error> {
         let snapshot = self.net.snapshot();
         if text.is_empty() {
             return dispatch::default_cluster(snapshot.clusters.keys()).cloned().ok_or_else(|| {
@@ -104,6 +109,16 @@ impl Shared {
         Err(Error::new(ErrorName::NoSuchCluster, format!("no cluster {id} is known")))
     }
 
+    /// Where a prompt goes: a joined cluster, or to this machine alone when it is in none, none is named, and it has more
+    /// than the echo.
+    fn asked_in(&self, text: &str) -> Result<Option<ClusterId>, Error> {
+        let alone = text.is_empty() && self.net.snapshot().clusters.is_empty();
+        if alone && self.serve.offer().borrow().models.iter().any(|model| model.rank().0 > 0) {
+            return Ok(None);
+        }
+        self.joined(text).map(Some)
+    }
+
     /// Resolves when every change so far is announced: what is read right after the reply, from a cache too, is fresh.
     async fn announced(&self) {
         let (reply, told) = oneshot::channel();
@@ -116,6 +131,12 @@ impl Shared {
         let mut problems = self.control.state().problems;
         problems.extend(self.net.snapshot().problems.iter().cloned());
         problems.extend(self.serve.backends().1.into_iter().map(without_nul));
+        let failed = self.models.list().into_iter().filter(|model| model.state == ModelState::Failed);
+        problems.extend(failed.map(|model| {
+            let why = model.problem.unwrap_or_else(|| "it cannot be loaded".to_owned());
+            without_nul(format!("model {}: {why}; see: ogctl models --local", model.name))
+        }));
+        problems.extend(self.http.problems().into_iter().map(without_nul));
         for view in self.net.snapshot().clusters.values() {
             if view.state == ClusterState::Degraded {
                 problems.push(format!("no member of cluster {} can serve; see: ogctl peers {}", view.id, view.id));
@@ -145,9 +166,13 @@ impl Manager {
         if self.0.stopping.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorName::ShuttingDown, "the daemon is stopping"));
         }
-        let id = self.0.joined(cluster)?;
-        let (record, surplus) = self.0.jobs.enter(caller.uid, id.as_str())?;
-        let job = self.0.dispatch.start(caller.uid, id, options.ask, options.options);
+        options::check_whole(&options.ask)?;
+        let id = self.0.asked_in(cluster)?;
+        let (record, surplus) = self.0.jobs.enter(caller.uid, id.as_ref().map(ClusterId::as_str).unwrap_or_default())?;
+        let job = match id {
+            Some(id) => self.0.dispatch.start(caller.uid, id, options.ask, options.options),
+            None => self.0.dispatch.start_here(caller.uid, options.ask, options.options),
+        };
         match job {
             Ok(job) => Ok((job, record, surplus)),
             Err(failure) => {
@@ -191,7 +216,10 @@ impl Manager {
             ("Clusters", clusters.into()),
             ("Jobs", self.active_jobs().into()),
             ("Peers", u32::try_from(snapshot.connected_peers).unwrap_or(u32::MAX).into()),
+            ("HttpAddresses", shared.http.addresses().into()),
             ("Backend", without_nul(shared.serve.backends().0).into()),
+            ("Models", shared.models.list().iter().map(catalogue::in_short).collect::<Vec<Details>>().into()),
+            ("EngineInstalled", shared.has_engine().into()),
             ("Problems", shared.problems().into()),
         ]))
     }
@@ -309,6 +337,7 @@ impl Manager {
         let outcome = stream::collect(job, &record, &mut progress).await;
         watcher.abort();
         self.0.jobs.forget(record.id);
+        self.0.jobs.over(outcome.as_ref().ok().map(|(_, done)| done.usage));
         let (text, done) = outcome?;
         Ok((text, progress.reply(&done)))
     }
@@ -362,12 +391,19 @@ impl Manager {
         let all = self.0.access.manages(connection, &header, &caller).await;
         let own = self.0.jobs.list().into_iter().filter(|record| all || record.uid == caller.uid);
         own.map(|record| {
-            let details = Details::from([
+            let mut details = Details::from([
                 ("ClusterId", record.cluster.clone().into()),
                 ("State", record.state().as_str().into()),
                 ("Uid", record.uid.into()),
                 ("CreatedAt", micros(record.created).into()),
+                ("CompletionTokens", record.tokens.load(Ordering::Relaxed).into()),
             ]);
+            details::put(&mut details, "Position", record.position());
+            if let Some((model, by)) = record.taken() {
+                details.insert("Model", model.into());
+                details.insert("ServedBy", by.peer_id.into());
+                details.insert("ServedByName", by.name.into());
+            }
             Ok((record.id, object_path(path::job_path(record.id))?, details))
         })
         .collect()
@@ -545,6 +581,7 @@ async fn run(
     let mut progress = Progress::new();
     let (outcome, unread) = stream::write(job, &record, &mut progress, write).await;
     watcher.abort();
+    shared.jobs.over(outcome.as_ref().ok().map(|done| done.usage));
     let _ = ready.await;
     let Ok(object) = object_path(path::job_path(record.id)) else { return };
     if let Ok(emitter) = SignalEmitter::new(&connection, object.clone()) {

@@ -1,18 +1,22 @@
 //! The bus objects: translate, authorise, delegate. Knows nothing of libp2p.
 
 mod access;
+mod catalogue;
 mod cluster;
 pub mod control;
 mod details;
 mod errors;
 mod guard;
+mod http;
 mod job;
 mod log_control;
 mod manager;
+mod models;
 mod options;
 mod polkit;
 mod publish;
 mod stream;
+mod transfer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,11 +31,13 @@ use zbus::object_server::SignalEmitter;
 pub use access::{Access, Action, Mode};
 pub use errors::Error;
 pub use guard::{Guarded, Readers};
+pub use models::ENGINE_FEATURE;
 
 use crate::api::names::{BUS_NAME, MANAGER_INTERFACE, ROOT_PATH};
 use crate::logging::Log;
 use crate::{dispatch, gauge, net, serve};
 use control::Control;
+use http::Http;
 use job::Jobs;
 use log_control::LogControl;
 use manager::{Manager, Shared};
@@ -46,8 +52,12 @@ pub struct Node {
     pub serve: serve::Handle,
     /// Prompts of this machine's users.
     pub dispatch: dispatch::Handle,
+    /// The models on this machine.
+    pub models: crate::models::Handle,
     /// What this machine has.
     pub gauge: gauge::Handle,
+    /// The OpenAI endpoint.
+    pub http: crate::http::Handle,
     /// The daemon.
     pub control: Control,
     /// Version of the daemon.
@@ -95,6 +105,8 @@ pub enum Closed {
 const START: Duration = Duration::from_secs(30);
 /// Prompts that are read from descriptors of callers at once.
 const MAX_READING: usize = 8;
+/// Models that are being added or verified at once.
+const MAX_TRANSFERS: usize = 4;
 /// Callers get so long to be told that their prompts end with the daemon.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -115,13 +127,15 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
 }
 
 async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
-    let Node { net, serve, dispatch, gauge, control, version, node_name, features, started_at, log } = node;
+    let Node { net, serve, dispatch, models, gauge, http, control, version, node_name, features, started_at, log } = node;
     let (announce, requests) = mpsc::channel(16);
     let shared = Arc::new(Shared {
         net,
         serve,
         dispatch,
+        models,
         gauge,
+        http,
         control,
         access: Arc::new(Access::new(mode)),
         jobs: Jobs::default(),
@@ -132,11 +146,14 @@ async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servic
         stopping: AtomicBool::new(false),
         announce,
         reading: Arc::new(Semaphore::new(MAX_READING)),
+        transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
     });
     let log_control = LogControl { log, access: Arc::clone(&shared.access) };
     let connection = builder
         .serve_at(ROOT_PATH, ObjectManager)
         .serve_at(ROOT_PATH, Guarded(Manager(Arc::clone(&shared))))
+        .serve_at(ROOT_PATH, Guarded(models::Models(Arc::clone(&shared))))
+        .serve_at(ROOT_PATH, Guarded(Http(Arc::clone(&shared))))
         .serve_at(log_control::PATH, Guarded(log_control))
         .build()
         .await

@@ -7,11 +7,16 @@ use zbus::{OwnedVariant, Variant};
 
 use super::control::ConnectOptions;
 use super::errors::Error;
-use crate::api::keys::{connect_option, disconnect_option, peers_option, prompt_option, resources_option, sharing_option};
+use crate::api::keys::{
+    connect_option, disconnect_option, key_option, models_option, peers_option, prompt_option, resources_option, sharing_option,
+};
 use crate::config::{MAX_ADDRESS_BYTES, MAX_ADDRESSES};
 use crate::dispatch;
-use crate::domain::prompt::{Ask, DEFAULT_TIMEOUT, MAX_PROMPT_BYTES, MAX_TIMEOUT, Text};
+use crate::domain::prompt::{
+    Ask, DEFAULT_TIMEOUT, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TIMEOUT, MAX_TURNS, Role, Text, Turn,
+};
 use crate::domain::resources::Lent;
+use crate::wire::limits::MAX_MODEL_NAME_BYTES;
 
 /// Of what a caller wrote, so many characters are repeated to it in an error.
 pub(super) const MAX_SHOWN: usize = 64;
@@ -86,6 +91,23 @@ impl Options {
         }
     }
 
+    fn messages(&mut self, key: &str) -> Result<Vec<Turn>, Error> {
+        let Some(list) = self.0.remove(key) else { return Ok(Vec::new()) };
+        let Variant::Array(list) = Variant::from(list) else { return Err(Self::wrong(key, "a(ss)")) };
+        if list.len() > MAX_TURNS {
+            return Err(Error::invalid(format!("option {key} has {} messages; at most {MAX_TURNS} are taken", list.len())));
+        }
+        let list = Vec::<(String, String)>::try_from(list).map_err(|_| Self::wrong(key, "a(ss)"))?;
+        let turn = |(role, text): (String, String)| {
+            let role = Role::from_name(&role).ok_or_else(|| {
+                let role: String = role.chars().take(MAX_SHOWN).collect();
+                Error::invalid(format!("option {key} has a message of role {role:?}; roles are: system, user, assistant"))
+            })?;
+            Ok(Turn { role, text: text_of("a message of option Messages", &text)? })
+        };
+        list.into_iter().map(turn).collect()
+    }
+
     fn fd(&mut self, key: &str) -> Result<Option<std::os::fd::OwnedFd>, Error> {
         match self.0.remove(key).map(Variant::from) {
             None => Ok(None),
@@ -140,14 +162,91 @@ pub(super) fn prompt(text: &str, raw: Raw, known: &[&str]) -> Result<PromptOptio
         max_tokens: options.u32(prompt_option::MAX_TOKENS)?,
         temperature: options.f64(prompt_option::TEMPERATURE)?,
         seed: options.u64(prompt_option::SEED)?,
-        ..Ask::default()
+        top_p: options.f64(prompt_option::TOP_P)?,
+        stop: stops(options.texts(prompt_option::STOP)?)?,
+        history: options.messages(prompt_option::MESSAGES)?,
+        raw: options.boolean(prompt_option::RAW)?.unwrap_or(false),
     };
+    if ask.top_p.is_some_and(|top_p| top_p <= 0.0 || top_p > 1.0) {
+        return Err(Error::invalid("option TopP is not above 0 and at most 1"));
+    }
+    if ask.raw && (ask.system.is_some() || !ask.history.is_empty()) {
+        return Err(Error::invalid("option Raw excludes System and Messages: there is no template to put them into"));
+    }
     crate::wire::infer::check(&ask).map_err(|error| Error::invalid(error.to_string()))?;
     Ok(PromptOptions {
         ask,
         options: dispatch::Options { peer, node, tier: options.text(prompt_option::TIER)?, local_first, no_local, timeout },
         prompt_fd: options.fd(prompt_option::PROMPT_FD)?,
     })
+}
+
+fn stops(stops: Vec<String>) -> Result<Vec<Text>, Error> {
+    if stops.len() > MAX_STOPS {
+        return Err(Error::invalid(format!("option Stop has {} texts; at most {MAX_STOPS} are taken", stops.len())));
+    }
+    let stop = |stop: String| match stop.len() {
+        0 => Err(Error::invalid("option Stop has an empty text")),
+        length if length > MAX_STOP_BYTES => {
+            Err(Error::invalid(format!("option Stop has a text of {length} bytes; at most {MAX_STOP_BYTES} are taken")))
+        }
+        _ => text_of("option Stop", &stop),
+    };
+    stops.into_iter().map(stop).collect()
+}
+
+/// With earlier messages, all that is asked fits into one prompt.
+pub(super) fn check_whole(ask: &Ask) -> Result<(), Error> {
+    let earlier: usize = ask.history.iter().map(|turn| turn.text.as_str().len()).sum();
+    let whole = ask.prompt.as_str().len() + ask.system.as_ref().map_or(0, |system| system.as_str().len()) + earlier;
+    if earlier > 0 && whole > MAX_PROMPT_BYTES {
+        return Err(Error::invalid(format!(
+            "the prompt, option System and option Messages are {whole} bytes long together; at most {MAX_PROMPT_BYTES} are taken"
+        )));
+    }
+    Ok(())
+}
+
+/// Which model alone is listed.
+pub(super) fn list_models(raw: Raw) -> Result<Option<String>, Error> {
+    Options::new(raw, &[models_option::MODEL])?.text(models_option::MODEL)
+}
+
+/// The digest that a file must have.
+pub(super) fn add(raw: Raw) -> Result<Option<[u8; 32]>, Error> {
+    let Some(text) = Options::new(raw, &[models_option::DIGEST])?.text(models_option::DIGEST)? else { return Ok(None) };
+    let wrong = || Error::invalid("option Digest is no SHA-256: 64 hexadecimal digits");
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    let mut digest = [0; 32];
+    for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())?;
+    }
+    Ok(Some(digest))
+}
+
+/// No option is known here yet.
+pub(super) fn none(raw: Raw) -> Result<(), Error> {
+    match raw.keys().next() {
+        Some(unknown) => {
+            let unknown: String = unknown.chars().take(MAX_SHOWN).collect();
+            Err(Error::invalid(format!("option {unknown:?} is not known here; there are none")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A name that can be a model's; whether there is one, and whether a file may have it, the models know.
+pub(super) fn model_name(name: String) -> Result<String, Error> {
+    match name.len() {
+        0 => Err(Error::invalid("the model's name is empty")),
+        length if length > MAX_MODEL_NAME_BYTES => {
+            Err(Error::invalid(format!("the model's name is {length} bytes long; at most {MAX_MODEL_NAME_BYTES} are taken")))
+        }
+        _ if name.contains('\0') => Err(Error::invalid("the model's name contains a NUL character")),
+        _ => Ok(name),
+    }
 }
 
 pub(super) fn connect(raw: Raw) -> Result<ConnectOptions, Error> {
@@ -183,6 +282,11 @@ pub(super) fn disconnect(raw: Raw) -> Result<(bool, Duration), Error> {
     let mut options = Options::new(raw, disconnect_option::ALL)?;
     let drain = options.u64(disconnect_option::DRAIN)?.map_or(Duration::from_secs(10), Duration::from_micros);
     Ok((options.boolean(disconnect_option::FORGET)?.unwrap_or(false), drain.min(MAX_TIMEOUT)))
+}
+
+/// Whether another key is made.
+pub(super) fn key(raw: Raw) -> Result<bool, Error> {
+    Ok(Options::new(raw, key_option::ALL)?.boolean(key_option::RENEW)?.unwrap_or(false))
 }
 
 /// How many peers, after which.

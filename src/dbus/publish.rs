@@ -11,14 +11,17 @@ use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, Variant, fdo};
 
+use super::catalogue;
 use super::cluster::{self, Cluster};
 use super::details;
 use super::guard::Guarded;
 use super::manager::{Manager, Shared, object_path};
-use crate::api::names::{CLUSTER_INTERFACE, MANAGER_INTERFACE, ROOT_PATH};
+use super::models::{self, Models};
+use crate::api::names::{CLUSTER_INTERFACE, MANAGER_INTERFACE, MODELS_INTERFACE, ROOT_PATH};
 use crate::api::path;
 use crate::domain::cluster::ClusterId;
 use crate::domain::resources::{self, Lent, Resources};
+use crate::models::Local;
 use crate::net::{Event, Snapshot};
 
 /// Signals of coming and going peers per cluster and second; then one `PeersChanged` instead.
@@ -70,6 +73,8 @@ pub(super) struct Publisher {
     node_state: String,
     sharing: bool,
     addresses: Vec<String>,
+    /// Without their counters.
+    models: Vec<Local>,
     /// As they were last told.
     resources: Arc<Resources>,
     lent: Lent,
@@ -98,6 +103,7 @@ impl Publisher {
             node_state: String::new(),
             sharing: false,
             addresses: Vec::new(),
+            models: Vec::new(),
             resources,
             lent,
             resources_told: None,
@@ -112,6 +118,7 @@ impl Publisher {
             let told = self.told(&id, &self.shared.net.snapshot());
             self.clusters.insert(id, told);
         }
+        self.models = self.shared.models.list().iter().map(catalogue::without_counters).collect();
         self.node_state = self.shared.state().to_owned();
         self.sharing = self.shared.control.state().sharing;
         self.addresses = self.shared.net.snapshot().listen_addresses.clone();
@@ -122,6 +129,7 @@ impl Publisher {
         let mut snapshots = self.shared.net.watch();
         let mut control = self.shared.control.watch();
         let mut gauge = self.shared.gauge.watch();
+        let mut models = self.shared.models.watch();
         let mut events = self.shared.net.events();
         loop {
             let wake = self.wake_at();
@@ -137,6 +145,7 @@ impl Publisher {
                     self.on_resources().await;
                 },
                 Ok(()) = gauge.changed() => self.on_resources().await,
+                Ok(()) = models.changed() => self.on_models().await,
                 Some(reply) = requests.recv() => {
                     self.sync().await;
                     let _ = reply.send(());
@@ -356,6 +365,31 @@ impl Publisher {
         let (Ok(object), Ok(interface)) = (object_path(path), InterfaceName::try_from(interface)) else { return };
         if let Ok(emitter) = SignalEmitter::new(&self.connection, object) {
             let _ = fdo::Properties::properties_changed(&emitter, interface, changed, Cow::Borrowed(invalidated)).await;
+        }
+    }
+
+    async fn on_models(&mut self) {
+        let list = self.shared.models.list();
+        let now: Vec<Local> = list.iter().map(catalogue::without_counters).collect();
+        let before = std::mem::replace(&mut self.models, now);
+        let Ok(emitter) = SignalEmitter::new(&self.connection, ROOT_PATH) else { return };
+        for gone in before.iter().filter(|model| list.iter().all(|other| other.name != model.name)) {
+            let _ = Models::model_removed(&emitter, &super::errors::without_nul(gone.name.clone())).await;
+        }
+        for (model, shown) in list.iter().zip(&self.models) {
+            if !before.contains(shown) {
+                let name = super::errors::without_nul(model.name.clone());
+                let _ = Models::model_changed(&emitter, &name, catalogue::local(model)).await;
+            }
+        }
+        let mut changed: HashMap<&str, Variant<'_>> = HashMap::new();
+        for (property, count) in [("Count", models::count as fn(&[Local]) -> u32), ("Loaded", models::loaded)] {
+            if count(&before) != count(&self.models) {
+                changed.insert(property, count(&self.models).into());
+            }
+        }
+        if !changed.is_empty() {
+            self.properties_changed(ROOT_PATH.to_owned(), MODELS_INTERFACE, changed, &[]).await;
         }
     }
 

@@ -112,10 +112,10 @@ pub(super) async fn collect(mut job: Job, record: &Record, progress: &mut Progre
         };
         match event {
             Some(JobEvent::Started { model, by }) => {
-                record.set_state(State::Running);
                 progress.started(model, by);
+                record.started(&progress.model, &progress.by);
             }
-            Some(JobEvent::Queued { .. }) => {}
+            Some(JobEvent::Queued { position }) => record.waits(position),
             Some(JobEvent::Text(more)) => {
                 record.tokens.fetch_add(1, Ordering::Relaxed);
                 text.push_str(&more);
@@ -143,10 +143,13 @@ pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
 
 fn line_of(event: JobEvent, record: &Record, progress: &mut Progress) -> (Line, Option<Result<Done, Failure>>) {
     match event {
-        JobEvent::Queued { position } => (Line::Queued { position }, None),
+        JobEvent::Queued { position } => {
+            record.waits(position);
+            (Line::Queued { position }, None)
+        }
         JobEvent::Started { model, by } => {
-            record.set_state(State::Running);
             progress.started(model, by);
+            record.started(&progress.model, &progress.by);
             (Line::Start { model: progress.model.clone(), served_by: progress.by.clone() }, None)
         }
         JobEvent::Text(text) => {
@@ -198,8 +201,39 @@ impl From<Unwritten> for Failure {
 }
 
 impl Lines {
+    /// Nothing is written yet.
+    ///
+    /// # Errors
+    /// The pipe cannot be used.
+    pub(super) fn new(write: OwnedFd) -> std::io::Result<Self> {
+        Ok(Self { pipe: pipe::Sender::from_owned_fd(write)?, buffer: Vec::new(), sent: 0 })
+    }
+
     fn push(&mut self, line: &Line) {
-        self.buffer.extend_from_slice(&line.to_bytes());
+        self.push_bytes(&line.to_bytes());
+    }
+
+    /// One whole line.
+    pub(super) fn push_bytes(&mut self, line: &[u8]) {
+        self.buffer.extend_from_slice(line);
+    }
+
+    /// Resolves when nobody can read the pipe any more. Cancel-safe.
+    pub(super) async fn closed(&self) {
+        let _ = self.pipe.ready(Interest::ERROR).await;
+    }
+
+    /// Writes what can be written at once; true when nothing is left.
+    pub(super) fn try_flush(&mut self) -> bool {
+        while self.sent < self.buffer.len() {
+            match self.pipe.try_write(&self.buffer[self.sent..]) {
+                Ok(written) => self.sent += written,
+                Err(_) => return false,
+            }
+        }
+        self.buffer.clear();
+        self.sent = 0;
+        true
     }
 
     /// Writes what there is; each read of the caller gives it [`SLOW`] more. Cancel-safe.
@@ -249,8 +283,8 @@ pub(super) async fn write(
     progress: &mut Progress,
     write: OwnedFd,
 ) -> (Result<Done, Failure>, Option<Lines>) {
-    let mut lines = match pipe::Sender::from_owned_fd(write) {
-        Ok(pipe) => Lines { pipe, buffer: Vec::new(), sent: 0 },
+    let mut lines = match Lines::new(write) {
+        Ok(lines) => lines,
         Err(error) => {
             let failure = Err(Failure::new(FailureKind::Busy, format!("the pipe cannot be used: {error}")));
             settle(record, &failure);
@@ -265,7 +299,7 @@ pub(super) async fn write(
                 JobEvent::End(Err(Failure::new(FailureKind::ShuttingDown, "the daemon is stopping")))
             }),
             // Told at once when nobody can read the pipe any more, also while nothing is being written.
-            _ = lines.pipe.ready(Interest::ERROR) => {
+            () = lines.closed() => {
                 let failure = Err(Unwritten::Closed.into());
                 settle(record, &failure);
                 return (failure, None);

@@ -162,6 +162,15 @@ impl Handle {
         }
     }
 
+    /// Tokens a second of one answer that `peer` (or this machine, by its own peer id) was seen to give with `model` lately;
+    /// `None` when it has not answered with it within the last hour.
+    pub fn speed(&self, peer: &NodeId, model: &str) -> Option<f64> {
+        match &self.0 {
+            Inner::Router(router) => router.speed(peer, model),
+            Inner::Scripted { .. } => None,
+        }
+    }
+
     /// Prompts of this machine's users that are in progress.
     pub fn active(&self) -> u32 {
         match &self.0 {

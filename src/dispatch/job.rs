@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::handle::{JobEvent, Options, ServedBy};
 use super::route::{self, Tally, Wish};
+use super::speed::{Sample, Speeds};
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::NodeId;
 use crate::domain::prompt::{Ask, Done, Failure, FailureKind, MAX_TIMEOUT};
@@ -41,13 +42,14 @@ pub struct Router {
     serve: serve::Handle,
     name: String,
     accounts: Mutex<HashMap<NodeId, Account>>,
+    speeds: Mutex<Speeds>,
     pub(super) active: Arc<AtomicU32>,
 }
 
 impl Router {
     /// A router for the node called `name`.
     pub fn new(net: net::Handle, serve: serve::Handle, name: String) -> Self {
-        Self { net, serve, name, accounts: Mutex::default(), active: Arc::default() }
+        Self { net, serve, name, accounts: Mutex::default(), speeds: Mutex::default(), active: Arc::default() }
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut HashMap<NodeId, Account>) -> T) -> T {
@@ -68,6 +70,15 @@ impl Router {
             accounts.entry(id.clone()).or_default().in_flight += 1;
         });
         Errand { router: Arc::clone(self), id: id.clone() }
+    }
+
+    fn speeds(&self) -> MutexGuard<'_, Speeds> {
+        // As above.
+        self.speeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn speed(&self, id: &NodeId, model: &str) -> Option<f64> {
+        self.speeds().get(id, model, Instant::now()).map(|seen| seen.tokens_per_second)
     }
 
     fn failed(&self, id: &NodeId) {
@@ -125,6 +136,7 @@ pub(super) struct Running {
     options: Options,
     deadline: Instant,
     answer: Option<(Answer, ServedBy)>,
+    watch: Watch,
     tried: Vec<NodeId>,
     crashes: usize,
     started: bool,
@@ -132,6 +144,42 @@ pub(super) struct Running {
     /// The failure to report when nobody is left to try.
     last: Option<Failure>,
     _active: Active,
+}
+
+/// Measures an answer, from asking to its end.
+#[derive(Debug)]
+struct Watch {
+    asked: Instant,
+    queued: bool,
+    /// The model, and when its first token came.
+    first: Option<(String, Instant)>,
+    /// When the reader was last handed something, and how long it kept us waiting in all.
+    handed: Instant,
+    away: Duration,
+}
+
+impl Watch {
+    fn new(now: Instant) -> Self {
+        Self { asked: now, queued: false, first: None, handed: now, away: Duration::ZERO }
+    }
+
+    /// The reader is back for more.
+    fn resumed(&mut self, now: Instant) {
+        if self.first.is_some() {
+            self.away += now.duration_since(self.handed);
+        }
+    }
+
+    /// What the whole answer says of the node; nothing when it was the reader who was slow.
+    fn sample(&self, done: &Done, now: Instant) -> Option<(&str, Sample)> {
+        let (model, first) = self.first.as_ref()?;
+        let streamed = now.duration_since(*first);
+        if self.away > streamed / 4 {
+            return None;
+        }
+        let first_token = (!self.queued).then(|| first.duration_since(self.asked));
+        Some((model, Sample { tokens: done.usage.completion_tokens, streamed, first_token }))
+    }
 }
 
 /// Counts a job for as long as it lives.
@@ -148,7 +196,8 @@ impl Running {
     pub(super) fn new(router: Arc<Router>, uid: u32, cluster: Option<ClusterId>, ask: Ask, options: Options) -> Self {
         router.active.fetch_add(1, Ordering::Relaxed);
         let active = Active(Arc::clone(&router.active));
-        let deadline = Instant::now() + options.timeout.min(MAX_TIMEOUT);
+        let now = Instant::now();
+        let deadline = now + options.timeout.min(MAX_TIMEOUT);
         Self {
             router,
             uid,
@@ -157,6 +206,7 @@ impl Running {
             options,
             deadline,
             answer: None,
+            watch: Watch::new(now),
             tried: Vec::new(),
             crashes: 0,
             started: false,
@@ -171,6 +221,13 @@ impl Running {
         if self.ended {
             return None;
         }
+        self.watch.resumed(Instant::now());
+        let event = self.advance().await;
+        self.watch.handed = Instant::now();
+        event
+    }
+
+    async fn advance(&mut self) -> Option<JobEvent> {
         loop {
             // A timeout looks at the clock only when there is nothing to read: an endless stream would outlive it.
             if Instant::now() >= self.deadline {
@@ -178,20 +235,33 @@ impl Running {
             }
             let Some((answer, by)) = &mut self.answer else {
                 match self.begin() {
-                    Ok(answer) => self.answer = Some(answer),
+                    Ok(answer) => {
+                        self.answer = Some(answer);
+                        self.watch = Watch::new(Instant::now());
+                    }
                     Err(failure) => return self.end(Err(failure)),
                 }
                 continue;
             };
             let Ok(event) = timeout_at(self.deadline, answer.next()).await else { return self.too_late() };
             match event {
-                Some(AnswerEvent::Queued { position }) => return Some(JobEvent::Queued { position }),
+                Some(AnswerEvent::Queued { position }) => {
+                    self.watch.queued = true;
+                    return Some(JobEvent::Queued { position });
+                }
                 Some(AnswerEvent::Started { model }) => {
                     self.started = true;
+                    self.watch.first = Some((model.clone(), Instant::now()));
                     return Some(JobEvent::Started { model, by: by.clone() });
                 }
                 Some(AnswerEvent::Text(text)) => return Some(JobEvent::Text(text)),
-                Some(AnswerEvent::End(Ok(done))) => return self.end(Ok(done)),
+                Some(AnswerEvent::End(Ok(done))) => {
+                    let now = Instant::now();
+                    if let Some((model, sample)) = self.watch.sample(&done, now).filter(|(model, _)| *model != route::ECHO) {
+                        self.router.speeds().saw(&by.id, model, sample, now);
+                    }
+                    return self.end(Ok(done));
+                }
                 Some(AnswerEvent::End(Err(failure))) => {
                     if let Some(end) = self.on_failure(failure) {
                         return self.end(Err(end));

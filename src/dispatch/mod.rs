@@ -3,6 +3,7 @@
 mod handle;
 mod job;
 mod route;
+mod speed;
 #[cfg(test)]
 mod tests;
 

@@ -87,6 +87,14 @@ pub fn qualified(resources: &Resources) -> Vec<String> {
     TIERS.iter().filter(|tier| assess(tier, resources).unmet.is_empty()).map(|tier| tier.name.to_owned()).collect()
 }
 
+/// The names of the tiers that members are told: those that the machine qualifies for, and whose models it has the memory to
+/// load. The table alone would promise a 405B to a machine with 64 GB.
+pub fn servable(resources: &Resources) -> Vec<String> {
+    let serves = |tier: &&Tier| super::estimate::estimate(tier).is_none_or(|needs| super::estimate::can_load(&needs, resources));
+    let qualified = TIERS.iter().filter(|tier| assess(tier, resources).unmet.is_empty());
+    qualified.filter(serves).map(|tier| tier.name.to_owned()).collect()
+}
+
 /// A number with at most `digits` decimals, and none that say nothing.
 fn plain(number: f64, digits: usize) -> String {
     let text = format!("{number:.digits$}");
@@ -191,6 +199,21 @@ mod tests {
                 short.gpus[0].vram_total = Some(vram - 1);
                 assert_eq!(needs(&assess(tier, &short)), [Need::Vram]);
             }
+        }
+    }
+
+    #[test]
+    fn members_are_told_what_can_be_loaded_and_not_all_that_the_table_allows() {
+        let huge = |memory| machine(64.0, memory, Some(48 * GB), 500 * GB);
+        assert_eq!(qualified(&huge(64 * GB)).len(), 10);
+        let served = servable(&huge(64 * GB));
+        assert!(served.contains(&"Llama-3.1-70B".to_owned()) && !served.contains(&"Llama-3.1-405B".to_owned()), "{served:?}");
+        assert!(servable(&huge(300 * GB)).contains(&"Llama-3.1-405B".to_owned()));
+        // Phi-2 with its cache is more than the 2 GB of its row.
+        let row = machine(2.0, 2 * GB, None, 3 * GB);
+        assert!(qualified(&row).contains(&"Phi-2-2.7B".to_owned()) && !servable(&row).contains(&"Phi-2-2.7B".to_owned()));
+        for tier in servable(&row) {
+            assert!(qualified(&row).contains(&tier), "{tier}");
         }
     }
 

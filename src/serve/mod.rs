@@ -1,7 +1,9 @@
 //! Prompts that this machine answers: a bounded queue with fair shares in front of each backend.
 
 pub mod backend;
+pub mod discover;
 mod echo;
+pub mod engine;
 mod handle;
 mod openai;
 mod queue;

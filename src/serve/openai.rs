@@ -1,39 +1,34 @@
-//! The backend for any OpenAI-compatible server: Ollama, llama-server, vLLM, LM Studio, EXO.
+//! The backend for any OpenAI-compatible server: Ollama, llama-server, vLLM, LM Studio, EXO, mesh-llm.
 //!
-//! Each prompt has a connection of its own, so dropping the prompt closes it, and a server that watches its connections
-//! stops generating. No redirect is followed and no proxy variable is read: the URL in the configuration is the whole
-//! truth about where text goes.
+//! Dropping a prompt closes its connection, and a server that watches its connections stops generating. No redirect is
+//! followed and no proxy variable is read: the URL in the configuration is the whole truth about where text goes.
 
+mod answer;
+mod exo;
 mod http;
+mod identify;
+mod look;
+mod models;
+mod refusal;
+mod request;
 mod sse;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use self::http::{Client, HttpError};
-use self::sse::Chunk;
+use self::answer::IDLE;
+use self::exo::Placements;
+use self::http::{Body, Client, HttpError};
+use self::look::Look;
 use super::backend::{Answering, Availability, Backend, Limits};
-use crate::domain::node::{ModelOffer, ModelSource};
-use crate::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, MAX_ANSWER_BYTES, Text, Usage};
-
-/// Between two looks at a server that is well.
-const HEALTHY: Duration = Duration::from_secs(30);
-/// Between two looks at a server that is away: first, and at most.
-const AWAY_FIRST: Duration = Duration::from_secs(1);
-const AWAY_LONGEST: Duration = Duration::from_secs(30);
-/// A look takes at most this long.
-const LOOK: Duration = Duration::from_secs(5);
-/// A server that sends nothing for this long in the middle of an answer is given up.
-const IDLE: Duration = Duration::from_secs(60);
-/// Models that one server may list.
-const MAX_MODELS: usize = 64;
-/// `/v1/models` of a server with many models is some tens of KiB.
-const MAX_LIST_BYTES: usize = 1 << 20;
+use crate::domain::node::ModelState;
+use crate::domain::prompt::{Ask, Done, Failure, FailureKind, Text};
+use crate::domain::upstream::Api;
 
 /// What the configuration says of one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,14 +39,20 @@ pub struct OpenAiSettings {
     pub api_key_file: Option<PathBuf>,
     /// Only these models are offered; empty offers all.
     pub models: Vec<String>,
+    /// Which server it is; `None` finds out.
+    pub api: Option<Api>,
+    /// Text may go there in clear, though it is another machine.
+    pub allow_http: bool,
     /// How much it takes at once.
     pub limits: Limits,
+    /// What the server says of its slots counts, not `limits.slots`.
+    pub learns_slots: bool,
 }
 
 /// Why a server cannot be used at all.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenAiError {
-    /// The URL is not `http://HOST[:PORT][/PATH]` or `https://…`.
+    /// The URL is not `http://HOST[:PORT][/PATH]` or `https://…`, or no text may go there.
     #[error("{url:?} is not a URL of an OpenAI-compatible server: {reason}")]
     Url {
         /// What was given.
@@ -72,13 +73,133 @@ pub enum OpenAiError {
     Certificates(String),
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What prompts and looks share of one server. No lock is held across an await.
+#[derive(Debug)]
+struct Server {
+    name: String,
+    client: Arc<Client>,
+    /// It was found on this machine; nobody named it.
+    found: bool,
+    /// What it is, as soon as that is known.
+    api: Mutex<Option<Api>>,
+    /// Names of models that the server knows by another one.
+    ids: Mutex<HashMap<String, String>>,
+    publish: watch::Sender<Availability>,
+    /// When it last gave a whole answer.
+    answered: Mutex<Option<Instant>>,
+    placements: Arc<Placements>,
+    limits: Limits,
+    learns_slots: bool,
+    /// Slots by its own word; 0 is unknown.
+    learned: AtomicUsize,
+}
+
+impl Server {
+    fn api(&self) -> Option<Api> {
+        *lock(&self.api)
+    }
+
+    fn slots(&self) -> usize {
+        self.limits_now().slots
+    }
+
+    fn limits_now(&self) -> Limits {
+        let learned = self.learned.load(Ordering::Relaxed);
+        let slots = match (self.learns_slots, learned) {
+            (false, _) => self.limits.slots,
+            (true, 0) => self.api().map_or(self.limits.slots, Api::usual_slots),
+            (true, learned) => learned.min(4096),
+        };
+        // Half of the slots for one peer is the default; what was written otherwise stays.
+        let is_default = self.learns_slots && self.limits.running_per_peer == (self.limits.slots / 2).max(1);
+        let running_per_peer = if is_default { (slots / 2).max(1) } else { self.limits.running_per_peer };
+        Limits { slots, running_per_peer, ..self.limits }
+    }
+
+    /// What a model of EXO is now.
+    fn placement_state(&self, model: &str) -> ModelState {
+        if self.placements.is_being_placed(model) {
+            ModelState::Loading
+        } else if self.placements.is_placed(model) {
+            ModelState::Ready
+        } else {
+            ModelState::Available
+        }
+    }
+
+    fn placement_changed(&self, model: &str) {
+        let state = self.placement_state(model);
+        self.publish.send_if_modified(|known| {
+            let offer = known.models.iter_mut().find(|offer| offer.name == model);
+            offer.is_some_and(|offer| std::mem::replace(&mut offer.state, state) != state)
+        });
+    }
+
+    /// Has EXO place the model, when it is not placed already.
+    async fn prepare(self: &Arc<Self>, model: &str) -> Result<(), Failure> {
+        if self.placements.is_placed(model) {
+            return Ok(());
+        }
+        let (server, name) = (Arc::clone(self), model.to_owned());
+        self.placements.place(model, move || server.placement_changed(&name)).await
+    }
+
+    async fn post(&self, model: &str, ask: &Ask) -> Result<Body, Failure> {
+        let (path, body) = request::request(model, ask);
+        match timeout(IDLE, self.client.post(&format!("{}{path}", self.client.place().path), body)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(HttpError::Refused(refusal))) => {
+                if refusal.is_loading() {
+                    self.client.suspect();
+                }
+                Err(refusal.failure(model, ask))
+            }
+            Ok(Err(error)) => {
+                self.client.suspect();
+                Err(Failure::new(FailureKind::BackendFailed, error.to_string()))
+            }
+            Err(_) => {
+                let seconds = IDLE.as_secs();
+                Err(Failure::new(FailureKind::BackendFailed, format!("the backend did not begin an answer within {seconds} s")))
+            }
+        }
+    }
+
+    async fn answer(self: &Arc<Self>, model: &str, ask: &Ask, out: &mpsc::Sender<Text>) -> Result<Done, Failure> {
+        let id = lock(&self.ids).get(model).cloned();
+        let id = id.as_deref().unwrap_or(model);
+        let response = if self.api() == Some(Api::Exo) { self.post_to_exo(id, ask).await? } else { self.post(id, ask).await? };
+        let done = answer::read(response, id, ask, out).await?;
+        *lock(&self.answered) = Some(Instant::now());
+        Ok(done)
+    }
+
+    async fn post_to_exo(self: &Arc<Self>, model: &str, ask: &Ask) -> Result<Body, Failure> {
+        if ask.raw {
+            let detail = "EXO answers conversations alone: it has no endpoint for raw text";
+            return Err(Failure::new(FailureKind::InvalidRequest, detail));
+        }
+        self.prepare(model).await?;
+        match self.post(model, ask).await {
+            // Somebody took it away since.
+            Err(failure) if failure.kind == FailureKind::ModelUnavailable => {
+                self.placements.forget(model);
+                self.prepare(model).await?;
+                self.post(model, ask).await
+            }
+            outcome => outcome,
+        }
+    }
+}
+
 /// One OpenAI-compatible server.
 #[derive(Debug)]
 pub struct OpenAi {
-    name: String,
-    client: Arc<Client>,
-    limits: Limits,
-    availability: watch::Receiver<Availability>,
+    server: Arc<Server>,
     looking: tokio::task::JoinHandle<()>,
 }
 
@@ -94,265 +215,77 @@ impl OpenAi {
     /// # Errors
     /// [`OpenAiError`].
     pub fn start(settings: OpenAiSettings) -> Result<Self, OpenAiError> {
-        let OpenAiSettings { url, api_key_file, models, limits } = settings;
-        let client = Arc::new(Client::new(&url, api_key_file.as_deref())?);
-        let waiting = Availability { models: Vec::new(), problem: Some("not reached yet".to_owned()) };
-        let (publish, availability) = watch::channel(waiting);
-        let looking = tokio::spawn(look_after(Arc::clone(&client), models, publish));
-        Ok(Self { name: format!("openai {url}"), client, limits, availability, looking })
+        let name = format!("openai {}", settings.url);
+        Self::start_as(name, false, settings)
     }
-}
 
-#[derive(Deserialize)]
-struct ModelList {
-    data: Vec<ModelEntry>,
-}
-
-#[derive(Deserialize)]
-struct ModelEntry {
-    id: String,
-    /// vLLM's name for the context window.
-    #[serde(default)]
-    max_model_len: Option<u32>,
-    #[serde(default)]
-    context_length: Option<u32>,
-}
-
-/// Asks for the models again and again: often while the server is away, rarely while it is well.
-async fn look_after(client: Arc<Client>, wanted: Vec<String>, publish: watch::Sender<Availability>) {
-    let mut away = AWAY_FIRST;
-    loop {
-        let found = match timeout(LOOK, client.get("/models", MAX_LIST_BYTES)).await {
-            Ok(Ok(body)) => read_models(&body, &wanted),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("it did not answer within {} s", LOOK.as_secs())),
+    /// One that was found at an address of this machine.
+    ///
+    /// # Errors
+    /// [`OpenAiError`].
+    pub(super) fn found(api: Api, origin: &str) -> Result<Self, OpenAiError> {
+        let slots = api.usual_slots();
+        let limits = Limits { slots, queued: 32, running_per_peer: slots / 2, queued_per_peer: 8 };
+        let settings = OpenAiSettings {
+            url: format!("{origin}/v1"),
+            api_key_file: None,
+            models: Vec::new(),
+            api: Some(api),
+            allow_http: false,
+            limits,
+            learns_slots: true,
         };
-        let (now, pause) = match found {
-            Ok(models) => {
-                away = AWAY_FIRST;
-                let problem = models.is_empty().then(|| "it serves no model".to_owned());
-                (Availability { models, problem }, HEALTHY)
-            }
-            Err(problem) => {
-                let pause = away;
-                away = (away * 2).min(AWAY_LONGEST);
-                (Availability { models: Vec::new(), problem: Some(problem) }, pause)
-            }
-        };
-        publish.send_if_modified(|known| {
-            let changed = *known != now;
-            if changed {
-                let (backend, models) = (client.authority(), now.models.len());
-                match &now.problem {
-                    None => tracing::info!(backend, models, "backend {backend} is there, with {models} models"),
-                    Some(problem) => tracing::warn!(backend, "backend {backend} is away: {problem}"),
-                }
-                *known = now;
-            }
-            changed
+        Self::start_as(format!("{} at {origin}", api.as_str()), true, settings)
+    }
+
+    fn start_as(name: String, found: bool, settings: OpenAiSettings) -> Result<Self, OpenAiError> {
+        let OpenAiSettings { url, api_key_file, models, api, allow_http, limits, learns_slots } = settings;
+        let client = Arc::new(Client::new(&url, allow_http, api_key_file.as_deref())?);
+        let problem = (!found).then(|| "not reached yet".to_owned());
+        let (publish, _) = watch::channel(Availability { models: Vec::new(), problem });
+        let server = Arc::new(Server {
+            name,
+            placements: Arc::new(Placements::new(Arc::clone(&client))),
+            client,
+            found,
+            api: Mutex::new(api),
+            ids: Mutex::default(),
+            publish,
+            answered: Mutex::default(),
+            limits,
+            learns_slots,
+            learned: AtomicUsize::new(0),
         });
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = client.suspected() => {}
-        }
+        let looking = tokio::spawn(Look::new(Arc::clone(&server), models).run());
+        Ok(Self { server, looking })
+    }
+
+    /// Connections made to the server so far: fewer than exchanges, because they are kept.
+    pub fn connections(&self) -> u64 {
+        self.server.client.dialled()
     }
 }
 
-fn read_models(body: &[u8], wanted: &[String]) -> Result<Vec<ModelOffer>, String> {
-    let list: ModelList = serde_json::from_slice(body).map_err(|error| format!("its list of models cannot be read: {error}"))?;
-    Ok(list
-        .data
-        .into_iter()
-        .filter(|entry| wanted.is_empty() || wanted.contains(&entry.id))
-        .filter(|entry| !entry.id.is_empty() && entry.id.len() <= crate::wire::limits::MAX_MODEL_NAME_BYTES)
-        .take(MAX_MODELS)
-        .map(|entry| ModelOffer {
-            context_tokens: entry.max_model_len.or(entry.context_length).unwrap_or(0),
-            source: ModelSource::Upstream,
-            ..ModelOffer::named(entry.id)
-        })
-        .collect())
-}
-
-#[derive(serde::Serialize)]
-struct ChatMessage<'a> {
-    role: &'static str,
-    content: &'a str,
-}
-
-#[derive(serde::Serialize)]
-struct StreamOptions {
-    include_usage: bool,
-}
-
-#[derive(serde::Serialize)]
-struct ChatRequest<'a> {
-    model: &'a str,
-    messages: Vec<ChatMessage<'a>>,
-    stream: bool,
-    stream_options: StreamOptions,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_tokens: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    temperature: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<u64>,
-}
-
-fn request(model: &str, ask: &Ask) -> Vec<u8> {
-    let system = ask.system.as_ref().map(|system| ChatMessage { role: "system", content: system.as_str() });
-    let user = ChatMessage { role: "user", content: ask.prompt.as_str() };
-    let body = ChatRequest {
-        model,
-        messages: system.into_iter().chain([user]).collect(),
-        stream: true,
-        stream_options: StreamOptions { include_usage: true },
-        max_tokens: ask.max_tokens,
-        temperature: ask.temperature,
-        seed: ask.seed,
-    };
-    // The type has no maps and no numbers that JSON lacks: checked before (`infer::check`).
-    serde_json::to_vec(&body).unwrap_or_default()
-}
-
-/// What the HTTP status of a refusal means to the asker.
-fn refused(error: HttpError, model: &str) -> Failure {
-    let detail = error.to_string();
-    match error {
-        HttpError::Status { status: 400 | 413 | 415 | 422, .. } => Failure::new(FailureKind::InvalidRequest, detail),
-        HttpError::Status { status: 404, .. } => {
-            Failure::new(FailureKind::ModelUnavailable, format!("{detail} (asked for model {model:?})"))
-        }
-        HttpError::Status { status: 429 | 503, retry_after, .. } => {
-            Failure::busy(detail, retry_after.unwrap_or(Duration::from_secs(1)))
-        }
-        _ => Failure::new(FailureKind::BackendFailed, detail),
-    }
-}
-
-fn broken(said: bool, what: &str) -> Failure {
-    let kind = if said { FailureKind::Interrupted } else { FailureKind::BackendFailed };
-    Failure::new(kind, format!("the backend's answer broke off: {what}"))
+/// Which of `candidates` listens at `origin`, such as `http://127.0.0.1:8080`.
+pub(super) async fn identify(origin: &str, candidates: &[Api]) -> Option<Api> {
+    let client = Arc::new(Client::new(&format!("{origin}/v1"), false, None).ok()?);
+    identify::identify(&client, candidates).await
 }
 
 impl Backend for OpenAi {
     fn name(&self) -> &str {
-        &self.name
+        &self.server.name
     }
 
     fn availability(&self) -> watch::Receiver<Availability> {
-        self.availability.clone()
+        self.server.publish.subscribe()
     }
 
     fn limits(&self) -> Limits {
-        self.limits
+        self.server.limits_now()
     }
 
     fn answer(&self, model: String, ask: Ask, out: mpsc::Sender<Text>) -> Answering<'_> {
-        Box::pin(async move {
-            let response = match timeout(IDLE, self.client.post("/chat/completions", request(&model, &ask))).await {
-                Ok(Ok(response)) => response,
-                Ok(Err(error)) => {
-                    if !matches!(error, HttpError::Status { .. }) {
-                        self.client.suspect();
-                    }
-                    return Err(refused(error, &model));
-                }
-                Err(_) => {
-                    return Err(Failure::new(FailureKind::BackendFailed, "the backend did not begin an answer within 60 s"));
-                }
-            };
-            read_answer(response, &ask, &out).await
-        })
-    }
-}
-
-async fn read_answer(mut response: http::Body, ask: &Ask, out: &mpsc::Sender<Text>) -> Result<Done, Failure> {
-    let mut events = sse::Events::new(response.is_event_stream());
-    let mut finish = None;
-    let mut usage = None;
-    let mut pieces = 0_u32;
-    let mut bytes = 0;
-    'reading: loop {
-        let data = match timeout(IDLE, response.next()).await {
-            Ok(Ok(Some(data))) => data,
-            Ok(Ok(None)) => break,
-            Ok(Err(error)) => return Err(broken(pieces > 0, &error.to_string())),
-            Err(_) => return Err(broken(pieces > 0, "it sent nothing for 60 s")),
-        };
-        events.push(&data).map_err(|error| broken(pieces > 0, &error.to_string()))?;
-        while let Some(chunk) = events.next().map_err(|error| broken(pieces > 0, &error.to_string()))? {
-            match chunk {
-                Chunk::Done => break 'reading,
-                Chunk::Error(message) => return Err(broken(pieces > 0, &message)),
-                Chunk::Data { text, finish_reason, usage: counted } => {
-                    if let Some(text) = text.filter(|text| !text.is_empty()) {
-                        pieces += 1;
-                        bytes += text.len();
-                        // The queue has the limit too; here it saves the memory of a server that never ends a line.
-                        if bytes > MAX_ANSWER_BYTES {
-                            return Err(Failure::new(FailureKind::AnswerTooLarge, "the answer passed the limit of 4 MiB"));
-                        }
-                        out.send(Text::new(text)).await.map_err(|_| Failure::new(FailureKind::Cancelled, "the asker is gone"))?;
-                    }
-                    finish = finish_reason.or(finish);
-                    usage = counted.or(usage);
-                }
-            }
-        }
-    }
-    if let Some(Chunk::Data { text, finish_reason, usage: counted }) =
-        events.finish().map_err(|error| broken(pieces > 0, &error.to_string()))?
-    {
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
-            pieces += 1;
-            out.send(Text::new(text)).await.map_err(|_| Failure::new(FailureKind::Cancelled, "the asker is gone"))?;
-        }
-        finish = finish_reason.or(finish);
-        usage = counted.or(usage);
-    }
-    let Some(reason) = finish else {
-        return Err(broken(pieces > 0, "it ended without a finish reason"));
-    };
-    let finish = if reason == "length" { FinishReason::Length } else { FinishReason::Stop };
-    // A server that does not count: a piece is about a token, and a word of the prompt about one and a third.
-    let usage = usage.unwrap_or_else(|| Usage {
-        prompt_tokens: u32::try_from(ask.prompt.as_str().split_whitespace().count() * 4 / 3).unwrap_or(u32::MAX),
-        completion_tokens: pieces,
-    });
-    Ok(Done { finish, usage })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_list_of_models_is_filtered_and_bounded() {
-        let body = br#"{"object":"list","data":[{"id":"a","max_model_len":4096},{"id":"b"},{"id":""}]}"#;
-        let all = read_models(body, &[]).unwrap();
-        assert_eq!(all.len(), 2);
-        assert_eq!(
-            all[0],
-            ModelOffer { name: "a".to_owned(), context_tokens: 4096, source: ModelSource::Upstream, ..ModelOffer::default() }
-        );
-        assert_eq!(read_models(body, &["b".to_owned()]).unwrap()[0].name, "b");
-        assert!(read_models(b"<html>", &[]).is_err());
-    }
-
-    #[test]
-    fn the_request_says_what_was_asked() {
-        let ask = Ask {
-            prompt: Text::new("hi"),
-            system: Some(Text::new("be brief")),
-            max_tokens: Some(5),
-            temperature: Some(0.0),
-            seed: Some(7),
-            ..Ask::default()
-        };
-        let body: serde_json::Value = serde_json::from_slice(&request("m", &ask)).unwrap();
-        assert_eq!(body["messages"][0]["role"], "system");
-        assert_eq!(body["messages"][1]["content"], "hi");
-        assert_eq!((&body["max_tokens"], &body["seed"], &body["stream"]), (&5.into(), &7.into(), &true.into()));
+        Box::pin(async move { self.server.answer(&model, &ask, &out).await })
     }
 }

@@ -44,6 +44,11 @@ impl Queue {
         }
     }
 
+    /// The backend found out that it takes more or less at once. What runs and waits goes on; call [`Queue::next`] after it.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     pub(crate) fn free_slots(&self) -> usize {
         self.limits.slots.saturating_sub(self.total_running + self.total_waiting)
     }

@@ -124,7 +124,7 @@ impl Worker {
                     None => return,
                 },
                 Some(ticket) = ends.recv() => self.on_end(ticket),
-                Some(()) = self.changes.next() => self.tell(),
+                Some(()) = self.changes.next() => self.on_change(),
                 Ok(()) = tiers.changed() => self.tell(),
                 () = async { tokio::time::sleep_until(tell_at.unwrap_or_else(Instant::now)).await }, if tell_at.is_some() => self.tell(),
             }
@@ -137,6 +137,21 @@ impl Worker {
             availability.changed().await.ok().map(|()| ((), availability))
         });
         self.changes.push(changes.boxed());
+        self.tell();
+    }
+
+    /// A backend can do more or less than before, or takes more or less at once.
+    fn on_change(&mut self) {
+        for (id, backend) in self.shared.backends() {
+            let Some(queue) = self.queues.get_mut(&id) else { continue };
+            queue.set_limits(backend.limits());
+            while let Some((_, next)) = queue.next() {
+                if let Some(entry) = self.entries.get_mut(&next) {
+                    entry.begin();
+                }
+            }
+        }
+        self.load_changed();
         self.tell();
     }
 
@@ -201,7 +216,7 @@ impl Worker {
             let outcome = tokio::select! {
                 biased;
                 () = events.closed() => None,
-                outcome = tokio::time::timeout_at(deadline, live(started, &*backend, model, ask, &events)) => Some(outcome),
+                outcome = tokio::time::timeout_at(deadline, live(started, deadline, &*backend, model, ask, &events)) => Some(outcome),
             };
             let outcome = match outcome {
                 None => return,
@@ -327,6 +342,7 @@ impl Drop for Ended {
 /// A prompt from its start to the last piece of text.
 async fn live(
     started: oneshot::Receiver<()>,
+    deadline: Instant,
     backend: &dyn Backend,
     model: String,
     ask: Ask,
@@ -336,7 +352,7 @@ async fn live(
         return Err(stopping());
     }
     let (out, mut pieces) = mpsc::channel(PIECES);
-    let answering = backend.answer(model.clone(), ask, out);
+    let answering = backend.answer_by(deadline, model.clone(), ask, out);
     let mut answering = FuturesUnordered::from_iter([answering]);
     let mut outcome = None;
     let mut model = Some(model);

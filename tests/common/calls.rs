@@ -19,6 +19,7 @@ pub async fn outcome(method: &str, call: impl Future<Output = zbus::Result<zbus:
 }
 
 const MANAGER: &str = "org.opengateway.Gateway1.Manager";
+const MODELS: &str = "org.opengateway.Gateway1.Models";
 const ROOT: &str = "/org/opengateway/Gateway1";
 
 /// Methods with the types of their arguments.
@@ -35,6 +36,15 @@ pub const METHODS: &[(&str, &str, &str)] = &[
     (MANAGER, "ListJobs", ""),
     (MANAGER, "SetSharing", "bo"),
     (MANAGER, "Reload", ""),
+    (MODELS, "ListModels", "so"),
+    (MODELS, "ListLocal", ""),
+    (MODELS, "Add", "sho"),
+    (MODELS, "Verify", "so"),
+    (MODELS, "Remove", "s"),
+    (MODELS, "Load", "s"),
+    (MODELS, "Unload", "s"),
+    (MODELS, "GetUsage", ""),
+    ("org.opengateway.Gateway1.Http", "GetKey", "o"),
     ("org.opengateway.Gateway1.Job", "Cancel", ""),
     ("org.freedesktop.DBus.Properties", "Get", "ss"),
     ("org.freedesktop.DBus.Properties", "Set", "ssv"),
@@ -69,10 +79,7 @@ fn value(random: &mut Seeded, depth: usize) -> Variant<'static> {
         8 | 9 => Variant::from(text(random)),
         10 => Variant::from((0..random.below(4)).map(|_| text(random)).collect::<Vec<String>>()),
         11 => Variant::from(options(random, depth + 1)),
-        12 => {
-            let file = std::fs::File::open("/dev/null").unwrap();
-            Variant::Fd(std::os::fd::OwnedFd::from(file).into())
-        }
+        12 => descriptor(random),
         _ => {
             let mut fields = StructureBuilder::new();
             for _ in 0..=random.below(3) {
@@ -81,6 +88,11 @@ fn value(random: &mut Seeded, depth: usize) -> Variant<'static> {
             Variant::from(fields.build().unwrap())
         }
     }
+}
+
+fn descriptor(random: &mut Seeded) -> Variant<'static> {
+    let file = std::fs::File::open(["/dev/null", "/proc/self/exe", "/"][random.below(3)]).unwrap();
+    Variant::Fd(std::os::fd::OwnedFd::from(file).into())
 }
 
 fn options(random: &mut Seeded, depth: usize) -> HashMap<String, Variant<'static>> {
@@ -110,6 +122,11 @@ fn options(random: &mut Seeded, depth: usize) -> HashMap<String, Variant<'static
         "Storage",
         "Vram",
         "Runtime",
+        "Messages",
+        "Raw",
+        "TopP",
+        "Stop",
+        "Digest",
     ];
     let entry = |random: &mut Seeded| {
         let key = if random.below(8) == 0 { text(random) } else { KEYS[random.below(KEYS.len())].to_owned() };
@@ -130,6 +147,7 @@ pub fn arguments(random: &mut Seeded, types: &str) -> Option<Structure<'static>>
             's' => Variant::from(text(random)),
             'b' => Variant::from(random.below(2) == 0),
             'v' => Variant::Variant(Box::new(value(random, 0))),
+            'h' => descriptor(random),
             'o' => Variant::from(options(random, 0)),
             _ => value(random, 0),
         });

@@ -57,7 +57,7 @@ impl Plan {
 
     /// On loopback alone, hearing of nobody but by bootstrap.
     pub fn loopback(name: &str, args: &[&str]) -> Self {
-        let quiet = ["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"];
+        let quiet = ["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns", "--no-discover"];
         Self::new(name, None, &[&quiet, args].concat())
     }
 

@@ -130,7 +130,7 @@ impl SystemBus {
         let child = Command::new("setpriv")
             .args([&format!("--reuid={SERVICE}"), &format!("--regid={SERVICE}"), "--clear-groups"])
             .arg(self.program(env!("CARGO_BIN_EXE_opengatewayd")))
-            .args(["--bus", "system", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns", "--state-dir"])
+            .args(["--bus", "system", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns", "--no-discover", "--state-dir"])
             .arg(self.dir().join("state"))
             .args(args)
             .env("DBUS_SYSTEM_BUS_ADDRESS", self.address())

@@ -23,6 +23,8 @@ macro_rules! on_both_buses {
 
 mod abuse;
 mod cluster;
+mod endpoint;
+mod engine;
 mod install;
 mod lab;
 mod package;

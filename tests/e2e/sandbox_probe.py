@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""sandbox_probe.py - what a process of the service really can open and call. Started in the unit's place, it writes what it
-found as JSON into the state directory: of each attempt "ok" or the name of the error."""
+"""sandbox_probe.py - what a process of the service really can open and call. Started in the unit's place, it prints what it
+found as JSON: of each attempt "ok" or the name of the error."""
 import ctypes
 import errno
 import json
+import mmap
 import os
 import pathlib
 import resource
@@ -79,6 +80,10 @@ def made_mode():
     return mode(path)
 
 
+def writable_code():
+    mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+
+
 def reach_bus():
     with socket.socket(socket.AF_UNIX) as bus:
         bus.connect("/run/dbus/system_bus_socket")
@@ -122,6 +127,10 @@ found = {
         "settimeofday": tried(lambda: __import__("time").clock_settime(0, 1)),
         "realtime": tried(lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))),
         "setuid": called("setuid", 0),
+        "writable_code": tried(writable_code),
+        # What an engine shuts itself in with: the version of Landlock is asked, and whether seccomp can refuse.
+        "landlock": called("syscall", 444, None, 0, 1),
+        "seccomp": called("syscall", 317 if os.uname().machine == "x86_64" else 277, 2, 0, ctypes.byref(ctypes.c_uint32(0x50000))),
         "affinity": tried(lambda: os.sched_setaffinity(0, os.sched_getaffinity(0))),
         "priority": tried(lambda: os.setpriority(os.PRIO_PROCESS, 0, 10)),
     },
@@ -129,6 +138,5 @@ found = {
     "oom": pathlib.Path("/proc/self/oom_score_adj").read_text().strip(),
     "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
 }
-with open(STATE / "probe.json", "w") as out:
-    json.dump(found, out)
+json.dump(found, sys.stdout)
 sys.exit(0)

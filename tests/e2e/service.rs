@@ -219,7 +219,7 @@ fn the_unit_is_clean_and_exposes_little() {
     let exposure = table.lines().last().and_then(|line| line.split_once("service: ")).map(|(_, rest)| rest).unwrap();
     let exposure: f64 = exposure.split_whitespace().next().unwrap().parse().unwrap();
     eprintln!("MEASURED systemd-analyze security: {exposure}");
-    assert!(exposure <= 1.8, "{table}");
+    assert!(exposure <= 1.5, "{table}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -22,6 +22,14 @@ for program in opengatewayd ogctl; do
   printf '#!/bin/sh\nexec %s/%s "$@"\n' /fixture/programs "$program" >"$top/usr/bin/$program"
   chmod 755 "$top/usr/bin/$program"
 done
+# The engine too, where one is built; its libraries lie where it is, and what is installed stands for them.
+if [ -n "${ENGINE:-}" ]; then
+  mkdir -p "$top/usr/libexec" "$top/usr/lib/opengateway"
+  printf '#!/bin/sh\nexec /fixture/engine/libexec/opengateway-engine "$@"\n' >"$top/usr/libexec/opengateway-engine"
+  chmod 755 "$top/usr/libexec/opengateway-engine"
+  echo library >"$top/usr/lib/opengateway/libllama.so.0"
+fi
+file 644 "$repository/models/opengateway-demo.gguf" /usr/share/opengateway/models/opengateway-demo.gguf
 file 644 "$repository/packaging/opengatewayd.toml" /etc/opengateway/opengatewayd.toml
 file 644 "$repository/packaging/opengatewayd.default" /etc/default/opengatewayd
 file 644 "$repository/systemd/opengatewayd.service" /usr/lib/systemd/system/opengatewayd.service
@@ -60,7 +68,16 @@ fn make_key(path: &Path) {
 fn pack(release: &Path, key: &Path, version: &str) {
     let mut command = Command::new("bash");
     command.args(["-c", PACK, "pack", REPOSITORY, "-"]).arg(release).arg(key).arg(version);
+    if let Some(engine) = engine() {
+        command.env("ENGINE", engine);
+    }
     must(&mut command);
+}
+
+/// The folder of a built engine, as `scripts/engine.sh` lays it out.
+pub fn engine() -> Option<PathBuf> {
+    let program = PathBuf::from(std::env::var_os("OPENGATEWAY_ENGINE")?);
+    Some(program.parent()?.parent()?.to_owned())
 }
 
 fn make() -> TempDir {
@@ -73,6 +90,9 @@ fn make() -> TempDir {
         fs::copy(program, root.join("programs").join(name)).unwrap();
         readable(&root.join("programs").join(name));
     }
+    if let Some(engine) = engine() {
+        must(Command::new("cp").arg("-r").arg(engine).arg(root.join("engine")));
+    }
     make_key(&root.join("key"));
     make_key(&root.join("other-key"));
     pack(&root.join("release"), &root.join("key"), "0.1.0");
@@ -80,7 +100,8 @@ fn make() -> TempDir {
     directory
 }
 
-/// The directory that a sandbox sees as /fixture: `release`, `newer` (the next version), `programs`, `key`, `other-key`.
+/// The directory that a sandbox sees as /fixture: `release`, `newer` (the next version), `programs`, `engine`, `key`,
+/// `other-key`.
 pub fn directory() -> &'static Path {
     static MADE: OnceLock<TempDir> = OnceLock::new();
     MADE.get_or_init(make).path()

@@ -120,15 +120,21 @@ fn the_tarball_installs_once_upgrades_and_goes_without_a_trace() {
 }
 
 #[test]
-fn what_is_beside_it_is_told_with_the_lines_to_use_it_and_nothing_of_python_is_installed() {
-    let server = "mkdir -p /run/www/v1 && echo '{}' >/run/www/v1/models
+fn model_servers_beside_it_are_told_and_nothing_of_python_is_installed() {
+    // One that lists models, and one that is something else.
+    let server =
+        "mkdir -p /run/www/v1 /run/other/v1 && echo '{\"data\": []}' >/run/www/v1/models && echo '{}' >/run/other/v1/models
+        python3 -m http.server --bind 127.0.0.1 --directory /run/other 8000 >/dev/null 2>&1 &
         python3 -m http.server --bind 127.0.0.1 --directory /run/www 11434 >/dev/null 2>&1 &
         for _ in $(seq 100); do curl -fso /dev/null http://127.0.0.1:11434/v1/models && break; sleep 0.1; done";
     let more = "stub nvidia-smi; stub pip; stub pip3";
     let Some(ran) = on("ID=debian\\n", more, &format!("{server}\n{INSTALL}")) else { return };
     let said = &ran.ok().stderr;
-    assert!(said.contains("Ollama: answers") && said.contains("url = \"http://127.0.0.1:11434/v1\""), "{said}");
-    assert!(said.contains("EXO: not seen") && said.contains("nvidia-smi is there"), "{said}");
+    assert!(said.contains("Ollama: answers at http://127.0.0.1:11434/v1. A node that serves offers its models too"), "{said}");
+    for other in ["EXO", "llama-server", "vLLM", "LM Studio"] {
+        assert!(said.contains(&format!("{other}: not seen")), "{other}: {said}");
+    }
+    assert!(said.contains("nvidia-smi is there"), "{said}");
     assert!(!ran.stdout.contains("pip"), "{}", ran.stdout);
 }
 

@@ -1,5 +1,6 @@
 //! Who installs: root or a user, with which words, from a clone.
 
+use crate::common::node::skipped;
 use crate::sandbox::{Sandbox, run};
 
 const RELEASE: &str = "export OPENGATEWAY_RELEASE=/fixture/release";
@@ -149,6 +150,38 @@ fn a_user_installs_below_their_home_and_takes_it_away_again() {
         as_carol '{RELEASE}; bash /fixture/release/install.sh --no-start'
         as_carol 'bash /fixture/release/install.sh --uninstall'
         list >/run/after; diff /run/before /run/after"
+    );
+    let Some(ran) = run(CAROL, &script) else { return };
+    ran.ok();
+}
+
+/// The node is run by hand, by the lines that the script prints.
+#[test]
+fn the_model_of_a_users_installation_answers_and_what_they_added_stays_over_an_upgrade() {
+    if crate::fixture::engine().is_none() {
+        skipped("no engine is built: OPENGATEWAY_ENGINE names none; scripts/engine.sh builds it");
+        return;
+    }
+    let script = format!(
+        "{AS_CAROL}
+        root=/home/carol/.opengateway-poc
+        as_carol '{RELEASE}; NODE_NAME=Carol POC_SERVE=1 bash /fixture/release/install.sh' 2>&1 | tee /run/said >&2
+        test -x $root/libexec/opengateway-engine; test -e $root/lib/opengateway/libllama.so.0
+        run() {{ as_carol \"$(grep -E \"$1\" /run/said | tail -n 1)\"; }}
+        run '^    dbus-daemon '
+        as_carol \"$(grep -E 'bin/opengatewayd --bus' /run/said)\" 2>/run/log &
+        for _ in $(seq 200); do run 'ogctl --bus .* status' >/run/found 2>&1 && break; sleep 0.1; done
+        for _ in $(seq 200); do run 'ogctl --bus .* prompt' >/run/answer 2>/run/why; grep -qx 4 /run/answer && break; sleep 0.1; done
+        cat /run/answer /run/why /run/log >&2
+        grep -qx 4 /run/answer
+        as_carol \"cp $root/share/opengateway/models/opengateway-demo.gguf $root/models/mine.gguf\"
+        as_carol 'OPENGATEWAY_RELEASE=/fixture/newer bash /fixture/release/install.sh --no-start'
+        test -e $root/models/mine.gguf; test -e $root/share/opengateway/models/opengateway-demo.gguf
+        as_carol 'bash /fixture/release/install.sh --uninstall --keep-state'
+        test -e $root/models/mine.gguf; test ! -e $root/libexec; test ! -e $root/lib; test ! -e $root/share
+        as_carol '{RELEASE}; bash /fixture/release/install.sh --no-start'
+        as_carol 'bash /fixture/release/install.sh --uninstall'
+        test ! -e $root"
     );
     let Some(ran) = run(CAROL, &script) else { return };
     ran.ok();

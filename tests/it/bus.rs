@@ -2,6 +2,7 @@
 
 mod errors;
 mod jobs;
+mod models;
 mod panics;
 mod signals;
 mod slow;
@@ -33,10 +34,13 @@ struct Played {
     bus: Bus,
     service: Service,
     net: Scripted,
+    serve: serve::Handle,
     starts: mpsc::Receiver<Start>,
     measures: mpsc::Receiver<gauge::Command>,
     measured: watch::Sender<Arc<Resources>>,
     requests: mpsc::Receiver<Request>,
+    /// What is asked of the models of this machine, and their list.
+    models: (mpsc::Receiver<opengateway::models::Request>, watch::Sender<Vec<opengateway::models::Local>>),
     control: watch::Sender<ControlState>,
 }
 
@@ -107,11 +111,22 @@ impl Played {
         let (control, requests, state) = Control::new(ControlState { saved, sharing: true, ..ControlState::default() });
         let (_, tiers) = watch::channel(Vec::new());
         let (serve, _) = serve::spawn(serve::Config { backends: vec![Arc::new(Echo::default())], tiers });
+        let (files, asked, list) = opengateway::models::Handle::new(Vec::new());
+        let parts = opengateway::http::Parts {
+            net: net.clone(),
+            serve: serve.clone(),
+            dispatch: dispatch.clone(),
+            node_name: "played".to_owned(),
+            state_dir: bus.dir().to_owned(),
+            settings: opengateway::config::HttpSettings::default(),
+        };
         let node = dbus::Node {
             net,
-            serve,
+            serve: serve.clone(),
             dispatch,
+            models: files,
             gauge,
+            http: opengateway::http::start(parts, Vec::new()),
             control,
             version: "0.1.0".to_owned(),
             node_name: "played".to_owned(),
@@ -121,7 +136,18 @@ impl Played {
         };
         let builder = zbus::connection::Builder::address(bus.address());
         let service = dbus::serve(builder, node, Mode::PerUser(rustix::process::geteuid().as_raw())).await.unwrap();
-        Some(Self { service, net: scripted, starts, measures, measured, requests, control: state, bus })
+        Some(Self {
+            service,
+            net: scripted,
+            serve,
+            starts,
+            measures,
+            measured,
+            requests,
+            models: (asked, list),
+            control: state,
+            bus,
+        })
     }
 
     async fn started(&mut self) -> Start {

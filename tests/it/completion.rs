@@ -93,6 +93,10 @@ async fn bash_puts_words_so_that_it_reads_them_back() {
         ("ogctl prompt --node 12D3KooWb", vec!["12D3KooWb"]),
         ("ogctl jobs --cancel ", vec!["1"]),
         ("ogctl eligible --tier Llama-3.1", vec!["Llama-3.1-8B"]),
+        ("ogctl models rm ", vec!["broken", "demo"]),
+        ("ogctl models ver", vec!["verify"]),
+        ("ogctl chat --model ll", vec!["llama3.2:3b"]),
+        ("ogctl chat -c ", vec!["gatewayai-poc"]),
         ("ogctl prompt ", vec![]),
         ("ogctl monitor ", vec![]),
     ] {
@@ -129,7 +133,7 @@ async fn clusters_come_from_the_real_daemon() {
         ("ogctl disconnect ", vec!["room"]),
         ("ogctl disconnect --forget ", vec!["attic", "room"]),
         ("ogctl peers ", vec!["room"]),
-        ("ogctl models r", vec!["room"]),
+        ("ogctl models r", vec!["rm", "room"]),
         ("ogctl eligible --tier Smol", vec!["SmolLM-360M", "SmolLM-1.7B"]),
     ] {
         let Some(offered) = offered("bash", &node.bus, line).await else { return };

@@ -3,7 +3,9 @@
 #![cfg(feature = "daemon")]
 
 mod authorisation;
+mod chat;
 pub mod fake;
+mod models;
 mod unit;
 
 use crate::common::bus::{LIMIT, bus_or_skip, ogctl, ogctl_on};
@@ -87,6 +89,12 @@ async fn reading_commands_print_text_and_json() {
     assert_eq!(tiers["tiers"][0]["fits_now"], true);
     assert_eq!(tiers["tiers"][1]["missing"]["memory"], 8_000_000_000u64);
     assert_eq!(tiers["tiers"][1]["unmet"][0]["code"], "memory");
+    assert_eq!(tiers["tiers"][0]["estimate"]["kv_cache"], 469_762_048u64);
+    let explained = ogctl(&bus, &["eligible", "--explain"]).await.stdout;
+    assert!(explained.contains("2.0 GB") && explained.contains("469.8 MB") && explained.contains("within 8 %"), "{explained}");
+    assert!(!ogctl(&bus, &["eligible"]).await.stdout.contains("KV CACHE"));
+    let jobs = parse(&ogctl(&bus, &["jobs", "--json"]).await.stdout);
+    assert_eq!((&jobs["jobs"][0]["model"], &jobs["jobs"][0]["served_by"]), (&json!("demo"), &json!("NodeB")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -95,7 +103,7 @@ async fn a_prompt_answers_on_stdout_and_tells_who_on_stderr() {
     let daemon = Fake::serve(&bus).await;
     let said = ogctl(&bus, &["prompt", "hello", "world"]).await;
     assert_eq!((said.code, said.stdout.as_str()), (0, "hello world\n"), "{said:?}");
-    assert_eq!(said.stderr, "served by NodeA (12D3KooWa), echo, 12 tokens, 0.05 s to first, 110 tok/s\n");
+    assert_eq!(said.stderr, "served by NodeA, echo, 12 tokens, 0.05 s to first, 110 tok/s\n");
     let call = daemon.last_prompt();
     assert_eq!(call.cluster, "", "the daemon knows the default cluster");
     assert!(call.options.is_empty(), "{call:?}");
@@ -106,7 +114,7 @@ async fn a_prompt_answers_on_stdout_and_tells_who_on_stderr() {
 async fn prompt_options_reach_the_daemon() {
     let Some(bus) = bus_or_skip() else { return };
     let daemon = Fake::serve(&bus).await;
-    let args = "prompt x --cluster c --model m --tier t --node n --max-tokens 5 --temperature 0.5 --seed 7 --system s --timeout 9 --no-local";
+    let args = "prompt x --cluster c --model m --tier t --node n --max-tokens 5 --temperature 0.5 --seed 7 --top-p 0.9 --stop A --stop B --system s --timeout 9 --no-local";
     let said = ogctl(&bus, &args.split(' ').collect::<Vec<_>>()).await;
     assert_eq!(said.code, 0, "{said:?}");
     let call = daemon.last_prompt();
@@ -117,12 +125,16 @@ async fn prompt_options_reach_the_daemon() {
         "NoLocal=true",
         "Node=n",
         "Seed=7",
+        r#"Stop=["A", "B"]"#,
         "System=s",
         "Temperature=0.5",
         "Tier=t",
         "Timeout=9000000",
+        "TopP=0.9",
     ];
     assert_eq!(call.options, expected);
+    assert_eq!(ogctl(&bus, &["prompt", "x", "--no-template"]).await.code, 0);
+    assert_eq!(daemon.last_prompt().options, ["Raw=true"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -136,6 +148,10 @@ async fn a_prompt_as_json_is_one_object_or_one_a_line() {
     assert_eq!(whole["usage"], json!({"prompt_tokens": 2, "completion_tokens": 12}));
     assert_eq!(whole["timings"], json!({"first_token_us": 50_000, "duration_us": 150_000}));
 
+    let lines = ogctl(&bus, &["--json", "prompt", "--stream", "queued"]).await.stdout;
+    let first = parse(lines.lines().next().unwrap());
+    assert_eq!((&first["type"], &first["position"]), (&json!("queued"), &json!(3)));
+    assert_eq!(ogctl(&bus, &["prompt", "queued"]).await.stderr.lines().count(), 1, "no terminal, no place in the queue");
     let lines = ogctl(&bus, &["--json", "prompt", "--stream", "hello world"]).await.stdout;
     let kinds: Vec<Value> = lines.lines().map(|line| parse(line)["type"].clone()).collect();
     assert_eq!(kinds, ["start", "text", "text", "end"], "{lines}");
@@ -320,7 +336,10 @@ async fn monitor_tells_what_happens_and_survives_a_restart_of_the_daemon() {
         .await
         .unwrap();
     daemon.emit_peer_connected().await;
+    daemon.emit_model_changed().await;
     let peer = event().await;
+    let model = event().await;
+    assert_eq!((&model["event"], &model["model"], &model["progress"]), (&json!("model_changed"), &json!("demo"), &json!(0.4)));
     assert_eq!(
         (&peer["event"], &peer["cluster"], &peer["name"]),
         (&json!("peer_connected"), &json!("gatewayai-poc"), &json!("NodeB"))

@@ -228,7 +228,15 @@ impl Drop for Server {
 
 fn settings(url: &str) -> OpenAiSettings {
     let limits = Limits { slots: 2, queued: 2, running_per_peer: 1, queued_per_peer: 1 };
-    OpenAiSettings { url: url.to_owned(), api_key_file: None, models: Vec::new(), limits }
+    OpenAiSettings {
+        url: url.to_owned(),
+        api_key_file: None,
+        models: Vec::new(),
+        api: None,
+        allow_http: false,
+        limits,
+        learns_slots: false,
+    }
 }
 
 fn ask(text: &str) -> Ask {

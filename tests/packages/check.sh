@@ -2,13 +2,15 @@
 # check.sh - the packages, the maintainer scripts and the release, as far as they can be judged without a booted host.
 #
 #   tests/packages/check.sh [OPTION]...
-#     --binaries DIR    DIR holds opengatewayd and ogctl (default: they are built)
+#     --binaries DIR    DIR holds opengatewayd, ogctl and the folder engine (default: they are built)
 #     --packages DIR    DIR holds what package.sh made of them (default: they are packed)
 #
 # Prints a line for each check, and SKIPPED: with the reason for what cannot run here; with CI=true
 # that is a failure.
 # shellcheck source=lib.sh
 . "$(dirname "$(readlink -f "$0")")/../../scripts/lib.sh"
+# shellcheck source=build-lib.sh
+. "$here/scripts/build-lib.sh"
 # shellcheck source=package-lib.sh
 . "$here/scripts/package-lib.sh"
 
@@ -23,7 +25,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-need rpm=rpm rpm2cpio=rpm2cpio cpio=cpio dpkg-parsechangelog=dpkg-dev python3=python3
+need rpm=rpm rpm2cpio=rpm2cpio cpio=cpio strings=binutils dpkg-parsechangelog=dpkg-dev python3=python3
 if [ "$(id -u)" = 0 ]; then need lintian=lintian rpmlint=rpmlint unshare=util-linux; fi
 need_rust
 source_date
@@ -57,9 +59,11 @@ same() {
 }
 
 if [ -z "$binaries" ]; then
+  build_engine "$arch-unknown-linux-gnu"
   build_programs "$arch-unknown-linux-gnu"
   binaries=$built
 fi
+engine=$binaries/engine
 if [ -n "$packages" ]; then
   cp -r "$packages" "$scratch/packages"
 else

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # contents.sh - what the packages hold: against packaging/files, against what they say, against the tools that judge packages.
-# Sourced by check.sh, whose $deb, $rpm, $tarball, $binaries and $scratch it uses.
+# Sourced by check.sh, whose $deb, $rpm, $tarball, $binaries, $engine and $scratch it uses.
 # shellcheck disable=SC2154
 
 # expected PACKAGES: "MODE OWNER NAME" of every file, as packaging/files has it.
@@ -17,7 +17,9 @@ files_of_rpm() {
   rpm -qplv "$rpm" | awk '{print $1, $3 "/" $4, $NF}' >"$scratch/rpm.list"
   same "files of the .rpm" "$(expected rpm)" "$(grep '^-' "$scratch/rpm.list" | LC_ALL=C sort)"
   same "folders of the .rpm" "$(printf '%s\n' 'drwx------ root/root /etc/opengateway/credentials' 'drwxr-xr-x root/root /etc/opengateway' \
-    'drwxr-xr-x root/root /usr/share/doc/opengateway' 'drwxr-xr-x root/root /usr/share/licenses/opengateway')" \
+    'drwxr-xr-x root/root /usr/lib/opengateway' 'drwxr-xr-x root/root /usr/share/doc/opengateway' \
+    'drwxr-xr-x root/root /usr/share/licenses/opengateway' 'drwxr-xr-x root/root /usr/share/opengateway' \
+    'drwxr-xr-x root/root /usr/share/opengateway/models')" \
     "$(grep '^d' "$scratch/rpm.list" | LC_ALL=C sort)"
 }
 files_of_tarball() {
@@ -30,7 +32,7 @@ files_of_tarball() {
 # What lies in the repository to be installed is listed: a new interface or man page cannot be forgotten.
 nothing_is_forgotten() {
   local file forgotten=''
-  for file in "$here"/systemd/* "$here"/systemd/*/* "$here"/dbus/* "$here"/packaging/man/*.* "$here"/packaging/completions/*; do
+  for file in "$here"/systemd/* "$here"/systemd/*/* "$here"/dbus/* "$here"/packaging/man/*.* "$here"/packaging/completions/* "$here"/models/*.gguf; do
     [ -f "$file" ] || continue
     grep -qF "$file " "$scratch/listed" || forgotten+=" $file"
   done
@@ -62,11 +64,16 @@ documentation_is_whole() {
   dpkg-parsechangelog -l "$scratch/changelog" >"$scratch/parsed"
   ! grep -q warning "$scratch/parsed" || exit 1
   grep -q '^  libp2p ' "$scratch/deb.tree/usr/share/doc/opengateway/copyright"
-  zcat "$scratch/deb.tree/usr/share/doc/opengateway/third-party-licenses.gz" | grep '^ring .* (LICENSE' >/dev/null
+  grep -q "^ The engine's libraries are llama.cpp [0-9.]* and ggml [0-9.]*, under the MIT licence" "$scratch/deb.tree/usr/share/doc/opengateway/copyright"
+  zcat "$scratch/deb.tree/usr/share/doc/opengateway/third-party-licenses.gz" >"$scratch/licenses"
+  grep -q '^ring .* (LICENSE' "$scratch/licenses"
+  grep -q '^llama.cpp .* (LICENSE)' "$scratch/licenses" && grep -q '^Copyright 2024 Mozilla Foundation' "$scratch/licenses"
 }
 dependencies_are_explicit() {
-  local own
-  own=$(library_packages_by_symbols "$binaries/opengatewayd" "$binaries/ogctl")
+  local own files
+  mapfile -t files < <(programs)
+  own=$(library_packages_by_symbols "${files[@]}")
+  [[ $own == *', libgomp1 (>= '*', libstdc++6 (>= '* ]] || { echo "by symbols the engine needs no libgomp1, libstdc++6: $own"; exit 1; }
   dpkg-deb -f "$deb" Depends | grep -F "$own, " >/dev/null || { echo "the .deb depends on: $(dpkg-deb -f "$deb" Depends); by symbols: $own"; exit 1; }
   same "what the .deb cannot be with" "systemd (<< 250)" "$(dpkg-deb -f "$deb" Breaks)"
   same "what the .rpm wants besides libraries" $'(dbus or dbus-1)\n/bin/sh\nsystemd\nsystemd >= 250' \
@@ -76,7 +83,7 @@ size_is_bounded() {
   local kib
   kib=$(dpkg-deb -f "$deb" Installed-Size)
   echo "installed: $kib KiB"
-  [ "$kib" -gt 0 ] && [ "$kib" -le $((25 * 1000 * 1000 / 1024)) ]
+  [ "$kib" -gt 0 ] && [ "$kib" -le $((50 * 1000 * 1000 / 1024)) ]
 }
 lintian_is_silent() {
   command -v lintian >/dev/null || cannot "lintian is not here: apt-get install lintian"
@@ -98,9 +105,48 @@ another_revision_is_newer() {
   dpkg --compare-versions "$(dpkg-deb -f "$scratch"/revision/*.deb Version)" gt "$(dpkg-deb -f "$deb" Version)"
 }
 old_systems_run_it() {
-  same "symbols newer than glibc $oldest_glibc" "" "$(too_new "$binaries/opengatewayd" "$oldest_glibc")$(too_new "$binaries/ogctl" "$oldest_glibc")"
+  local file
+  while read -r file; do same "symbols of $file newer than glibc $oldest_glibc" "" "$(too_new "$file" "$oldest_glibc")"; done < <(programs)
   # The check itself sees something.
   too_new "$binaries/opengatewayd" 2.2 | grep '@GLIBC_2\.[0-9]' >/dev/null || { echo "no symbol is newer than 2.2: the check is blind"; exit 1; }
+}
+
+# A processor of any age finds kernels that it can run: the plainest ones are there, and the program itself asks for no more.
+kernels_for_every_processor() {
+  local kernel
+  for kernel in x64 sse42 sandybridge haswell skylakex icelake alderlake sapphirerapids zen4; do
+    [ -e "$scratch/deb.tree/usr/lib/opengateway/libggml-cpu-$kernel.so" ] || { echo "no kernels for $kernel"; exit 1; }
+  done
+}
+# As they are installed, from the .deb and from the .rpm, on no path of the machine that built them.
+the_engine_finds_its_libraries() {
+  local tree file missing
+  for tree in "$scratch/deb.tree" "$scratch/rpm.tree"; do
+    for file in "$tree/usr/libexec/opengateway-engine" "$tree"/usr/lib/opengateway/*.so*; do
+      missing=$(LD_LIBRARY_PATH=$tree/usr/lib/opengateway ldd "$file" | grep 'not found' || true)
+      same "libraries that $file misses" "" "$missing"
+    done
+    missing=$(ldd "$tree/usr/libexec/opengateway-engine" | grep -E 'lib(llama|ggml)' | grep -vF "$tree/usr/lib/opengateway/" || true)
+    same "libraries of the engine from elsewhere" "" "$missing"
+  done
+}
+nothing_tells_where_it_was_built() {
+  local file found
+  while read -r file; do
+    found=$(strings -n 6 "$file" | grep -F -e "$here/" -e "${CARGO_HOME:-$HOME/.cargo}/" -e "$(rustc --print sysroot)/" | head -n 3 || true)
+    same "paths of the build in $file" "" "$found"
+  done < <(programs)
+}
+packs_without_an_engine() {
+  "$here/scripts/package.sh" deb rpm tarball --no-engine --binaries "$binaries" --out "$scratch/plain"
+  same "files of the engine" "" "$(dpkg-deb -c "$scratch"/plain/*.deb | grep -E 'libexec|lib/opengateway' || true)"
+  same "files of the engine in the .rpm" "" "$(rpm -qpl "$scratch"/plain/*.rpm | grep -E 'libexec|lib/opengateway' || true)"
+  ! dpkg-deb -f "$scratch"/plain/*.deb Depends | grep -E 'libgomp|libstdc' || exit 1
+  dpkg-deb -f "$scratch"/plain/*.deb Description | grep -q 'is not in this build'
+}
+an_engine_that_is_not_there_is_refused() {
+  if "$here/scripts/package.sh" deb --binaries "$scratch/foreign" --out "$scratch/wrong" 2>"$scratch/refusal"; then exit 1; fi
+  grep -q 'no engine in .*or add --no-engine' "$scratch/refusal" && [ ! -e "$scratch/wrong" ]
 }
 
 # A program of the other architecture: ours with the processor's number changed. Nobody runs it.
@@ -113,7 +159,7 @@ other_processor_is_packed() {
   dpkg-deb -f "$scratch"/foreign-packages/*.deb Depends | grep -E '^libc6 \(>= 2\.[0-9]+\), libgcc-s1 \(>= [0-9.]+\), systemd ' >/dev/null
 }
 wrong_processor_is_refused() {
-  if "$here/scripts/package.sh" deb --binaries "$scratch/foreign" --out "$scratch/wrong" 2>"$scratch/refusal"; then exit 1; fi
+  if "$here/scripts/package.sh" deb --no-engine --binaries "$scratch/foreign" --out "$scratch/wrong" 2>"$scratch/refusal"; then exit 1; fi
   grep -q "not for $arch. Choose with --arch" "$scratch/refusal" && [ ! -e "$scratch/wrong" ]
 }
 make_foreign() {
@@ -137,11 +183,16 @@ check "installed bytes are the sources'" bytes_are_the_sources
 check "configuration is kept" config_is_kept
 check "changelog, copyright, licences" documentation_is_whole
 check "dependencies" dependencies_are_explicit
-check "installed size is at most 25 MB" size_is_bounded
+check "installed size is at most 50 MB" size_is_bounded
 check "lintian finds nothing that is not argued" lintian_is_silent
 check "rpmlint finds nothing that is not argued" rpmlint_is_silent
 check "packed twice, the same bytes" packs_the_same_twice
 check "glibc $oldest_glibc suffices" old_systems_run_it
+case $arch in x86_64) check "kernels for every processor" kernels_for_every_processor ;; esac
+check "the engine finds its libraries" the_engine_finds_its_libraries
+check "nothing tells where it was built" nothing_tells_where_it_was_built
+check "packages without the engine" packs_without_an_engine
+check "an engine that is not there is refused" an_engine_that_is_not_there_is_refused
 check "packages for $foreign" other_processor_is_packed
 check "a program for another processor is refused" wrong_processor_is_refused
 check "a higher revision is newer" another_revision_is_newer

@@ -46,6 +46,8 @@ systemd-tmpfiles --create opengateway.conf
 $reload
 deb-systemd-helper debian-installed opengatewayd.service
 deb-systemd-helper update-state opengatewayd.service
+deb-systemd-helper debian-installed opengatewayd-http.socket
+deb-systemd-helper update-state opengatewayd-http.socket
 systemctl --system daemon-reload" "$(runs yes "$scratch/control/postinst" configure "")"
 }
 deb_upgrades() {
@@ -58,6 +60,11 @@ deb-systemd-helper unmask opengatewayd.service
 deb-systemd-helper --quiet was-enabled opengatewayd.service
 deb-systemd-helper enable opengatewayd.service
 deb-systemd-helper update-state opengatewayd.service
+deb-systemd-helper debian-installed opengatewayd-http.socket
+deb-systemd-helper unmask opengatewayd-http.socket
+deb-systemd-helper --quiet was-enabled opengatewayd-http.socket
+deb-systemd-helper enable opengatewayd-http.socket
+deb-systemd-helper update-state opengatewayd-http.socket
 systemctl --system daemon-reload
 deb-systemd-invoke try-restart opengatewayd.service" "$(DEBIAN_INSTALLED=0 WAS_ENABLED=0 runs yes "$scratch/control/postinst" configure 0.0.9-1)"
   same "the old one stays up during an upgrade" "" "$(runs yes "$scratch/control/prerm" upgrade 0.2.0-1)"
@@ -67,7 +74,9 @@ deb_without_systemd() {
   same "installation in a container" "systemd-sysusers opengateway.conf
 systemd-tmpfiles --create opengateway.conf
 deb-systemd-helper debian-installed opengatewayd.service
-deb-systemd-helper update-state opengatewayd.service" "$(runs no "$scratch/control/postinst" configure 0.0.9-1)"
+deb-systemd-helper update-state opengatewayd.service
+deb-systemd-helper debian-installed opengatewayd-http.socket
+deb-systemd-helper update-state opengatewayd-http.socket" "$(runs no "$scratch/control/postinst" configure 0.0.9-1)"
   same "removal in a container" "" "$(runs no "$scratch/control/prerm" remove)$(runs no "$scratch/control/postrm" remove)"
 }
 deb_into_a_folder() {
@@ -75,16 +84,18 @@ deb_into_a_folder() {
   same "installation below DPKG_ROOT" "systemd-sysusers --root=/target opengateway.conf
 systemd-tmpfiles --root=/target --create opengateway.conf
 deb-systemd-helper debian-installed opengatewayd.service
-deb-systemd-helper update-state opengatewayd.service" "$(DPKG_ROOT=/target runs yes "$scratch/control/postinst" configure 0.0.9-1)"
-  same "purge below DPKG_ROOT" "deb-systemd-helper purge opengatewayd.service
+deb-systemd-helper update-state opengatewayd.service
+deb-systemd-helper debian-installed opengatewayd-http.socket
+deb-systemd-helper update-state opengatewayd-http.socket" "$(DPKG_ROOT=/target runs yes "$scratch/control/postinst" configure 0.0.9-1)"
+  same "purge below DPKG_ROOT" "deb-systemd-helper purge opengatewayd.service opengatewayd-http.socket
 rm -rf /target/var/lib/opengateway /target/var/cache/opengateway /target/etc/opengateway/credentials
 rmdir --ignore-fail-on-non-empty /target/etc/opengateway" "$(DPKG_ROOT=/target runs yes "$scratch/control/postrm" purge)"
 }
 deb_removes() {
   can_unshare
-  same "removal" "deb-systemd-invoke stop opengatewayd.service opengateway.slice
+  same "removal" "deb-systemd-invoke stop opengatewayd-http.socket opengatewayd.service opengateway.slice
 systemctl --system daemon-reload" "$(runs yes "$scratch/control/prerm" remove; runs yes "$scratch/control/postrm" remove)"
-  same "purge" "deb-systemd-helper purge opengatewayd.service
+  same "purge" "deb-systemd-helper purge opengatewayd.service opengatewayd-http.socket
 rm -rf /var/lib/opengateway /var/cache/opengateway /etc/opengateway/credentials
 rmdir --ignore-fail-on-non-empty /etc/opengateway" "$(runs yes "$scratch/control/postrm" purge)"
   same "upgrade" "" "$(runs yes "$scratch/control/postrm" upgrade 0.2.0-1)"
@@ -109,18 +120,18 @@ systemd-tmpfiles --create opengateway.conf
 systemctl --system daemon-reload
 $reload"
   same "first installation" "$order
-systemctl --no-reload preset opengatewayd.service" "$(runs yes "$scratch/scriptlets/POSTIN" 1)"
+systemctl --no-reload preset opengatewayd.service opengatewayd-http.socket" "$(runs yes "$scratch/scriptlets/POSTIN" 1)"
   same "upgrade: the new one" "$order" "$(runs yes "$scratch/scriptlets/POSTIN" 2)"
   same "upgrade: the old one" "systemctl --system daemon-reload
 systemctl try-restart opengatewayd.service" "$(runs yes "$scratch/scriptlets/PREUN" 1; runs yes "$scratch/scriptlets/POSTUN" 1)"
   same "in a container" "systemd-sysusers opengateway.conf
 systemd-tmpfiles --create opengateway.conf
-systemctl --no-reload preset opengatewayd.service" "$(runs no "$scratch/scriptlets/POSTIN" 1)"
+systemctl --no-reload preset opengatewayd.service opengatewayd-http.socket" "$(runs no "$scratch/scriptlets/POSTIN" 1)"
 }
 rpm_erases() {
   can_unshare
-  same "erasure" "systemctl stop opengatewayd.service opengateway.slice
-systemctl --no-reload disable opengatewayd.service
+  same "erasure" "systemctl stop opengatewayd-http.socket opengatewayd.service opengateway.slice
+systemctl --no-reload disable opengatewayd.service opengatewayd-http.socket
 systemctl --system daemon-reload" "$(runs yes "$scratch/scriptlets/PREUN" 0; runs yes "$scratch/scriptlets/POSTUN" 0)"
   STUB_FAILS=1 runs yes "$scratch/scriptlets/PREUN" 0 >/dev/null
   STUB_FAILS=1 runs yes "$scratch/scriptlets/POSTUN" 0 >/dev/null

@@ -78,7 +78,9 @@ fn directed(directive: &str, command: Option<&Command>) -> String {
         ("interface", "Cluster") => {
             dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Cluster.xml")).section()
         }
+        ("interface", "Models") => dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Models.xml")).section(),
         ("interface", "Job") => dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Job.xml")).section(),
+        ("interface", "Http") => dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Http.xml")).section(),
         _ => panic!("unknown directive {directive:?}"),
     }
 }
@@ -135,7 +137,10 @@ fn subcommand(command: &Command) -> String {
         return String::new();
     }
     let nested: String = command.get_subcommands().map(|inner| entry(inner, &format!("{} ", command.get_name()))).collect();
-    if nested.is_empty() { entry(command, "") } else { nested }
+    // A command that does something by itself has an entry of its own.
+    let own = nested.is_empty() || command.get_positionals().next().is_some();
+    let own = if own { entry(command, "") } else { String::new() };
+    own + &nested
 }
 
 fn entry(command: &Command, parent: &str) -> String {

@@ -90,6 +90,9 @@ pub enum Command {
         /// This tier only
         #[arg(long, value_name = "TIER")]
         tier: Option<String>,
+        /// Also what a model of each tier takes, by estimate, and whether that is free now
+        #[arg(long)]
+        explain: bool,
     },
     /// Members of a cluster
     Peers {
@@ -98,16 +101,23 @@ pub enum Command {
     },
     /// Ask a cluster; the answer goes to standard output as it comes
     Prompt(Prompt),
-    /// Models that members of a cluster serve
-    Models {
-        /// Default: the only joined cluster, else gatewayai-poc
-        cluster: Option<String>,
-    },
+    /// Talk with a model turn by turn; /help tells the commands there
+    Chat(Chat),
+    /// Models of a cluster; model files of this machine
+    Models(Models),
     /// Prompts in progress
     Jobs {
         /// Cancel this one
         #[arg(long, value_name = "ID")]
         cancel: Option<u64>,
+    },
+    /// Get your key for the OpenAI endpoint, and keep it in a file that only you can read
+    Key(Key),
+    /// Print the lines that let a program use the OpenAI endpoint: eval "$(ogctl env)"
+    Env {
+        /// For this kind of shell; --json for programs
+        #[arg(long, value_name = "SHELL", default_value = "sh")]
+        shell: Dialect,
     },
     /// Tell what happens as it happens, until interrupted
     Monitor,
@@ -168,6 +178,26 @@ pub struct Prompt {
     /// The prompt (several words are joined by a space), or - to read it from standard input
     #[arg(required = true, value_name = "TEXT")]
     pub text: Vec<String>,
+    /// Whom and how to ask.
+    #[command(flatten)]
+    pub wishes: Wishes,
+    /// The text is continued as it stands, without the chat template of the model
+    #[arg(long, conflicts_with = "system")]
+    pub no_template: bool,
+    /// Print the answer when it is whole
+    #[arg(long, conflicts_with = "stream")]
+    pub no_stream: bool,
+    /// With --json: one object a line as the answer comes
+    #[arg(long)]
+    pub stream: bool,
+    /// Print the answer byte for byte: no filter of control characters, no line feed added
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// Whom and how to ask.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub struct Wishes {
     /// Cluster to ask; default: the only joined one, else gatewayai-poc
     #[arg(long, short = 'c', value_name = "CLUSTER")]
     pub cluster: Option<String>,
@@ -183,9 +213,15 @@ pub struct Prompt {
     /// Most tokens of the answer
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: Option<u32>,
-    /// Sampling temperature, 0 to 2
+    /// Sampling temperature, 0 to 2; at 0 the likeliest token always
     #[arg(long, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f64>,
+    /// Draw only from the likeliest tokens that are so probable together, above 0 to 1
+    #[arg(long, value_name = "P", value_parser = top_p)]
+    pub top_p: Option<f64>,
+    /// End the answer before this text; may be repeated
+    #[arg(long, value_name = "TEXT", num_args = 1, value_parser = stop)]
+    pub stop: Vec<String>,
     /// Seed of the sampler, where the backend has one
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -198,15 +234,90 @@ pub struct Prompt {
     /// Never answer on this machine
     #[arg(long, conflicts_with = "local_first")]
     pub no_local: bool,
-    /// Print the answer when it is whole
-    #[arg(long, conflicts_with = "stream")]
-    pub no_stream: bool,
-    /// With --json: one object a line as the answer comes
+}
+
+/// `ogctl chat`.
+#[derive(Debug, ClapArgs)]
+pub struct Chat {
+    /// Whom and how to ask.
+    #[command(flatten)]
+    pub wishes: Wishes,
+}
+
+/// `ogctl models`.
+#[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Models {
+    /// Default: the only joined cluster, else gatewayai-poc
+    pub cluster: Option<String>,
+    /// The model files of this machine, with what is wrong with them
+    #[arg(long, conflicts_with = "cluster")]
+    pub local: bool,
+    /// Each node of each model, with digests
+    #[arg(long, short = 'v')]
+    pub verbose: bool,
+    /// What to do with the model files of this machine
+    #[command(subcommand)]
+    pub command: Option<ModelsCommand>,
+}
+
+/// What to do with the model files of this machine.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// Copy a GGUF file into the models directory and serve it
+    Add {
+        /// The file, or - to read it from standard input
+        file: PathBuf,
+        /// What to call it; default: the name of the file without .gguf
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Refuse the file unless it has this SHA-256
+        #[arg(long, value_name = "HEX", value_parser = sha256)]
+        sha256: Option<String>,
+    },
+    /// Remove a model's file
+    Rm {
+        /// The model
+        name: String,
+    },
+    /// Read a model's file and compare it with the digest that it had
+    Verify {
+        /// The model
+        name: String,
+    },
+    /// Load a model now, also one that had failed
+    Load {
+        /// The model
+        name: String,
+    },
+    /// End the engine of a model when its prompts have ended
+    Unload {
+        /// The model
+        name: String,
+    },
+}
+
+/// `ogctl key`.
+#[derive(Debug, ClapArgs)]
+pub struct Key {
+    /// Make another key; the old one is worth nothing from then on
     #[arg(long)]
-    pub stream: bool,
-    /// Print the answer byte for byte: no filter of control characters, no line feed added
-    #[arg(long)]
-    pub raw: bool,
+    pub renew: bool,
+    /// Where to keep it; default: $XDG_CONFIG_HOME/opengateway/api-key
+    #[arg(long, value_name = "PATH")]
+    pub file: Option<PathBuf>,
+    /// Print it instead
+    #[arg(long, conflicts_with = "file")]
+    pub print: bool,
+}
+
+/// How a shell sets variables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dialect {
+    /// Bash, zsh, and other shells like sh.
+    Sh,
+    /// Fish.
+    Fish,
 }
 
 /// `ogctl config`.
@@ -243,6 +354,31 @@ fn temperature(text: &str) -> Result<f64, String> {
     if (0.0..=2.0).contains(&value) { Ok(value) } else { Err("must be from 0 to 2".into()) }
 }
 
+/// Reads the probability of nucleus sampling.
+fn top_p(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if value > 0.0 && value <= 1.0 { Ok(value) } else { Err("must be above 0 and at most 1".into()) }
+}
+
+/// Reads a text that ends an answer.
+fn stop(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("must not be empty".into()),
+        1..=256 => Ok(text.to_owned()),
+        length => Err(format!("is {length} bytes long; at most 256 are taken")),
+    }
+}
+
+/// Reads a SHA-256, also as `sha256sum` and registries write it.
+fn sha256(text: &str) -> Result<String, String> {
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    if digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        Ok(digits.to_ascii_lowercase())
+    } else {
+        Err("no SHA-256: 64 hexadecimal digits".into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,10 +405,29 @@ mod tests {
         for bad in ["0", "3600.1", "-1", "nan", "inf", "", "1s"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
+        assert_eq!((top_p("1"), top_p("0.001")), (Ok(1.0), Ok(0.001)));
+        assert!(top_p("0").is_err() && top_p("1.001").is_err() && top_p("nan").is_err());
+        assert!(stop(&"x".repeat(256)).is_ok() && stop(&"x".repeat(257)).is_err() && stop("").is_err());
+        assert_eq!(sha256(&format!("sha256:{}", "Ab".repeat(32))), Ok("ab".repeat(32)));
+        assert!(sha256(&"a".repeat(63)).is_err() && sha256(&"a".repeat(65)).is_err() && sha256(&"g".repeat(64)).is_err());
         assert!(temperature("2.01").is_err() && temperature("-0.1").is_err() && temperature("nan").is_err());
         assert!(Args::try_parse_from(["ogctl", "prompt", "--max-tokens", "0", "x"]).is_err());
         assert!(Args::try_parse_from(["ogctl", "prompt", "--max-tokens", "1", "x"]).is_ok());
         assert!(Args::try_parse_from(["ogctl", "prompt", "--max-tokens", "4294967296", "x"]).is_err());
+    }
+
+    #[test]
+    fn models_has_commands_of_its_own_beside_the_name_of_a_cluster() {
+        let models = |line: &str| match Args::try_parse_from(line.split(' ')) {
+            Ok(Args { command: Command::Models(models), .. }) => models,
+            other => panic!("{line}: {other:?}"),
+        };
+        assert!(matches!(models("ogctl models"), Models { cluster: None, command: None, .. }));
+        assert_eq!(models("ogctl models room -v").cluster.as_deref(), Some("room"));
+        assert!(matches!(models("ogctl models rm demo").command, Some(ModelsCommand::Rm { name }) if name == "demo"));
+        assert!(matches!(models("ogctl models add - --name x").command, Some(ModelsCommand::Add { .. })));
+        assert!(Args::try_parse_from(["ogctl", "models", "room", "--local"]).is_err());
+        assert!(Args::try_parse_from(["ogctl", "prompt", "--no-template", "--system", "s", "x"]).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::args::Globals;
 use crate::errors::Failure;
 use crate::unit;
 use opengateway::api::names::{BUS_NAME, ErrorName};
-use opengateway::api::proxy::ManagerProxy;
+use opengateway::api::proxy::{ManagerProxy, ModelsProxy};
 use std::time::Duration;
 use zbus::connection::Builder;
 use zbus::proxy::{CacheProperties, MethodFlags};
@@ -98,6 +98,18 @@ impl Bus {
         let mut result = within(self.limit, call(&self.manager)).await;
         if result.as_ref().is_err_and(Failure::is_no_daemon) && self.try_session().await {
             result = within(self.limit, call(&self.manager)).await;
+        }
+        self.explained(result).await
+    }
+
+    /// Makes a reading call about models.
+    ///
+    /// # Errors
+    /// As [`Bus::ask`].
+    pub async fn ask_models<T>(&mut self, call: impl AsyncFn(&ModelsProxy<'static>) -> zbus::Result<T>) -> Result<T, Failure> {
+        let mut result = within(self.limit, call(&models(&self.connection).await?)).await;
+        if result.as_ref().is_err_and(Failure::is_no_daemon) && self.try_session().await {
+            result = within(self.limit, call(&models(&self.connection).await?)).await;
         }
         self.explained(result).await
     }
@@ -194,6 +206,11 @@ impl Bus {
             Err(_) => false,
         }
     }
+}
+
+async fn models(connection: &Connection) -> Result<ModelsProxy<'static>, Failure> {
+    let proxy = ModelsProxy::builder(connection).cache_properties(CacheProperties::No).build().await;
+    proxy.map_err(|error| Failure::from_zbus(&error))
 }
 
 async fn call<B, R>(proxy: &Proxy<'_>, member: &str, flags: Option<MethodFlags>, body: &B) -> zbus::Result<R>

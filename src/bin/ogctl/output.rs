@@ -8,6 +8,7 @@ use crate::json::{self, Schema};
 use crate::render::Style;
 use opengateway::api::names::exit;
 use serde::Serialize;
+use std::cell::Cell;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
@@ -20,6 +21,10 @@ pub struct Output {
     pub style: Style,
     /// Whether standard error shows colour.
     stderr_color: bool,
+    /// Whether standard error is a terminal.
+    stderr_terminal: bool,
+    /// A line on it is to be overwritten.
+    passing: Cell<bool>,
 }
 
 /// The error object of `--json`.
@@ -44,6 +49,8 @@ impl Output {
             json: globals.json,
             style: Style { color: colored(globals.color, out), width },
             stderr_color: colored(globals.color, err),
+            stderr_terminal: err && std::env::var_os("TERM").is_none_or(|term| term != "dumb"),
+            passing: Cell::new(false),
         }
     }
 
@@ -77,6 +84,24 @@ impl Output {
         }
     }
 
+    /// Tells on a terminal how many prompts are before this one; `None` takes that away.
+    pub fn waiting(&self, before: Option<u32>) {
+        self.passing(before.map(|before| match before {
+            0 => "waiting, you are next".to_owned(),
+            before => format!("waiting, {before} before you"),
+        }));
+    }
+
+    /// A line on the terminal of standard error that the next one overwrites; `None` takes it away.
+    pub fn passing(&self, line: Option<String>) {
+        if self.json || !self.stderr_terminal || (line.is_none() && !self.passing.get()) {
+            return;
+        }
+        self.passing.set(line.is_some());
+        let mut err = io::stderr().lock();
+        let _ = write!(err, "\r\u{1b}[K{}", line.unwrap_or_default()).and_then(|()| err.flush());
+    }
+
     /// Reports how the command ended and gives the exit code.
     pub fn finish(&self, result: Result<(), Stop>) -> u8 {
         match result {
@@ -95,7 +120,9 @@ impl Output {
         }
     }
 
-    fn report(&self, failure: &Failure) {
+    /// Reports a failure that does not end the command.
+    pub fn report(&self, failure: &Failure) {
+        self.passing(None);
         let Failure { name, message, hint, .. } = failure;
         if self.json {
             let _ = self.object(ErrorView { error: ErrorBody { name, message, hint } });

@@ -46,9 +46,9 @@ impl Style {
 /// The colour of a state of node, cluster or peer.
 pub fn tone_of_state(state: &str) -> Tone {
     match state {
-        "online" | "connected" | "alive" | "running" | "done" => Tone::Good,
+        "online" | "connected" | "alive" | "running" | "done" | "ready" => Tone::Good,
         "starting" | "joining" | "discovering" | "connecting" | "degraded" | "suspect" | "queued" | "stopping"
-        | "disconnecting" => Tone::Warn,
+        | "disconnecting" | "loading" => Tone::Warn,
         "failed" | "cancelled" => Tone::Bad,
         _ => Tone::Plain,
     }
@@ -254,6 +254,18 @@ pub fn gib(bytes: Option<u64>) -> String {
     }
 }
 
+/// Bytes of a file, in the 10^6 and 10^9 bytes in which files are told; `-` when unknown.
+pub fn file_size(bytes: Option<u64>) -> String {
+    #[allow(clippy::cast_precision_loss)] // one decimal is shown
+    match bytes {
+        None => "-".to_owned(),
+        Some(bytes @ 0..1_000) => format!("{bytes} B"),
+        Some(bytes @ 1_000..100_000) => format!("{:.1} kB", bytes as f64 / 1e3),
+        Some(bytes @ 100_000..1_000_000_000) => format!("{:.1} MB", bytes as f64 / 1e6),
+        Some(bytes) => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
 /// A latency: microseconds below one millisecond, then milliseconds, then seconds; `-` when unknown.
 pub fn latency(micros: Option<u64>) -> String {
     #[allow(clippy::cast_precision_loss)] // latencies are small
@@ -344,6 +356,11 @@ mod tests {
     fn quantities_and_times_read_well() {
         assert_eq!(gib(Some(8 << 30)), "8.0 GiB");
         assert_eq!((gib(Some(1)), gib(Some(0)), gib(None)), ("<0.1 GiB".into(), "0.0 GiB".into(), "-".into()));
+        assert_eq!(
+            (file_size(Some(999)), file_size(Some(900_000)), file_size(None)),
+            ("999 B".into(), "0.9 MB".into(), "-".into())
+        );
+        assert_eq!((file_size(Some(1_500)), file_size(Some(2_019_377_696))), ("1.5 kB".into(), "2.0 GB".into()));
         assert_eq!(latency(Some(999)), "999 µs");
         assert_eq!(latency(Some(1_000)), "1.0 ms");
         assert_eq!(latency(Some(1_500_000)), "1.50 s");

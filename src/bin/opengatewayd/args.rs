@@ -42,9 +42,12 @@ pub struct Arguments {
     /// Do not look for members on the local network
     #[arg(long)]
     no_mdns: bool,
-    /// OpenAI endpoint; this version takes "off" alone
-    #[arg(long, value_name = "ADDR|off")]
-    http: Option<String>,
+    /// Do not look for servers of models (Ollama, llama-server, ...) on this machine
+    #[arg(long)]
+    no_discover: bool,
+    /// Where the OpenAI endpoint listens, such as 127.0.0.1:11480; may be given several times
+    #[arg(long, value_name = "ADDR|unix:PATH|off")]
+    http: Vec<String>,
     /// "error", "warn", "info", "debug", "trace", or a tracing filter
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,
@@ -77,6 +80,7 @@ impl Arguments {
                 bootstrap: self.bootstrap,
                 connect: self.connect,
                 no_mdns: self.no_mdns,
+                no_discover: self.no_discover,
                 http: self.http,
                 log: self.log,
             },

@@ -5,8 +5,10 @@ use serde::Deserialize;
 
 use crate::domain::prompt::Usage;
 
-/// Longest line (or whole answer of a server that does not stream).
+/// Longest line.
 const MAX_LINE_BYTES: usize = 1 << 20;
+/// A whole answer of a server that does not stream: the text may be escaped.
+const MAX_BODY_BYTES: usize = 2 * crate::domain::prompt::MAX_ANSWER_BYTES;
 
 /// Why an answer cannot be read. Never contains its text.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,71 +20,71 @@ pub(super) enum SseError {
 }
 
 /// One event.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Chunk {
-    Data {
-        text: Option<String>,
-        finish_reason: Option<String>,
-        usage: Option<Usage>,
-    },
+    /// Part of the answer.
+    Piece(Piece),
     /// The server reports an error in the stream.
-    Error(String),
+    Error(serde_json::Value),
     /// `[DONE]`.
     Done,
 }
 
-#[derive(Deserialize)]
-struct RawUsage {
-    #[serde(default)]
-    prompt_tokens: u32,
-    #[serde(default)]
-    completion_tokens: u32,
+/// Part of the answer, or what is told of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub text: Option<String>,
+    pub finish_reason: Option<String>,
+    pub usage: Option<Usage>,
 }
 
+#[derive(Deserialize)]
+struct RawUsage {
+    prompt_tokens: Option<u32>,
+    completion_tokens: Option<u32>,
+}
+
+/// What a reasoning model thinks comes beside it as `reasoning_content` or `reasoning`: it is no part of the answer.
 #[derive(Deserialize, Default)]
 struct RawText {
-    #[serde(default)]
     content: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct RawChoice {
-    #[serde(default)]
     delta: Option<RawText>,
-    #[serde(default)]
     message: Option<RawText>,
-    #[serde(default)]
     text: Option<String>,
-    #[serde(default)]
     finish_reason: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct RawEvent {
-    #[serde(default)]
     choices: Option<Vec<RawChoice>>,
-    #[serde(default)]
     usage: Option<RawUsage>,
-    #[serde(default)]
     error: Option<serde_json::Value>,
 }
 
 #[derive(Debug)]
 pub(super) struct Events {
     buffer: Vec<u8>,
+    /// Of the buffer, read already.
+    read: usize,
     streamed: bool,
 }
 
 impl Events {
     /// `streamed`: the server says that it sends events; else the whole body is one object.
     pub(super) fn new(streamed: bool) -> Self {
-        Self { buffer: Vec::new(), streamed }
+        Self { buffer: Vec::new(), read: 0, streamed }
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), SseError> {
+        self.buffer.drain(..self.read);
+        self.read = 0;
         self.buffer.extend_from_slice(bytes);
         let open_line = self.buffer.iter().rev().position(|byte| *byte == b'\n').unwrap_or(self.buffer.len());
-        if open_line > MAX_LINE_BYTES || (!self.streamed && self.buffer.len() > MAX_LINE_BYTES) {
+        if open_line > MAX_LINE_BYTES || (!self.streamed && self.buffer.len() > MAX_BODY_BYTES) {
             Err(SseError::TooLong)
         } else {
             Ok(())
@@ -91,18 +93,23 @@ impl Events {
 
     /// The next event; `None` when more bytes are needed.
     pub(super) fn next(&mut self) -> Result<Option<Chunk>, SseError> {
-        if !self.streamed {
-            return Ok(None);
-        }
-        while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.buffer.drain(..=end).collect();
-            let line = line.trim_ascii_end();
-            // Comments (keep-alives), names and ids of events are of no interest.
-            if let Some(data) = line.strip_prefix(b"data:") {
-                return read(data.trim_ascii_start()).map(Some);
+        self.next_data().map(read).transpose()
+    }
+
+    /// The same as it was sent.
+    pub(super) fn next_data(&mut self) -> Option<&[u8]> {
+        let begin = loop {
+            if !self.streamed {
+                return None;
             }
-        }
-        Ok(None)
+            let begin = self.read;
+            self.read += self.buffer[begin..].iter().position(|byte| *byte == b'\n')? + 1;
+            // Comments (keep-alives), names and ids of events are of no interest.
+            if self.buffer[begin..self.read].starts_with(b"data:") {
+                break begin;
+            }
+        };
+        Some(self.buffer[begin + b"data:".len()..self.read].trim_ascii())
     }
 
     /// The end of the body: what a server that does not stream has said.
@@ -110,10 +117,7 @@ impl Events {
         if self.streamed || self.buffer.trim_ascii().is_empty() {
             return Ok(None);
         }
-        match read(self.buffer.trim_ascii())? {
-            Chunk::Error(_) | Chunk::Done => Err(SseError::Nonsense),
-            data @ Chunk::Data { .. } => Ok(Some(data)),
-        }
+        read(self.buffer.trim_ascii()).map(Some)
     }
 }
 
@@ -123,19 +127,21 @@ fn read(data: &[u8]) -> Result<Chunk, SseError> {
     }
     let event: RawEvent = serde_json::from_slice(data).map_err(|_| SseError::Nonsense)?;
     if let Some(error) = event.error {
-        let message = error.get("message").and_then(serde_json::Value::as_str).unwrap_or("it reports an error");
-        return Ok(Chunk::Error(message.escape_debug().take(256).collect()));
+        return Ok(Chunk::Error(error));
     }
     if event.choices.is_none() && event.usage.is_none() {
         return Err(SseError::Nonsense);
     }
-    let usage = event.usage.map(|usage| Usage { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens });
+    let usage = event.usage.map(|usage| Usage {
+        prompt_tokens: usage.prompt_tokens.unwrap_or(0),
+        completion_tokens: usage.completion_tokens.unwrap_or(0),
+    });
     let choice = event.choices.into_iter().flatten().next();
     let (text, finish_reason) = choice.map_or((None, None), |choice| {
         let content = choice.delta.or(choice.message).and_then(|text| text.content).or(choice.text);
-        (content, choice.finish_reason)
+        (content, choice.finish_reason.filter(|reason| !reason.is_empty()))
     });
-    Ok(Chunk::Data { text, finish_reason, usage })
+    Ok(Chunk::Piece(Piece { text, finish_reason, usage }))
 }
 
 #[cfg(test)]
@@ -144,7 +150,7 @@ mod tests {
 
     fn text(chunk: Option<Chunk>) -> String {
         match chunk {
-            Some(Chunk::Data { text: Some(text), .. }) => text,
+            Some(Chunk::Piece(Piece { text: Some(text), .. })) => text,
             other => panic!("no text: {other:?}"),
         }
     }
@@ -177,7 +183,7 @@ mod tests {
         let mut events = Events::new(false);
         events.push(br#"{"choices":[{"message":{"content":"4"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#).unwrap();
         assert_eq!(events.next(), Ok(None));
-        let Some(Chunk::Data { text, finish_reason, usage }) = events.finish().unwrap() else { panic!("no answer") };
+        let Some(Chunk::Piece(Piece { text, finish_reason, usage })) = events.finish().unwrap() else { panic!("no answer") };
         assert_eq!((text.as_deref(), finish_reason.as_deref()), (Some("4"), Some("stop")));
         assert_eq!(usage, Some(Usage { prompt_tokens: 3, completion_tokens: 1 }));
     }
@@ -186,6 +192,32 @@ mod tests {
     fn nonsense_and_errors_in_the_stream_are_told_apart() {
         assert_eq!(read(b"<html>"), Err(SseError::Nonsense));
         assert_eq!(read(b"{}"), Err(SseError::Nonsense));
-        assert_eq!(read(br#"{"error":{"message":"out\nof memory"}}"#), Ok(Chunk::Error("out\\nof memory".to_owned())));
+        assert_eq!(
+            read(br#"{"error":{"message":"out\nof memory"}}"#),
+            Ok(Chunk::Error(serde_json::json!({"message": "out\nof memory"})))
+        );
+    }
+
+    #[test]
+    fn fields_may_be_null_or_left_out() {
+        let piece = |data: &str| match read(data.as_bytes()) {
+            Ok(Chunk::Piece(piece)) => piece,
+            other => panic!("{data}: {other:?}"),
+        };
+        // llama-server begins with a role and no content; reasoning models think beside the answer.
+        for silent in [
+            r#"{"choices":[{"finish_reason":null,"index":0,"delta":{"role":"assistant","content":null}}]}"#,
+            r#"{"choices":[{"delta":{"reasoning_content":"let me think"}}]}"#,
+            r#"{"choices":[{"delta":{"content":null,"reasoning":"let me think"},"finish_reason":""}],"usage":null}"#,
+            r#"{"choices":[{"delta":{}}]}"#,
+            r#"{"choices":[]}"#,
+        ] {
+            assert_eq!(piece(silent), Piece::default(), "{silent}");
+        }
+        let counted = piece(
+            r#"{"choices":null,"usage":{"prompt_tokens":7,"completion_tokens":null,"prompt_tokens_details":{"cached_tokens":1}},"timings":{}}"#,
+        );
+        assert_eq!(counted.usage, Some(Usage { prompt_tokens: 7, completion_tokens: 0 }));
+        assert_eq!(piece(r#"{"choices":[{"text":"once","index":0,"logprobs":null}]}"#).text.as_deref(), Some("once"));
     }
 }

@@ -11,6 +11,8 @@ packages=(
   # a small server: service manager, bus, polkit, logins
   systemd systemd-sysv dbus polkitd libpam-systemd libnss-systemd dbus-user-session sudo
   iproute2 iputils-ping procps curl ca-certificates
+  # what the package depends on and a small server may lack
+  libgomp1
   # the other bus, and the other package manager
   dbus-broker rpm dnf
   # what an installation checks signatures with, and what tests run inside

@@ -8,7 +8,15 @@ async fn a_second_daemon_on_the_same_bus_or_state_is_refused_with_a_sentence() {
     let other = tempfile::tempdir().unwrap();
     let run = |state: &Path| {
         let output = Command::new(env!("CARGO_BIN_EXE_opengatewayd"))
-            .args(["--bus", node.bus.address(), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns", "--state-dir"])
+            .args([
+                "--bus",
+                node.bus.address(),
+                "--listen",
+                "/ip4/127.0.0.1/udp/0/quic-v1",
+                "--no-mdns",
+                "--no-discover",
+                "--state-dir",
+            ])
             .arg(state)
             .output()
             .unwrap();

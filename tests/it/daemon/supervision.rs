@@ -231,7 +231,7 @@ async fn the_environment_says_what_the_document_says_and_the_prompt_is_not_for_t
     std::fs::write(root.join("config/opengatewayd.toml"), "[serve]\nenabled = true\n").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_opengatewayd"));
     let log = std::fs::File::create(bus.dir().join("daemon.log")).unwrap();
-    command.args(["--bus", bus.address(), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"]).stderr(log);
+    command.args(["--bus", bus.address(), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns", "--no-discover"]).stderr(log);
     command.env("NODE_NAME", "Named").env("POC_CLUSTER_ID", "room").env("POC_SERVE", "0").env("OPENGATEWAY_POC_ROOT", &root);
     command
         .env("OPENGATEWAY_BOOTSTRAP", "/ip4/127.0.0.1/udp/9/quic-v1,/ip4/127.0.0.1/udp/10/quic-v1")
@@ -260,7 +260,7 @@ async fn a_daemon_that_waits_for_a_silent_bus_can_be_stopped() {
     let bus = directory.path().join("bus");
     let listener = std::os::unix::net::UnixListener::bind(&bus).unwrap();
     let mut daemon = Command::new(env!("CARGO_BIN_EXE_opengatewayd"))
-        .args(["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns", "--bus"])
+        .args(["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns", "--no-discover", "--bus"])
         .arg(format!("unix:path={}", bus.display()))
         .env("OPENGATEWAY_POC_ROOT", directory.path().join("root"))
         .env_remove("NOTIFY_SOCKET")
@@ -281,7 +281,7 @@ async fn exit_codes_tell_a_mistake_of_the_command_line_from_one_of_the_machine()
     let Some(bus) = bus_or_skip() else { return };
     let run = |change: &dyn Fn(&mut Command)| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_opengatewayd"));
-        command.args(["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns"]);
+        command.args(["--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--no-mdns", "--no-discover"]);
         command.env("OPENGATEWAY_POC_ROOT", bus.dir().join("codes"));
         command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
         change(&mut command);

@@ -1,8 +1,8 @@
 //! A daemon that the test plays on a private bus.
 
-use opengateway::api::names::{BUS_NAME, CLUSTER_INTERFACE, ErrorName, ROOT_PATH};
+use opengateway::api::names::{BUS_NAME, CLUSTER_INTERFACE, ErrorName, MODELS_INTERFACE, ROOT_PATH};
 use opengateway::api::path::{cluster_path, job_path};
-use opengateway::api::stream::{Line, ServedBy, Timings, Usage};
+use opengateway::api::stream::{Line, ServedBy, Step, Timings, Usage};
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::sync::{Arc, Mutex};
@@ -30,6 +30,8 @@ pub struct Seen {
     pub calls: Vec<String>,
     pub prompt: PromptCall,
     pub closed_pipes: usize,
+    /// What came with the last `Add`: name, bytes, digest that it must have.
+    pub added: (String, Vec<u8>, Option<String>),
     hang: bool,
 }
 
@@ -60,8 +62,9 @@ pub struct Fake {
 impl Fake {
     pub async fn serve(bus: &Bus) -> Self {
         let shared = Shared::default();
-        let mut builder =
-            zbus::connection::Builder::address(bus.address()).serve_at(ROOT_PATH, Manager { shared: shared.clone() });
+        let mut builder = zbus::connection::Builder::address(bus.address())
+            .serve_at(ROOT_PATH, Manager { shared: shared.clone() })
+            .serve_at(ROOT_PATH, Models { shared: shared.clone() });
         for (name, state, peers) in
             [("room", "connected", 2), ("room-opened", "connected", 1), ("alone", "discovering", 0), ("broken", "failed", 0)]
         {
@@ -102,6 +105,10 @@ impl Fake {
         let body = ("12D3KooWb", details(vec![("Name", Variant::from("NodeB"))]));
         let path = cluster_path("gatewayai-poc");
         self.connection.emit_signal(None::<&str>, path, CLUSTER_INTERFACE, "PeerConnected", &body).await.unwrap();
+    }
+    pub async fn emit_model_changed(&self) {
+        let body = ("demo", details(vec![("State", Variant::from("loading")), ("Progress", Variant::from(0.4))]));
+        self.connection.emit_signal(None::<&str>, ROOT_PATH, MODELS_INTERFACE, "ModelChanged", &body).await.unwrap();
     }
     pub async fn stop(self) {
         self.connection.close().await.unwrap();
@@ -182,7 +189,21 @@ impl Manager {
 
     #[allow(clippy::type_complexity)] // the signature of the interface
     async fn list_eligible(&self, _options: Details) -> Vec<(String, bool, Vec<(String, String)>, Details)> {
-        let now = |needed: u64| vec![("RequiredMemory", Variant::from(needed)), ("MemoryNow", Variant::from(9_000_000_000u64))];
+        let now = |needed: u64| {
+            vec![
+                ("RequiredMemory", Variant::from(needed)),
+                ("MemoryNow", Variant::from(9_000_000_000u64)),
+                ("Quantisation", Variant::from("Q4_K_M")),
+                ("BitsPerWeight", Variant::from(5.03)),
+                ("Weights", Variant::from(2_020_000_000u64)),
+                ("Context", Variant::from(4096u32)),
+                ("KvCache", Variant::from(469_762_048u64)),
+                ("Needed", Variant::from(2_800_000_000u64)),
+                ("ErrorPercent", Variant::from(8u32)),
+                ("FitsNow", Variant::from(true)),
+                ("Advertised", Variant::from(true)),
+            ]
+        };
         let mut large = now(16_000_000_000);
         large.push(("Missing", nested(vec![("Memory", Variant::from(8_000_000_000u64))])));
         vec![
@@ -195,7 +216,12 @@ impl Manager {
         vec![(
             1,
             OwnedObjectPath::try_from(job_path(1)).unwrap(),
-            details(vec![("State", Variant::from("running")), ("ClusterId", Variant::from("gatewayai-poc"))]),
+            details(vec![
+                ("State", Variant::from("running")),
+                ("ClusterId", Variant::from("gatewayai-poc")),
+                ("Model", Variant::from("demo")),
+                ("ServedByName", Variant::from("NodeB")),
+            ]),
         )]
     }
 
@@ -270,6 +296,11 @@ fn show(value: &OwnedVariant) -> String {
         Variant::U32(number) => number.to_string(),
         Variant::U64(number) => number.to_string(),
         Variant::F64(number) => number.to_string(),
+        Variant::Array(_) => {
+            let texts = Vec::<String>::try_from(value.try_clone().unwrap());
+            let turns = || Vec::<(String, String)>::try_from(value.try_clone().unwrap());
+            texts.map_or_else(|_| format!("{:?}", turns().unwrap()), |texts| format!("{texts:?}"))
+        }
         other => format!("{other:?}"),
     }
 }
@@ -278,6 +309,9 @@ fn show(value: &OwnedVariant) -> String {
 fn answer(prompt: &str, mut pipe: std::io::PipeWriter, shared: &Shared) {
     let mut say = |line: Line| pipe.write_all(&line.to_bytes()).is_ok();
     let text = |text: &str| Line::Text { text: text.to_owned() };
+    if prompt == "queued" {
+        say(Line::Queued { position: 3 });
+    }
     say(Line::Start { model: "echo".into(), served_by: ServedBy { peer_id: "12D3KooWa".into(), name: "NodeA".into() } });
     match prompt {
         "endless" => {
@@ -311,6 +345,128 @@ fn answer(prompt: &str, mut pipe: std::io::PipeWriter, shared: &Shared) {
         usage: Usage { prompt_tokens: 2, completion_tokens: 12 },
         timings: Timings { first_token_us: 50_000, duration_us: 150_000 },
     });
+}
+
+struct Models {
+    shared: Shared,
+}
+
+fn pipe_of(steps: Vec<Step>) -> OwnedFd {
+    let (read, mut write) = std::io::pipe().unwrap();
+    for step in steps {
+        write.write_all(&step.to_bytes()).unwrap();
+    }
+    OwnedFd::from(std::os::fd::OwnedFd::from(read))
+}
+
+#[zbus::interface(name = "org.opengateway.Gateway1.Models")]
+impl Models {
+    async fn list_models(&self, cluster: String, _options: Details) -> Result<Vec<(String, Details)>, Named> {
+        self.shared.read().await;
+        if cluster == "nowhere" {
+            return Err(Named(ErrorName::NoSuchCluster.to_string()));
+        }
+        let node = |name: &str, more: Vec<(&str, Variant<'static>)>| {
+            let mut node = HashMap::from([
+                ("PeerId".to_owned(), Variant::from("12D3KooWa")),
+                ("Name".to_owned(), Variant::from(name.to_owned())),
+                ("Local".to_owned(), Variant::from(false)),
+                ("FreeSlots".to_owned(), Variant::from(2u32)),
+            ]);
+            node.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value)));
+            node
+        };
+        let echo = vec![
+            ("Nodes", Variant::from(vec![node("NodeA", vec![]), node(EVIL_NAME, vec![])])),
+            ("State", Variant::from("available")),
+        ];
+        let digest = || Variant::from("ab".repeat(32));
+        let llama = vec![
+            ("Nodes", Variant::from(vec![node("Ann's node", vec![("State", Variant::from("ready")), ("Digest", digest())])])),
+            ("State", Variant::from("ready")),
+            ("Default", Variant::from(true)),
+            ("Context", Variant::from(4096u32)),
+            ("Quantisation", Variant::from("Q4_K_M")),
+            ("Size", Variant::from(2_019_377_696u64)),
+            ("TokensPerSecond", Variant::from(31.5)),
+            ("Digest", digest()),
+        ];
+        Ok(vec![("echo".to_owned(), details(echo)), ("llama3.2:3b".to_owned(), details(llama))])
+    }
+
+    async fn list_local(&self) -> Vec<(String, Details)> {
+        let demo = vec![
+            ("State", Variant::from("ready")),
+            ("Path", Variant::from("/var/lib/opengateway/models/demo.gguf")),
+            ("Size", Variant::from(900_000u64)),
+            ("Removable", Variant::from(true)),
+            ("Answered", Variant::from(7u64)),
+        ];
+        let broken = vec![("State", Variant::from("failed")), ("Problem", Variant::from("the file is cut\u{1b}[2J off"))];
+        vec![("broken".to_owned(), details(broken)), ("demo".to_owned(), details(demo))]
+    }
+
+    async fn add(&self, name: String, file: OwnedFd, options: Details) -> Result<OwnedFd, Named> {
+        let mut bytes = Vec::new();
+        let mut file = std::fs::File::from(std::os::fd::OwnedFd::from(file));
+        std::io::Seek::rewind(&mut file).unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        let (size, digest) = (bytes.len() as u64, options.get("Digest").map(show));
+        self.shared.note(|seen| seen.added = (name.clone(), bytes, digest));
+        let progress = Step::Progress { done: size / 2, total: size };
+        Ok(match name.as_str() {
+            "slow" => {
+                let (read, mut write) = std::io::pipe().unwrap();
+                let shared = self.shared.clone();
+                std::thread::spawn(move || {
+                    while write.write_all(&progress.to_bytes()).is_ok() {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    shared.note(|seen| seen.closed_pipes += 1);
+                });
+                OwnedFd::from(std::os::fd::OwnedFd::from(read))
+            }
+            "cut" => pipe_of(vec![progress]),
+            "there" => pipe_of(vec![progress, Step::Error { name: ErrorName::ModelExists.to_string(), message: "why".into() }]),
+            "refused" => return Err(Named(ErrorName::NotAuthorized.to_string())),
+            _ => {
+                let digest = Some("cd".repeat(32));
+                pipe_of(vec![progress, Step::End { name, size: Some(size), digest, expected: None, intact: None }])
+            }
+        })
+    }
+
+    async fn verify(&self, name: String, _options: Details) -> OwnedFd {
+        let intact = match name.as_str() {
+            "demo" => Some(true),
+            "changed" => Some(false),
+            _ => None,
+        };
+        let expected = intact.map(|_| "cd".repeat(32));
+        pipe_of(vec![Step::End { name, size: None, digest: Some("cd".repeat(32)), expected, intact }])
+    }
+
+    async fn remove(&self, name: String) -> Result<(), Named> {
+        self.changed("Remove", &name)
+    }
+
+    async fn load(&self, name: String) -> Result<(), Named> {
+        self.changed("Load", &name)
+    }
+
+    async fn unload(&self, name: String) -> Result<(), Named> {
+        self.changed("Unload", &name)
+    }
+}
+
+impl Models {
+    fn changed(&self, what: &str, name: &str) -> Result<(), Named> {
+        if name == "nonsense" {
+            return Err(Named(ErrorName::NoSuchModel.to_string()));
+        }
+        self.shared.note(|seen| seen.calls.push(format!("{what} {name}")));
+        Ok(())
+    }
 }
 
 /// An error reply with any name.

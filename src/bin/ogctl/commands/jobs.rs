@@ -25,6 +25,12 @@ struct Job {
     state: String,
     uid: Option<u64>,
     created_at: Option<u64>,
+    /// Prompts before it, while it waits and the serving node says so.
+    position: Option<u64>,
+    /// Once it was taken up.
+    model: Option<String>,
+    served_by: Option<String>,
+    completion_tokens: Option<u64>,
 }
 
 /// Lists them.
@@ -37,24 +43,37 @@ pub async fn list(bus: &mut Bus, out: &Output) -> Result<(), Stop> {
         state: details.text_or_empty("State"),
         uid: details.number("Uid"),
         created_at: details.number("CreatedAt"),
+        position: details.number("Position"),
+        model: details.text("Model"),
+        served_by: details.text("ServedByName").filter(|name| !name.is_empty()).or_else(|| details.text("ServedBy")),
+        completion_tokens: details.number("CompletionTokens"),
     };
     out.view(Jobs { jobs: jobs.into_iter().map(job).collect() }, |view, style| {
         if view.jobs.is_empty() {
             return "No prompts in progress.\n".into();
         }
-        let mut table = Table::new(&["ID", "CLUSTER", "STATE", "UID", "AGE"]);
+        let mut table = Table::new(&["ID", "CLUSTER", "STATE", "MODEL", "NODE", "TOKENS", "UID", "AGE"]);
         for job in &view.jobs {
             let age = job.created_at.map(|at| span(Duration::from_micros(now_us().saturating_sub(at))));
             table.row(vec![
                 cell(job.id.to_string()),
                 cell(term::line(&job.cluster)),
-                (term::line(&job.state), tone_of_state(&job.state)),
+                (state(job), tone_of_state(&job.state)),
+                cell(job.model.as_deref().map_or_else(|| "-".into(), term::line)),
+                cell(job.served_by.as_deref().map_or_else(|| "-".into(), term::line)),
+                cell(job.completion_tokens.map_or_else(|| "-".into(), |tokens| tokens.to_string())),
                 cell(job.uid.map_or_else(|| "-".into(), |uid| uid.to_string())),
                 cell(age.unwrap_or_else(|| "-".into())),
             ]);
         }
         table.render(style)
     })
+}
+
+/// "queued, 3 before it".
+fn state(job: &Job) -> String {
+    let place = job.position.map_or_else(String::new, |position| format!(", {position} before it"));
+    format!("{}{place}", term::line(&job.state))
 }
 
 #[derive(Debug, Serialize)]

@@ -3,10 +3,14 @@
 //! A view is a plain struct whose fields are the documented JSON keys; its text is made from the same struct,
 //! so the two cannot tell different stories.
 
+mod ask;
+mod chat;
 mod completion;
 mod config;
+mod http;
 mod jobs;
 mod membership;
+mod models;
 mod monitor;
 mod peers;
 mod prompt;
@@ -14,7 +18,7 @@ mod resources;
 mod status;
 mod version;
 
-use crate::args::{Args, Command, ConfigCommand};
+use crate::args::{Args, Command, ConfigCommand, Models, ModelsCommand};
 use crate::bus::Bus;
 use crate::details::Read as _;
 use crate::errors::{Failure, Stop};
@@ -38,22 +42,28 @@ pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
         }
         _ => None,
     };
+    let source = match &args.command {
+        Command::Models(Models { command: Some(ModelsCommand::Add { file, name, .. }), .. }) => {
+            Some(models::open(file, name.as_deref())?)
+        }
+        _ => None,
+    };
     // One thread: a client waits most of its life, and threads cost time at the start.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new("System", format!("cannot start: {error}"), "", exit::FAILED))?;
-    let own_interrupt = matches!(args.command, Command::Prompt(_));
+    let own_interrupt = matches!(args.command, Command::Prompt(_) | Command::Chat(_));
     runtime.block_on(async {
         let signal = signalled(!own_interrupt)?;
         tokio::select! {
             biased;
-            result = Box::pin(run_on_bus(args, out, question.as_deref().unwrap_or_default())) => result,
+            result = Box::pin(run_on_bus(args, out, question.as_deref().unwrap_or_default(), source)) => result,
             stop = signal => Err(stop),
         }
     })
 }
 
 /// Runs a command that needs the bus.
-async fn run_on_bus(args: Args, out: &Output, question: &str) -> Result<(), Stop> {
+async fn run_on_bus(args: Args, out: &Output, question: &str, source: Option<models::Source>) -> Result<(), Stop> {
     let globals = &args.globals;
     if let Command::Version = args.command {
         return version::run(globals, out).await;
@@ -65,12 +75,15 @@ async fn run_on_bus(args: Args, out: &Output, question: &str) -> Result<(), Stop
         Command::Connect(options) => membership::connect(&mut bus, out, &options).await,
         Command::Disconnect(options) => membership::disconnect(&mut bus, out, &options).await,
         Command::Resources { fresh } => resources::resources(&mut bus, out, fresh).await,
-        Command::Eligible { fresh, tier } => resources::eligible(&mut bus, out, fresh, tier.as_deref()).await,
+        Command::Eligible { fresh, tier, explain } => resources::eligible(&mut bus, out, fresh, tier.as_deref(), explain).await,
         Command::Peers { cluster } => peers::peers(&mut bus, out, cluster).await,
-        Command::Models { cluster } => peers::models(&mut bus, out, cluster).await,
+        Command::Models(options) => models::run(&mut bus, out, options, source).await,
+        Command::Chat(options) => chat::run(&mut bus, out, options.wishes, globals.timeout).await,
         Command::Prompt(options) => prompt::run(&mut bus, out, &options, question, globals.timeout).await,
         Command::Jobs { cancel: Some(id) } => jobs::cancel(&mut bus, out, id).await,
         Command::Jobs { cancel: None } => jobs::list(&mut bus, out).await,
+        Command::Key(options) => http::key(&mut bus, out, &options).await,
+        Command::Env { shell } => http::env(&mut bus, out, shell).await,
         Command::Monitor => monitor::run(&mut bus, out).await,
         Command::Version | Command::Completion { .. } | Command::Config { .. } => Ok(()), // done above
     }

@@ -9,7 +9,7 @@ use crate::errors::{Failure, Stop};
 use crate::output::Output;
 use crate::term;
 use futures_core::Stream as _;
-use opengateway::api::names::{BUS_NAME, CLUSTER_INTERFACE, ErrorName, MANAGER_INTERFACE, ROOT_PATH};
+use opengateway::api::names::{BUS_NAME, CLUSTER_INTERFACE, ErrorName, MANAGER_INTERFACE, MODELS_INTERFACE, ROOT_PATH};
 use opengateway::api::path::cluster_id;
 use opengateway::api::proxy::Details;
 use serde::Serialize;
@@ -45,6 +45,10 @@ enum Event {
     PeersChanged { cluster: String, count: u32 },
     /// What of the resources moved.
     ResourcesChanged { changed: Vec<String> },
+    /// A model of this machine is there, or has changed.
+    ModelChanged { model: String, state: String, progress: Option<f64>, problem: Option<String> },
+    /// A model is not on this machine any more.
+    ModelRemoved { model: String },
     /// The node is about to leave its clusters.
     ShuttingDown,
     /// The daemon is gone.
@@ -153,6 +157,12 @@ fn event(message: &Message) -> Option<Event> {
         }
         (MANAGER_INTERFACE, "ResourcesChanged") => Event::ResourcesChanged { changed: body.deserialize().ok()? },
         (MANAGER_INTERFACE, "PrepareForShutdown") => body.deserialize::<bool>().ok()?.then_some(Event::ShuttingDown)?,
+        (MODELS_INTERFACE, "ModelChanged") => {
+            let (model, details): (String, Details) = body.deserialize().ok()?;
+            let (state, progress, problem) = (details.text_or_empty("State"), details.real("Progress"), details.text("Problem"));
+            Event::ModelChanged { model, state, progress, problem }
+        }
+        (MODELS_INTERFACE, "ModelRemoved") => Event::ModelRemoved { model: body.deserialize().ok()? },
         (CLUSTER_INTERFACE, "PeerConnected") => {
             let (peer_id, details): (String, Details) = body.deserialize().ok()?;
             Event::PeerConnected { cluster: cluster()?, peer_id, name: details.text_or_empty("Name") }
@@ -192,6 +202,11 @@ fn sentence(event: &Event) -> String {
         Event::PeerDisconnected { cluster, peer_id, reason } => format!("{cluster}: peer {peer_id} is gone ({reason})"),
         Event::PeersChanged { cluster, count } => format!("{cluster}: {count} peers"),
         Event::ResourcesChanged { changed } => format!("resources changed: {}", changed.join(", ")),
+        Event::ModelChanged { model, state, progress, problem } => {
+            let progress = progress.map_or_else(String::new, |progress| format!(" {:.0} %", progress * 100.0));
+            format!("model {model} is {state}{progress}{}", option(", ", problem, ""))
+        }
+        Event::ModelRemoved { model } => format!("model {model} is removed"),
         Event::ShuttingDown => "opengatewayd is about to stop".into(),
         Event::Stopped => "opengatewayd has stopped".into(),
     }

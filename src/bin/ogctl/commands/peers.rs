@@ -1,4 +1,4 @@
-//! `ogctl peers` and `ogctl models`: who is in a cluster, and what can be asked there.
+//! `ogctl peers`: who is in a cluster.
 
 use super::default_cluster;
 use crate::bus::Bus;
@@ -10,7 +10,6 @@ use crate::term;
 use opengateway::api::keys::peers_option;
 use opengateway::api::proxy::{Details, Options};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use zbus::Variant;
 
 #[derive(Debug, Serialize)]
@@ -146,61 +145,6 @@ fn path(peer: &Peer) -> (String, Tone) {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct Models {
-    cluster: String,
-    models: Vec<Model>,
-}
-
-#[derive(Debug, Serialize)]
-struct Model {
-    model: String,
-    nodes: Vec<Node>,
-    /// Prompts that its nodes would take now, by their own word.
-    free_slots: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct Node {
-    peer_id: String,
-    name: String,
-}
-
-/// Prints the models that members serve.
-pub async fn models(bus: &mut Bus, out: &Output, cluster: Option<String>) -> Result<(), Stop> {
-    let cluster = named_or_default(bus, cluster).await?;
-    let peers = all_peers(bus, &cluster).await?;
-    out.view(Models { cluster, models: by_model(peers) }, models_text)
-}
-
-fn by_model(peers: Vec<Peer>) -> Vec<Model> {
-    let mut models: BTreeMap<String, Model> = BTreeMap::new();
-    for peer in peers.into_iter().filter(|peer| peer.compatible && peer.serving != Some(false)) {
-        for name in peer.models {
-            let empty = Model { model: name.clone(), nodes: Vec::new(), free_slots: 0 };
-            let model = models.entry(name).or_insert(empty);
-            model.nodes.push(Node { peer_id: peer.peer_id.clone(), name: peer.name.clone() });
-            model.free_slots = model.free_slots.saturating_add(peer.free_slots.unwrap_or(0));
-        }
-    }
-    models.into_values().collect()
-}
-
-fn models_text(view: &Models, style: &Style) -> String {
-    if view.models.is_empty() {
-        return format!("No other node serves a model in {} now.\n", term::line(&view.cluster));
-    }
-    let mut table = Table::new(&["MODEL", "NODES", "FREE"]);
-    for model in &view.models {
-        let name = |node: &Node| {
-            if node.name.is_empty() { short_id(&node.peer_id) } else { node.name.clone() }
-        };
-        let names: Vec<String> = model.nodes.iter().map(name).collect();
-        table.row(vec![cell(term::line(&model.model)), cell(list(&names)), cell(model.free_slots.to_string())]);
-    }
-    table.render(style)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,15 +153,6 @@ mod tests {
         let mut sample = peer((id.into(), Details::new()));
         sample.models = models.iter().map(|&model| model.to_owned()).collect();
         sample
-    }
-
-    #[test]
-    fn models_are_listed_once_with_all_their_nodes() {
-        let mut foreign = sample("c", &["echo"]);
-        foreign.compatible = false;
-        let models = by_model(vec![sample("a", &["echo", "demo"]), sample("b", &["echo"]), foreign]);
-        let seen: Vec<(&str, usize)> = models.iter().map(|model| (model.model.as_str(), model.nodes.len())).collect();
-        assert_eq!(seen, [("demo", 1), ("echo", 2)]);
     }
 
     #[test]

@@ -3,30 +3,19 @@
 //! Whatever ends this command ends the work at the other end: an interrupt cancels the job, a closed
 //! standard output closes the pipe. A stream that just stops is a failure, never an answer.
 
-use super::micros;
+use super::ask::{self, Lines};
 use crate::args::Prompt;
 use crate::bus::Bus;
 use crate::errors::{Failure, Stop};
 use crate::output::Output;
-use crate::render::short_id;
-use crate::term::{self, Filter};
+use crate::term::Filter;
 use opengateway::api::keys::prompt_option;
-use opengateway::api::names::{BUS_NAME, JOB_INTERFACE, MAX_PROMPT_BYTES};
-use opengateway::api::proxy::Options;
-use opengateway::api::stream::{Line, LineReader, ServedBy, StreamError, Timings, Usage};
+use opengateway::api::names::MAX_PROMPT_BYTES;
+use opengateway::api::stream::{Line, ServedBy, Timings, Usage};
 use serde::Serialize;
 use std::io::Read as _;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
-use tokio::net::unix::pipe::Receiver;
-use zbus::{OwnedObjectPath, Variant};
-
-/// Time to the last token when `--timeout` does not say, as in the daemon.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
-/// The daemon answers at the latest 1 s after the deadline; this is when we stop believing it.
-const GRACE: Duration = Duration::from_secs(3);
-/// Most time for the daemon to accept a prompt.
-const ACCEPT_TIMEOUT: Duration = Duration::from_secs(15);
+use zbus::Variant;
 
 /// Refuses options that say nothing, or contradict each other, with or without `--json`. clap cannot: it checks a
 /// global option only among those that come after the command's name.
@@ -56,7 +45,8 @@ pub fn read_text(words: &[String]) -> Result<String, Failure> {
     Ok(text)
 }
 
-fn check(text: &str) -> Result<(), Failure> {
+/// Refuses what no prompt can be.
+pub fn check(text: &str) -> Result<(), Failure> {
     if text.len() > MAX_PROMPT_BYTES {
         return Err(too_long());
     }
@@ -74,85 +64,29 @@ fn too_long() -> Failure {
 }
 
 /// Asks and prints.
-pub async fn run(bus: &mut Bus, out: &Output, ask: &Prompt, text: &str, timeout: Option<Duration>) -> Result<(), Stop> {
+pub async fn run(bus: &mut Bus, out: &Output, prompt: &Prompt, text: &str, timeout: Option<Duration>) -> Result<(), Stop> {
     // Registered before the call, so that no interrupt falls between.
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-    let whole = timeout.unwrap_or(DEFAULT_TIMEOUT) + GRACE;
-    bus.set_limit(whole.min(ACCEPT_TIMEOUT));
-    let options = options(ask, timeout);
-    // An empty cluster id is the daemon's default cluster: looking it up here would cost a round trip.
-    let body = (ask.cluster.as_deref().unwrap_or_default(), text, &options);
-    let started = tokio::select! {
-        biased;
-        _ = interrupt.recv() => return Err(Stop::Interrupted), // leaving the bus cancels what has begun
-        started = bus.change::<_, (OwnedObjectPath, zbus::OwnedFd)>("StartPrompt", &body) => started?,
-    };
-    let (job, stream) = started;
-    // Not before the call: somebody may have typed a password meanwhile.
-    let until = tokio::time::Instant::now() + whole;
-    let ended = tokio::select! {
-        biased;
-        _ = interrupt.recv() => Err(Stop::Interrupted),
-        ended = Answer::new(out, ask).read(stream.into()) => ended,
-        () = tokio::time::sleep_until(until) => {
-            Err(Failure::timeout(format!("no whole answer within {} s", timeout.unwrap_or(DEFAULT_TIMEOUT).as_secs_f32())).into())
-        }
-    };
-    // The pipe is closed by now, which cancels too; the call says so without waiting for a full pipe to be noticed.
-    if matches!(ended, Err(Stop::Interrupted | Stop::Closed))
-        || matches!(&ended, Err(Stop::Failed(failure)) if failure.name == "Timeout")
-    {
-        let _ = tokio::time::timeout(Duration::from_secs(1), cancel(bus, &job)).await;
+    let mut options = ask::options(&prompt.wishes, timeout);
+    if prompt.no_template {
+        options.insert(prompt_option::RAW, Variant::from(true));
     }
+    let cluster = prompt.wishes.cluster.as_deref().unwrap_or_default();
+    let answer = Answer::new(out, prompt);
+    let ended = ask::run(bus, (cluster, text, &options), timeout, &mut interrupt, |stream| answer.read(stream)).await;
+    out.waiting(None);
     ended
-}
-
-async fn cancel(bus: &Bus, job: &OwnedObjectPath) -> zbus::Result<()> {
-    zbus::Proxy::new(bus.connection(), BUS_NAME, job, JOB_INTERFACE).await?.call_noreply("Cancel", &()).await
-}
-
-fn options(ask: &Prompt, timeout: Option<Duration>) -> Options<'_> {
-    let mut options = Options::new();
-    let texts = [
-        (prompt_option::MODEL, &ask.model),
-        (prompt_option::TIER, &ask.tier),
-        (prompt_option::NODE, &ask.node),
-        (prompt_option::SYSTEM, &ask.system),
-    ];
-    for (key, value) in texts {
-        if let Some(value) = value {
-            options.insert(key, Variant::from(value.as_str()));
-        }
-    }
-    if let Some(tokens) = ask.max_tokens {
-        options.insert(prompt_option::MAX_TOKENS, Variant::from(tokens));
-    }
-    if let Some(temperature) = ask.temperature {
-        options.insert(prompt_option::TEMPERATURE, Variant::from(temperature));
-    }
-    if let Some(seed) = ask.seed {
-        options.insert(prompt_option::SEED, Variant::from(seed));
-    }
-    if let Some(timeout) = timeout {
-        options.insert(prompt_option::TIMEOUT, Variant::from(micros(timeout)));
-    }
-    for (key, wish) in [(prompt_option::LOCAL_FIRST, ask.local_first), (prompt_option::NO_LOCAL, ask.no_local)] {
-        if wish {
-            options.insert(key, Variant::from(true));
-        }
-    }
-    options
 }
 
 /// The object of `--json`.
 #[derive(Debug, Serialize)]
-struct Whole<'a> {
-    text: &'a str,
-    served_by: &'a ServedBy,
-    model: &'a str,
-    finish_reason: &'a str,
-    usage: Usage,
-    timings: Timings,
+pub struct Whole<'a> {
+    pub text: &'a str,
+    pub served_by: &'a ServedBy,
+    pub model: &'a str,
+    pub finish_reason: &'a str,
+    pub usage: Usage,
+    pub timings: Timings,
 }
 
 /// How the pieces of an answer are printed.
@@ -195,18 +129,19 @@ impl<'a> Answer<'a> {
     }
 
     /// Reads the stream to its end.
-    async fn read(mut self, stream: OwnedFd) -> Result<(), Stop> {
-        let receiver = Receiver::from_owned_fd(stream).map_err(|error| broken(&StreamError::Io(error)))?;
-        let mut lines = LineReader::new(receiver);
+    async fn read(mut self, mut lines: Lines) -> Result<(), Stop> {
         loop {
             let line = match lines.next().await {
-                Ok(Some(line)) => line,
-                Ok(None) | Err(StreamError::CutOff) => return self.fail(Failure::daemon_gone()),
-                Err(error) => return self.fail(broken(&error)),
+                Ok(line) => line,
+                Err(failure) => return self.fail(failure),
             };
             if self.mode == Mode::JsonLines && !matches!(line, Line::Error { .. } | Line::Unknown) {
                 self.out.object(&line)?;
             }
+            self.out.waiting(match line {
+                Line::Queued { position } => Some(position),
+                _ => None,
+            });
             match line {
                 Line::Start { model, served_by } => (self.model, self.served_by) = (model, served_by),
                 Line::Text { text } => self.text(&text)?,
@@ -267,7 +202,7 @@ impl<'a> Answer<'a> {
                 timings,
             });
         }
-        self.out.note(&served_by(&self.served_by, &self.model, reason, usage, timings));
+        self.out.note(&ask::served_by(&self.served_by, &self.model, reason, usage, timings));
         Ok(())
     }
 
@@ -275,42 +210,6 @@ impl<'a> Answer<'a> {
         self.finish_text()?;
         Err(failure.into())
     }
-}
-
-fn broken(error: &StreamError) -> Failure {
-    let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
-    let hint = "compare versions with: ogctl version";
-    Failure::new("BrokenStream", format!("{error}{cause}"), hint, opengateway::api::names::exit::FAILED)
-}
-
-/// "served by NodeA (…9fHk2Qxa), echo, 12 tokens, 0.05 s to first, 900 tok/s".
-fn served_by(node: &ServedBy, model: &str, reason: &str, usage: Usage, timings: Timings) -> String {
-    let mut parts = vec![match (term::line(&node.name), short_id(&node.peer_id)) {
-        (name, id) if name.is_empty() => format!("served by {id}"),
-        (name, id) if id.is_empty() => format!("served by {name}"),
-        (name, id) => format!("served by {name} ({id})"),
-    }];
-    if !model.is_empty() {
-        parts.push(term::line(model));
-    }
-    let tokens = usage.completion_tokens;
-    parts.push(if tokens == 1 { "1 token".into() } else { format!("{tokens} tokens") });
-    let (first, whole) = (Duration::from_micros(timings.first_token_us), Duration::from_micros(timings.duration_us));
-    if !first.is_zero() {
-        parts.push(match first.as_secs_f64() {
-            seconds if seconds < 0.01 => format!("{:.1} ms to first", seconds * 1000.0),
-            seconds => format!("{seconds:.2} s to first"),
-        });
-    }
-    // The first token's time is the prompt's: the rate is that of the tokens after it.
-    let rate = f64::from(tokens.saturating_sub(1)) / whole.saturating_sub(first).as_secs_f64();
-    if rate.is_finite() && rate > 0.0 {
-        parts.push(if rate < 10.0 { format!("{rate:.1} tok/s") } else { format!("{rate:.0} tok/s") });
-    }
-    if reason == "length" {
-        parts.push("cut at the limit of tokens".into());
-    }
-    parts.join(", ")
 }
 
 #[cfg(test)]
@@ -327,16 +226,5 @@ mod tests {
     #[test]
     fn words_are_joined() {
         assert_eq!(read_text(&["What".into(), "is".into(), "2+2?".into()]).unwrap(), "What is 2+2?");
-    }
-
-    #[test]
-    fn the_last_line_tells_who_what_and_how_fast() {
-        let node = ServedBy { peer_id: "12D3KooWabcdefgh12345678".into(), name: "Node\u{1b}[2JA".into() };
-        let usage = Usage { prompt_tokens: 3, completion_tokens: 11 };
-        let timings = Timings { first_token_us: 50_000, duration_us: 150_000 };
-        let line = served_by(&node, "echo", "stop", usage, timings);
-        assert_eq!(line, "served by NodeA (…12345678), echo, 11 tokens, 0.05 s to first, 100 tok/s");
-        let unknown = served_by(&ServedBy::default(), "", "length", Usage::default(), Timings::default());
-        assert_eq!(unknown, "served by , 0 tokens, cut at the limit of tokens");
     }
 }

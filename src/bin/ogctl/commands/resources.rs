@@ -6,7 +6,7 @@ use crate::bus::Bus;
 use crate::details::Read as _;
 use crate::errors::{Failure, Stop};
 use crate::output::Output;
-use crate::render::{Style, Table, Tone, cell, fields, gib};
+use crate::render::{Style, Table, Tone, cell, fields, file_size, gib};
 use crate::term;
 use opengateway::api::keys::resources_option;
 use opengateway::api::names::{ErrorName, exit};
@@ -190,6 +190,43 @@ struct Tier {
     available: Amounts,
     /// What is short, and by how much.
     missing: Amounts,
+    /// What a model of the tier takes; null of a daemon that does not say.
+    estimate: Option<Estimate>,
+}
+
+/// What a model of a tier takes, by its shape: nothing of it is measured.
+#[derive(Debug, Serialize)]
+struct Estimate {
+    quantisation: String,
+    bits_per_weight: Option<f64>,
+    /// Bytes of the file.
+    weights: u64,
+    /// Tokens that the cache is for.
+    context: u64,
+    /// Bytes, for one prompt of that length.
+    kv_cache: u64,
+    /// Bytes in all.
+    needed: u64,
+    /// What these may be off.
+    error_percent: Option<u64>,
+    /// Null when it is not known what is free.
+    fits_now: Option<bool>,
+    /// Members are told that this machine serves the tier.
+    advertised: Option<bool>,
+}
+
+fn estimate(details: &Details) -> Option<Estimate> {
+    Some(Estimate {
+        quantisation: details.text("Quantisation")?,
+        bits_per_weight: details.real("BitsPerWeight"),
+        weights: details.number("Weights")?,
+        context: details.number("Context")?,
+        kv_cache: details.number("KvCache")?,
+        needed: details.number("Needed")?,
+        error_percent: details.number("ErrorPercent"),
+        fits_now: details.flag("FitsNow"),
+        advertised: details.flag("Advertised"),
+    })
 }
 
 #[derive(Debug, Serialize)]
@@ -199,7 +236,7 @@ struct Unmet {
 }
 
 /// Prints every tier: yes or no, and why.
-pub async fn eligible(bus: &mut Bus, out: &Output, fresh: bool, tier: Option<&str>) -> Result<(), Stop> {
+pub async fn eligible(bus: &mut Bus, out: &Output, fresh: bool, tier: Option<&str>, explain: bool) -> Result<(), Stop> {
     let options = options(fresh, tier);
     let tiers = bus.ask(async |manager| manager.list_eligible(&options).await).await;
     let tiers = tiers.map_err(|failure| {
@@ -210,7 +247,14 @@ pub async fn eligible(bus: &mut Bus, out: &Output, fresh: bool, tier: Option<&st
             failure
         }
     })?;
-    out.view(Eligible { tiers: tiers.into_iter().map(tier_view).collect() }, eligible_text)
+    out.view(Eligible { tiers: tiers.into_iter().map(tier_view).collect() }, |view, style| {
+        let mut text = eligible_text(view, style);
+        if explain {
+            text.push('\n');
+            text.push_str(&estimates_text(view, style));
+        }
+        text
+    })
 }
 
 fn tier_view((tier, eligible, unmet, details): TierEntry) -> Tier {
@@ -223,8 +267,42 @@ fn tier_view((tier, eligible, unmet, details): TierEntry) -> Tier {
         unmet: unmet.into_iter().map(|(code, message)| Unmet { code, message }).collect(),
         available: amounts(&details, "Available"),
         missing: amounts(&details.inner("Missing"), ""),
+        estimate: estimate(&details),
         required,
     }
+}
+
+fn estimates_text(view: &Eligible, style: &Style) -> String {
+    let mut table = Table::new(&["TIER", "QUANT", "BITS", "WEIGHTS", "CONTEXT", "KV CACHE", "IN ALL", "FITS NOW", "ADVERTISED"]);
+    let word = |flag: Option<bool>| match flag {
+        Some(true) => ("yes".to_owned(), Tone::Good),
+        Some(false) => ("no".to_owned(), Tone::Warn),
+        None => cell("-"),
+    };
+    let mut error = None;
+    for tier in &view.tiers {
+        let Some(estimate) = &tier.estimate else { continue };
+        error = error.max(estimate.error_percent);
+        table.row(vec![
+            cell(term::line(&tier.tier)),
+            cell(term::line(&estimate.quantisation)),
+            cell(estimate.bits_per_weight.map_or_else(|| "-".to_owned(), |bits| format!("{bits:.2}"))),
+            cell(file_size(Some(estimate.weights))),
+            cell(estimate.context.to_string()),
+            cell(file_size(Some(estimate.kv_cache))),
+            cell(file_size(Some(estimate.needed))),
+            word(estimate.fits_now),
+            word(estimate.advertised),
+        ]);
+    }
+    let within = error.map_or_else(String::new, |percent| format!(", within {percent} %"));
+    let mut text = table.render(style);
+    text.push_str(&format!(
+        "Estimates from the shape of each model{within}: its weights at the usual quantisation, the cache of one prompt with\n\
+         that context, and in all also what the engine computes with and a tenth for what is not seen. Members are told the\n\
+         tiers that are advertised: those that this machine is eligible for and has the memory to load.\n"
+    ));
+    text
 }
 
 /// What a tier asks for, in the 10^9 bytes in which the table of tiers counts: a reader finds the row again.

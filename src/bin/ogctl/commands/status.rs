@@ -35,7 +35,21 @@ struct Status {
     peers: Option<u64>,
     jobs: Option<u64>,
     backend: String,
+    /// Models of this machine.
+    models: Vec<Model>,
+    /// Whether there is an engine, and it is switched on; null of a daemon that does not say.
+    engine: Option<bool>,
+    /// Where the OpenAI endpoint listens; empty while it is off.
+    http: Vec<String>,
     last_error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Model {
+    model: String,
+    state: String,
+    /// From 0 to 1 while it is being loaded.
+    progress: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,6 +75,11 @@ fn view(details: &Details, now: u64) -> Status {
         peer_count: details.number("PeerCount"),
         role: details.flag("Serving").map(|serving| if serving { "serve" } else { "consume" }),
     };
+    let model = |details: &Details| Model {
+        model: details.text_or_empty("Name"),
+        state: details.text_or_empty("State"),
+        progress: details.real("Progress"),
+    };
     Status {
         running: true,
         problems: details.texts("Problems"),
@@ -77,6 +96,9 @@ fn view(details: &Details, now: u64) -> Status {
         peers: details.number("Peers"),
         jobs: details.number("Jobs"),
         backend: details.text_or_empty("Backend"),
+        models: details.inners("Models").iter().map(model).collect(),
+        engine: details.flag("EngineInstalled"),
+        http: details.texts("HttpAddresses"),
         last_error: details.text("LastError").filter(|error| !error.is_empty()),
     }
 }
@@ -120,11 +142,28 @@ fn text(status: &Status, style: &Style) -> String {
             ("Peers", number(status.peers)),
             ("Prompts", number(status.jobs)),
             ("Backend", term::line(&status.backend)),
+            ("Models", models(status)),
+            ("OpenAI API", lines(&status.http)),
             ("Version", term::line(&status.version)),
             ("Last error", status.last_error.as_deref().map(term::line).unwrap_or_default()),
         ],
     ));
     text
+}
+
+/// "demo ready, large loading 40 %"; where there is no engine, that.
+fn models(status: &Status) -> String {
+    let model = |model: &Model| {
+        let progress = model.progress.map_or_else(String::new, |progress| format!(" {:.0} %", progress * 100.0));
+        format!("{} {}{progress}", term::line(&model.model), term::line(&model.state))
+    };
+    let list = status.models.iter().map(model).collect::<Vec<_>>().join(", ");
+    match (status.engine, list.is_empty()) {
+        (Some(false), true) => "no engine is installed or switched on".to_owned(),
+        (Some(false), false) => format!("{list} (no engine is installed or switched on)"),
+        (Some(true), true) => "none; add one with: ogctl models add FILE.gguf".to_owned(),
+        _ => list,
+    }
 }
 
 #[cfg(test)]

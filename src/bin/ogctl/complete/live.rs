@@ -116,14 +116,20 @@ impl Typed {
         found
     }
 
-    /// Models that members serve, with how many do.
+    /// Models that can be asked for, with how many nodes have them.
     fn models(&self) -> Vec<CompletionCandidate> {
-        let mut served: BTreeMap<String, usize> = BTreeMap::new();
-        for model in self.peers().iter().flat_map(|(_, details)| details.texts("Models")) {
-            *served.entry(model).or_default() += 1;
-        }
+        let list =
+            async |bus: &mut Bus| bus.ask_models(async |models| models.list_models(&self.cluster, &Options::new()).await).await;
         let nodes = |count: usize| if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
-        served.into_iter().filter_map(|(model, count)| candidate(&model, &nodes(count))).collect()
+        let about = |details: &Details| nodes(details.inners("Nodes").len());
+        self.ask(list).unwrap_or_default().iter().filter_map(|(model, details)| candidate(model, &about(details))).collect()
+    }
+
+    /// Model files of this machine, with how each is.
+    fn files(&self) -> Vec<CompletionCandidate> {
+        let list = async |bus: &mut Bus| bus.ask_models(async |models| models.list_local().await).await;
+        let files = self.ask(list).unwrap_or_default();
+        files.iter().filter_map(|(model, details)| candidate(model, &details.text_or_empty("State"))).collect()
     }
 
     /// Model tiers, with whether this machine qualifies.
@@ -164,6 +170,13 @@ pub fn attach(command: Command, words: &[String]) -> Command {
         ArgValueCompleter::new(move |current: &OsStr| typed.nodes(current))
     };
     let joined = || live(|typed| typed.clusters(|state, _| is_joined(state)));
+    let wishes = |sub: Command| {
+        let nodes = nodes.clone();
+        sub.mut_arg("cluster", |arg| arg.add(joined()))
+            .mut_arg("model", |arg| arg.add(live(Typed::models)))
+            .mut_arg("tier", |arg| arg.add(live(Typed::tiers)))
+            .mut_arg("node", |arg| arg.add(nodes))
+    };
     command
         .mut_arg("bus", |arg| {
             let buses = [("system", "the default"), ("session", "the bus of your own session")];
@@ -172,15 +185,17 @@ pub fn attach(command: Command, words: &[String]) -> Command {
         .mut_subcommand("connect", |sub| sub.mut_arg("cluster", |arg| arg.add(live(Typed::to_join))))
         .mut_subcommand("disconnect", |sub| sub.mut_arg("cluster", |arg| arg.add(live(Typed::to_leave))))
         .mut_subcommand("peers", |sub| sub.mut_arg("cluster", |arg| arg.add(joined())))
-        .mut_subcommand("models", |sub| sub.mut_arg("cluster", |arg| arg.add(joined())))
+        .mut_subcommand("models", |sub| {
+            let mut sub = sub.mut_arg("cluster", |arg| arg.add(joined()));
+            for command in ["rm", "verify", "load", "unload"] {
+                sub = sub.mut_subcommand(command, |sub| sub.mut_arg("name", |arg| arg.add(live(Typed::files))));
+            }
+            sub
+        })
         .mut_subcommand("eligible", |sub| sub.mut_arg("tier", |arg| arg.add(live(Typed::tiers))))
         .mut_subcommand("jobs", |sub| sub.mut_arg("cancel", |arg| arg.add(live(Typed::jobs))))
-        .mut_subcommand("prompt", |sub| {
-            sub.mut_arg("cluster", |arg| arg.add(joined()))
-                .mut_arg("model", |arg| arg.add(live(Typed::models)))
-                .mut_arg("tier", |arg| arg.add(live(Typed::tiers)))
-                .mut_arg("node", |arg| arg.add(nodes))
-        })
+        .mut_subcommand("prompt", |sub| wishes(sub))
+        .mut_subcommand("chat", |sub| wishes(sub))
 }
 
 #[cfg(test)]
