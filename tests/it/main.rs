@@ -13,6 +13,8 @@ mod config;
 #[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
+mod engine;
+#[cfg(feature = "daemon")]
 mod gauge;
 #[cfg(feature = "daemon")]
 mod http;
