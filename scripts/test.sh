@@ -63,6 +63,7 @@ step() {
 
 need_build
 need dbus-daemon=dbus-daemon
+if wants it; then need tmux=tmux; fi
 if wants it && [ "$(id -u)" = 0 ]; then need strace=strace pkaction=polkitd; fi
 if wants netns && [ "$(id -u)" = 0 ]; then need ip=iproute2 nft=nftables; fi
 
