@@ -103,7 +103,7 @@ fn a_killed_engine_fails_its_prompt_by_name_and_the_next_one_is_answered() {
         "--local-first",
         "--json",
     ]));
-    host.until(DEADLINE, "ogctl jobs --json | grep -qE '\"state\":\"(queued|waiting|dispatching|running)\"'");
+    host.until(DEADLINE, "ogctl jobs --json | grep -qE '\"state\":\"(queued|running)\"'");
     host.sh(&format!("kill -KILL {pid}"));
     let said = asked.join().unwrap();
     assert!(said.code != 0 && said.stdout.contains("\"EngineCrashed\""), "{said:?}");
