@@ -24,7 +24,7 @@ use crate::net::identity::Identity;
 use crate::serve::backend::{Backend, Limits};
 use crate::serve::{Echo, OpenAi, OpenAiError, OpenAiSettings};
 use crate::state::{ClustersError, DirError, IdentityFileError, Memory, StateDir};
-use crate::{dispatch, gauge, models, net, serve};
+use crate::{dispatch, gauge, http, models, net, serve};
 use status::Status;
 
 /// Running prompts may end within this time after SIGTERM.
@@ -197,6 +197,18 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     let discovering = discover(&serve, &settings);
     let dispatch = dispatch::Handle::new(dispatch::Router::new(net.clone(), serve.clone(), settings.node_name.clone()));
 
+    let http = http::start(
+        http::Parts {
+            net: net.clone(),
+            serve: serve.clone(),
+            dispatch: dispatch.clone(),
+            node_name: settings.node_name.clone(),
+            state_dir: state.path().to_owned(),
+            settings: settings.http.clone(),
+        },
+        http::passed_sockets(),
+    );
+
     let mut shown =
         ControlState { saved: control::shown(&memory, &settings), sharing, lent, stopping: false, problems: Vec::new() };
     shown.problems.extend(warning);
@@ -206,7 +218,9 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         serve: serve.clone(),
         dispatch,
         models: models.handle.clone(),
+        engine: model_settings.subscribe(),
         gauge: gauge.clone(),
+        http: http.clone(),
         control,
         version: crate::domain::version::VERSION.to_owned(),
         node_name: settings.node_name.clone(),
@@ -297,7 +311,8 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     keeper.stopping();
     service.prepare_for_shutdown().await;
     status::stopping(DRAIN + GOODBYE);
-    drain(&serve, &service, &mut stop).await;
+    http.stop();
+    drain(&serve, &service, &http, &mut stop).await;
     net.shutdown().await;
     models.stop().await;
     service.stop().await;
@@ -305,11 +320,11 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
 }
 
 /// Lets running prompts end: those of members and those of this machine's users. A second signal ends the patience.
-async fn drain(serve: &serve::Handle, service: &dbus::Service, stop: &mut Stop) {
+async fn drain(serve: &serve::Handle, service: &dbus::Service, http: &http::Handle, stop: &mut Stop) {
     let ended = async {
         serve.drain(DRAIN).await;
         let deadline = tokio::time::Instant::now() + DRAIN;
-        while service.active_jobs() > 0 && tokio::time::Instant::now() < deadline {
+        while service.active_jobs() + http.active() > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -402,6 +417,7 @@ fn net_config(settings: &Settings) -> net::Config {
             established_incoming: (settings.max_connections * 2 / 3).max(1),
             ..net::ConnectionCaps::default()
         },
+        versions: crate::wire::version::Versions::OURS,
     }
 }
 

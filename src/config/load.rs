@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::raw::{Cluster, Node, Raw};
+use super::raw::{Cluster, Node, OneOrMany, Raw};
 use super::settings::Settings;
 
 /// A configuration file is text that a person wrote.
@@ -144,7 +144,7 @@ pub struct Overrides {
     /// `--no-discover`.
     pub no_discover: bool,
     /// `--http`.
-    pub http: Option<String>,
+    pub http: Vec<String>,
     /// `--log`.
     pub log: Option<String>,
 }
@@ -179,8 +179,8 @@ impl Overrides {
                 clusters.push(Cluster { id: id.clone(), serve: self.serve, bootstrap: None });
             }
         }
-        if self.http.is_some() {
-            raw.http.get_or_insert_default().listen.clone_from(&self.http);
+        if !self.http.is_empty() {
+            raw.http.get_or_insert_default().listen = Some(OneOrMany::Many(self.http.clone()));
         }
         if self.log.is_some() {
             raw.log.get_or_insert_default().level.clone_from(&self.log);

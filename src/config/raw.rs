@@ -158,8 +158,28 @@ pub struct Engine {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Http {
-    /// "off" is all that this version takes.
-    pub listen: Option<String>,
+    /// "off", an address, or several.
+    pub listen: Option<OneOrMany>,
+    /// "required" or "none".
+    pub key: Option<String>,
+    /// Take addresses that other machines reach.
+    pub allow_remote: Option<bool>,
+    /// Connections at once.
+    pub max_connections: Option<u32>,
+    /// Names that a `Host` header may have besides `localhost`.
+    pub hosts: Option<Vec<String>>,
+    /// Web pages that may call from a browser.
+    pub origins: Option<Vec<String>>,
+}
+
+/// A text or a list of texts.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
+pub enum OneOrMany {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
 }
 
 /// `[log]`.
@@ -191,7 +211,11 @@ impl Raw {
         section(&mut self.engine, over.engine, |under, over| {
             overlay!(under, over; enabled, program, threads, context, slots, keep, idle, file_template, gpu_layers);
         });
-        section(&mut self.http, over.http, |under, over| overlay!(under, over; listen));
+        section(
+            &mut self.http,
+            over.http,
+            |under, over| overlay!(under, over; listen, key, allow_remote, max_connections, hosts, origins),
+        );
         section(&mut self.log, over.log, |under, over| overlay!(under, over; level));
         overlay!(self, over; cluster, backend);
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::engine::{self, EngineSettings};
+use super::http::HttpSettings;
 use super::raw::{self, Raw};
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::MAX_NODE_NAME_BYTES;
@@ -104,6 +105,8 @@ pub struct Settings {
     pub backends: Vec<BackendSettings>,
     /// Look for servers of models on their usual ports of this machine.
     pub discover: bool,
+    /// The OpenAI endpoint.
+    pub http: HttpSettings,
     /// Filter for log lines.
     pub log: String,
 }
@@ -263,11 +266,7 @@ impl Settings {
             1 => {}
             _ => return Err("there is one echo; it is named twice".to_owned()),
         }
-        if let Some(http) = raw.http.and_then(|http| http.listen)
-            && http != "off"
-        {
-            return Err(format!("http.listen is {http:?}; this version has no HTTP endpoint, so only \"off\" is taken"));
-        }
+        let http = super::http::check(raw.http.unwrap_or_default())?;
         let log = raw.log.and_then(|log| log.level).unwrap_or_else(|| "info".to_owned());
         if log.parse::<tracing_subscriber::EnvFilter>().is_err() {
             return Err(format!("log.level {log:?} is no level (error, warn, info, debug, trace) and no filter"));
@@ -297,6 +296,7 @@ impl Settings {
             clusters,
             backends,
             discover: raw.upstreams.and_then(|upstreams| upstreams.discover).unwrap_or(true),
+            http,
             log,
         })
     }
@@ -324,6 +324,9 @@ pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     }
     if old.engine.fixed() != new.engine.fixed() {
         sections.push("[engine]");
+    }
+    if old.http != new.http {
+        sections.push("[http]");
     }
     sections
 }
@@ -365,7 +368,7 @@ mod tests {
             ("[[backend]]\nkind = \"llama\"", "llama"),
             ("[[backend]]\nkind = \"echo\"\nslots = 0", "slots"),
             ("[[backend]]\nkind = \"echo\"\nurl = \"http://x\"", "echo"),
-            ("[http]\nlisten = \"127.0.0.1:1\"", "http.listen"),
+            ("[http]\nlisten = \"0.0.0.0:1\"", "http.listen"),
             ("[log]\nlevel = \"a=b=c\"", "log.level"),
         ] {
             let error = settings(text).unwrap_err();
@@ -414,5 +417,7 @@ mod tests {
         let old = settings("").unwrap();
         let new = settings("[node]\nname = \"x\"\n[serve]\nenabled = false\n[[cluster]]\nid = \"a\"").unwrap();
         assert_eq!(needs_restart(&old, &new), ["[node]"]);
+        let new = settings("[http]\nkey = \"none\"").unwrap();
+        assert_eq!(needs_restart(&old, &new), ["[http]"]);
     }
 }

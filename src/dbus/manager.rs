@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath};
@@ -28,7 +28,7 @@ use crate::domain::cluster::ClusterId;
 use crate::domain::node::{ClusterState, ModelState};
 use crate::domain::prompt::MAX_PROMPT_BYTES;
 use crate::domain::tier;
-use crate::{gauge, net, serve};
+use crate::{gauge, http, net, serve};
 
 /// Ended jobs can be looked at for this long.
 const KEEP: Duration = Duration::from_secs(30);
@@ -44,7 +44,9 @@ pub(super) struct Shared {
     pub serve: serve::Handle,
     pub dispatch: dispatch::Handle,
     pub models: crate::models::Handle,
+    pub engine: watch::Receiver<crate::models::Settings>,
     pub gauge: gauge::Handle,
+    pub http: http::Handle,
     pub control: Control,
     pub access: Arc<Access>,
     pub jobs: Jobs,
@@ -135,6 +137,7 @@ impl Shared {
             let why = model.problem.unwrap_or_else(|| "it cannot be loaded".to_owned());
             without_nul(format!("model {}: {why}; see: ogctl models --local", model.name))
         }));
+        problems.extend(self.http.problems().into_iter().map(without_nul));
         for view in self.net.snapshot().clusters.values() {
             if view.state == ClusterState::Degraded {
                 problems.push(format!("no member of cluster {} can serve; see: ogctl peers {}", view.id, view.id));
@@ -214,6 +217,7 @@ impl Manager {
             ("Clusters", clusters.into()),
             ("Jobs", self.active_jobs().into()),
             ("Peers", u32::try_from(snapshot.connected_peers).unwrap_or(u32::MAX).into()),
+            ("HttpAddresses", shared.http.addresses().into()),
             ("Backend", without_nul(shared.serve.backends().0).into()),
             ("Models", shared.models.list().iter().map(catalogue::in_short).collect::<Vec<Details>>().into()),
             ("EngineInstalled", shared.has_engine().into()),

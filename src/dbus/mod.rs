@@ -7,6 +7,7 @@ pub mod control;
 mod details;
 mod errors;
 mod guard;
+mod http;
 mod job;
 mod log_control;
 mod manager;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use zbus::Connection;
 use zbus::connection::Builder;
 use zbus::fdo::{ObjectManager, RequestNameFlags, RequestNameReply};
@@ -30,12 +31,12 @@ use zbus::object_server::SignalEmitter;
 pub use access::{Access, Action, Mode};
 pub use errors::Error;
 pub use guard::{Guarded, Readers};
-pub use models::ENGINE_FEATURE;
 
 use crate::api::names::{BUS_NAME, MANAGER_INTERFACE, ROOT_PATH};
 use crate::logging::Log;
 use crate::{dispatch, gauge, net, serve};
 use control::Control;
+use http::Http;
 use job::Jobs;
 use log_control::LogControl;
 use manager::{Manager, Shared};
@@ -52,8 +53,12 @@ pub struct Node {
     pub dispatch: dispatch::Handle,
     /// The models on this machine.
     pub models: crate::models::Handle,
+    /// How models are computed here.
+    pub engine: watch::Receiver<crate::models::Settings>,
     /// What this machine has.
     pub gauge: gauge::Handle,
+    /// The OpenAI endpoint.
+    pub http: crate::http::Handle,
     /// The daemon.
     pub control: Control,
     /// Version of the daemon.
@@ -123,14 +128,16 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
 }
 
 async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
-    let Node { net, serve, dispatch, models, gauge, control, version, node_name, features, started_at, log } = node;
+    let Node { net, serve, dispatch, models, engine, gauge, http, control, version, node_name, features, started_at, log } = node;
     let (announce, requests) = mpsc::channel(16);
     let shared = Arc::new(Shared {
         net,
         serve,
         dispatch,
         models,
+        engine,
         gauge,
+        http,
         control,
         access: Arc::new(Access::new(mode)),
         jobs: Jobs::default(),
@@ -148,6 +155,7 @@ async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servic
         .serve_at(ROOT_PATH, ObjectManager)
         .serve_at(ROOT_PATH, Guarded(Manager(Arc::clone(&shared))))
         .serve_at(ROOT_PATH, Guarded(models::Models(Arc::clone(&shared))))
+        .serve_at(ROOT_PATH, Guarded(Http(Arc::clone(&shared))))
         .serve_at(log_control::PATH, Guarded(log_control))
         .build()
         .await

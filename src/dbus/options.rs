@@ -8,7 +8,7 @@ use zbus::{OwnedVariant, Variant};
 use super::control::ConnectOptions;
 use super::errors::Error;
 use crate::api::keys::{
-    connect_option, disconnect_option, models_option, peers_option, prompt_option, resources_option, sharing_option,
+    connect_option, disconnect_option, key_option, models_option, peers_option, prompt_option, resources_option, sharing_option,
 };
 use crate::config::{MAX_ADDRESS_BYTES, MAX_ADDRESSES};
 use crate::dispatch;
@@ -215,14 +215,8 @@ pub(super) fn list_models(raw: Raw) -> Result<Option<String>, Error> {
 /// The digest that a file must have.
 pub(super) fn add(raw: Raw) -> Result<Option<[u8; 32]>, Error> {
     let Some(text) = Options::new(raw, &[models_option::DIGEST])?.text(models_option::DIGEST)? else { return Ok(None) };
-    let wrong = || Error::invalid("option Digest is no SHA-256: 64 hexadecimal digits");
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(wrong());
-    }
-    let mut digest = [0; 32];
-    for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
-        *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())?;
-    }
+    let digest =
+        crate::models::unhex(&text).ok_or_else(|| Error::invalid("option Digest is no SHA-256: 64 hexadecimal digits"))?;
     Ok(Some(digest))
 }
 
@@ -282,6 +276,11 @@ pub(super) fn disconnect(raw: Raw) -> Result<(bool, Duration), Error> {
     let mut options = Options::new(raw, disconnect_option::ALL)?;
     let drain = options.u64(disconnect_option::DRAIN)?.map_or(Duration::from_secs(10), Duration::from_micros);
     Ok((options.boolean(disconnect_option::FORGET)?.unwrap_or(false), drain.min(MAX_TIMEOUT)))
+}
+
+/// Whether another key is made.
+pub(super) fn key(raw: Raw) -> Result<bool, Error> {
+    Ok(Options::new(raw, key_option::ALL)?.boolean(key_option::RENEW)?.unwrap_or(false))
 }
 
 /// How many peers, after which.

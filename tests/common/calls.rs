@@ -44,6 +44,7 @@ pub const METHODS: &[(&str, &str, &str)] = &[
     (MODELS, "Load", "s"),
     (MODELS, "Unload", "s"),
     (MODELS, "GetUsage", ""),
+    ("org.opengateway.Gateway1.Http", "GetKey", "o"),
     ("org.opengateway.Gateway1.Job", "Cancel", ""),
     ("org.freedesktop.DBus.Properties", "Get", "ss"),
     ("org.freedesktop.DBus.Properties", "Set", "ssv"),
@@ -126,6 +127,7 @@ fn options(random: &mut Seeded, depth: usize) -> HashMap<String, Variant<'static
         "TopP",
         "Stop",
         "Digest",
+        "Renew",
     ];
     let entry = |random: &mut Seeded| {
         let key = if random.below(8) == 0 { text(random) } else { KEYS[random.below(KEYS.len())].to_owned() };

@@ -38,13 +38,13 @@ fn it_is_off_until_the_socket_is_enabled_and_then_starts_with_its_first_request(
     assert_eq!(host.property("ActiveState"), "inactive");
     assert_eq!(status(host, &format!("{URL}/health")), "200");
     assert_eq!(host.property("ActiveState"), "active");
-    let key = host.sh("ogctl key");
+    let key = host.sh("ogctl key --print");
     is_4(&chat(host, &key, "What is 2+2?"));
     assert_eq!(status(host, &format!("-H 'Authorization: Bearer {key}' {URL}/v1/models")), "200");
 
     // The service goes, the socket stays, and the key is the same after it.
     host.sh("systemctl restart opengatewayd");
-    assert_eq!(host.sh("ogctl key"), key);
+    assert_eq!(host.sh("ogctl key --print"), key);
     is_4(&chat(host, &key, "What is 2+2?"));
     // Once enabled, it is there after a boot.
     host.power_cut();
@@ -59,7 +59,7 @@ fn a_service_that_runs_has_it_after_a_restart() {
     let host = lab.host();
     host.sh("systemctl enable opengatewayd-http.socket; systemctl restart opengatewayd");
     assert_eq!(host.sh("systemctl is-active opengatewayd-http.socket"), "active");
-    is_4(&chat(host, &host.sh("ogctl key"), "What is 2+2?"));
+    is_4(&chat(host, &host.sh("ogctl key --print"), "What is 2+2?"));
     // Off again.
     host.sh("systemctl disable --now opengatewayd-http.socket; systemctl restart opengatewayd");
     assert_eq!(status(host, &format!("{URL}/health")), "000");
@@ -71,7 +71,7 @@ fn who_has_no_key_or_comes_by_another_name_is_refused() {
     let host = lab.host();
     host.sh("systemctl stop opengatewayd; systemctl enable --now opengatewayd-http.socket");
     assert_eq!(status(host, &format!("{URL}/health")), "200");
-    let key = host.sh("ogctl key");
+    let key = host.sh("ogctl key --print");
     assert_eq!(status(host, &format!("{URL}/v1/models")), "401");
     assert_eq!(status(host, &format!("-H 'Authorization: Bearer {}0' {URL}/v1/models", &key[..key.len() - 1])), "401");
     let bearer = format!("-H 'Authorization: Bearer {key}'");
@@ -83,14 +83,20 @@ fn who_has_no_key_or_comes_by_another_name_is_refused() {
     }
 
     // A user gets a key who may ask: one of the group, and nobody else.
-    let said = host.as_user("alice", "ogctl key");
+    let said = host.as_user("alice", "ogctl key --print");
     assert_eq!((said.code, said.stdout.as_str()), (4, ""), "{said:?}");
     host.sh("gpasswd --add alice opengateway-users");
-    let said = host.as_user("alice", "ogctl key");
+    let said = host.as_user("alice", "ogctl key --print");
     assert_eq!(said.code, 0, "{said:?}");
     let hers = said.stdout.trim();
     assert_ne!(hers, key);
     is_4(&chat(host, hers, "What is 2+2?"));
+
+    // The socket file is for the group, and asks for no key.
+    let by_file =
+        "curl -s -m 20 -o /dev/null -w '%{http_code}' --unix-socket /run/opengateway-http.sock http://localhost/v1/models";
+    assert_eq!(host.as_user("alice", by_file).stdout, "200");
+    assert_eq!(host.as_user("bob", by_file).stdout, "000");
 }
 
 #[test]
@@ -102,7 +108,7 @@ fn one_host_asks_by_http_and_another_answers() {
     assert_eq!(status(a2, &format!("{URL}/health")), "200");
     assert_eq!(a2.ogctl(&["connect", CLUSTER, "--consume", "--wait", "30"]).code, 0);
     a2.until(DEADLINE, "ogctl models --json | grep -q opengateway-demo");
-    let answer = chat(a2, &a2.sh("ogctl key"), "What is 2+2?");
+    let answer = chat(a2, &a2.sh("ogctl key --print"), "What is 2+2?");
     is_4(&answer);
     assert!(answer.contains("a1"), "a header names the node: {answer}");
 }

@@ -25,7 +25,7 @@ done
 # The engine too, where one is built; its libraries lie where it is, and what is installed stands for them.
 if [ -n "${ENGINE:-}" ]; then
   mkdir -p "$top/usr/libexec" "$top/usr/lib/opengateway"
-  printf '#!/bin/sh\nexec /fixture/engine/libexec/opengateway-engine "$@"\n' >"$top/usr/libexec/opengateway-engine"
+  printf '#!/bin/sh\nexec /fixture/libexec/opengateway-engine "$@"\n' >"$top/usr/libexec/opengateway-engine"
   chmod 755 "$top/usr/libexec/opengateway-engine"
   echo library >"$top/usr/lib/opengateway/libllama.so.0"
 fi
@@ -91,7 +91,8 @@ fn make() -> TempDir {
         readable(&root.join("programs").join(name));
     }
     if let Some(engine) = engine() {
-        must(Command::new("cp").arg("-r").arg(engine).arg(root.join("engine")));
+        // Beside the programs, as the daemon looks for it.
+        must(Command::new("cp").arg("-r").args([engine.join("libexec"), engine.join("lib")]).arg(root));
     }
     make_key(&root.join("key"));
     make_key(&root.join("other-key"));
@@ -100,8 +101,8 @@ fn make() -> TempDir {
     directory
 }
 
-/// The directory that a sandbox sees as /fixture: `release`, `newer` (the next version), `programs`, `engine`, `key`,
-/// `other-key`.
+/// The directory that a sandbox sees as /fixture: `release`, `newer` (the next version), `programs` with the engine
+/// beside them, `key`, `other-key`.
 pub fn directory() -> &'static Path {
     static MADE: OnceLock<TempDir> = OnceLock::new();
     MADE.get_or_init(make).path()

@@ -57,6 +57,22 @@ fn resources() -> Resources {
     }
 }
 
+fn no_engine() -> opengateway::models::Settings {
+    opengateway::models::Settings {
+        directory: "/nowhere".into(),
+        also: Vec::new(),
+        enabled: true,
+        program: "/nowhere/opengateway-engine".into(),
+        threads: None,
+        context: None,
+        slots: None,
+        keep: Vec::new(),
+        idle: None,
+        file_template: false,
+        gpu_layers: None,
+    }
+}
+
 fn id(name: &str) -> ClusterId {
     ClusterId::new(name).unwrap()
 }
@@ -112,12 +128,22 @@ impl Played {
         let (_, tiers) = watch::channel(Vec::new());
         let (serve, _) = serve::spawn(serve::Config { backends: vec![Arc::new(Echo::default())], tiers });
         let (files, asked, list) = opengateway::models::Handle::new(Vec::new());
+        let parts = opengateway::http::Parts {
+            net: net.clone(),
+            serve: serve.clone(),
+            dispatch: dispatch.clone(),
+            node_name: "played".to_owned(),
+            state_dir: bus.dir().to_owned(),
+            settings: opengateway::config::HttpSettings::default(),
+        };
         let node = dbus::Node {
             net,
             serve: serve.clone(),
             dispatch,
             models: files,
+            engine: watch::channel(no_engine()).1,
             gauge,
+            http: opengateway::http::start(parts, Vec::new()),
             control,
             version: "0.1.0".to_owned(),
             node_name: "played".to_owned(),

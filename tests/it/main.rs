@@ -17,6 +17,8 @@ mod engine;
 #[cfg(feature = "daemon")]
 mod gauge;
 #[cfg(feature = "daemon")]
+mod http;
+#[cfg(feature = "daemon")]
 mod installed;
 #[cfg(feature = "daemon")]
 mod man;
@@ -27,5 +29,9 @@ mod ogctl;
 mod openai;
 #[cfg(feature = "daemon")]
 mod polkit;
+#[cfg(feature = "daemon")]
+mod routing;
+#[cfg(feature = "daemon")]
+mod upstreams;
 #[cfg(feature = "daemon")]
 mod wire;
