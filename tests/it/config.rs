@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use opengateway::config::{self, BackendKind, Environment, Overrides, Roots, Settings};
+use opengateway::config::{self, BackendKind, EngineSettings, Environment, Overrides, Roots, Settings};
 
 const SHIPPED: &str = include_str!("../../packaging/opengatewayd.toml");
 const RAW: &str = include_str!("../../src/config/raw.rs");
@@ -70,6 +70,12 @@ fn uncommented_it_shows_the_defaults_where_it_says_so() {
             clusters: default.clusters.clone(),
             backends: default.backends.clone(),
             any_port: default.any_port,
+            engine: EngineSettings {
+                program: default.engine.program.clone(),
+                keep: default.engine.keep.clone(),
+                gpu_layers: default.engine.gpu_layers,
+                ..shown.engine.clone()
+            },
             ..shown.clone()
         },
         // In another order, which means nothing.

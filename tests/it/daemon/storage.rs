@@ -225,6 +225,8 @@ async fn a_start_without_space_works_and_one_on_a_read_only_directory_says_why_n
 
     // No space for the first start either: nothing half is left, and it starts when there is some.
     node.kill().await;
+    // That of the models is empty.
+    std::fs::remove_dir(node.state_dir().join("models")).unwrap();
     for name in files(&node.state_dir()) {
         std::fs::remove_file(node.state_dir().join(name)).unwrap();
     }
