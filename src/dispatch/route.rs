@@ -244,6 +244,7 @@ fn draw(weighed: &[Weighed], random: &mut impl FnMut(usize) -> usize) -> usize {
 
 /// One at random, each as often as it can carry.
 fn by_capacity<'a>(weighed: &'a [Weighed], without: Option<usize>, random: &mut impl FnMut(usize) -> usize) -> &'a Weighed {
+    #[allow(clippy::cast_possible_truncation)] // clamped to what a usize holds
     let weight = |one: &Weighed| if Some(one.at) == without { 0 } else { (one.capacity * 100.0).clamp(1.0, 1e9) as usize };
     let whole: usize = weighed.iter().map(weight).sum();
     let mut left = if whole == 0 { 0 } else { random(whole) };

@@ -75,7 +75,8 @@ async fn a_connection_that_is_closed_in_the_face_of_a_request_is_tried_once_more
     // Every second prompt finds its connection closed, as when the server's patience ended at that moment.
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
-    let stand = stand(move || if counted.fetch_add(1, Ordering::SeqCst) % 2 == 0 { Reply::Close } else { Reply::four() }).await;
+    let stand =
+        stand(move || if counted.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { Reply::Close } else { Reply::four() }).await;
     let backend = backend(&stand.url(), Some(Api::OpenAi));
     models(&backend).await;
     assert_eq!(answer(&backend, "m", ask("x")).await.unwrap().0, "4");

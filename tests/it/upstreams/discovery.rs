@@ -42,10 +42,12 @@ fn has_model(offer: &Offer) -> bool {
     offer.models.len() > 1
 }
 
+type Answers = fn(&Asked) -> Reply;
+
 /// All kinds are asked for; each finds its own.
 #[tokio::test]
 async fn a_server_appears_with_its_slots() {
-    let kinds: [(Api, fn(&Asked) -> Reply, u16); 4] =
+    let kinds: [(Api, Answers, u16); 4] =
         [(Api::Ollama, ollama, 4), (Api::LlamaServer, llama_server, 2), (Api::Vllm, vllm, 32), (Api::LmStudio, lm_studio, 4)];
     for (api, answer, slots) in kinds {
         let serve = serving();

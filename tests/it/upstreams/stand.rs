@@ -131,7 +131,7 @@ impl Stand {
 
 async fn request(stream: &mut TcpStream, bytes: &mut Vec<u8>, counts: &Counts) -> Option<Asked> {
     let mut more = async |bytes: &mut Vec<u8>| {
-        let mut buffer = [0; 65536];
+        let mut buffer = vec![0; 65536];
         let count = stream.read(&mut buffer).await.ok().filter(|count| *count > 0)?;
         counts.bytes.fetch_add(count, Ordering::SeqCst);
         bytes.extend_from_slice(&buffer[..count]);

@@ -194,8 +194,8 @@ pub fn attach(command: Command, words: &[String]) -> Command {
         })
         .mut_subcommand("eligible", |sub| sub.mut_arg("tier", |arg| arg.add(live(Typed::tiers))))
         .mut_subcommand("jobs", |sub| sub.mut_arg("cancel", |arg| arg.add(live(Typed::jobs))))
-        .mut_subcommand("prompt", |sub| wishes(sub))
-        .mut_subcommand("chat", |sub| wishes(sub))
+        .mut_subcommand("prompt", wishes)
+        .mut_subcommand("chat", wishes)
 }
 
 #[cfg(test)]
