@@ -40,11 +40,39 @@ pub mod prompt_option {
 
     /// What `Prompt` accepts.
     pub const PROMPT: &[&str] = &[
-        MODEL, TIER, MAX_TOKENS, TEMPERATURE, SEED, TOP_P, STOP, SYSTEM, MESSAGES, RAW, TIMEOUT, PEER, NODE, LOCAL_FIRST, NO_LOCAL,
+        MODEL,
+        TIER,
+        MAX_TOKENS,
+        TEMPERATURE,
+        SEED,
+        TOP_P,
+        STOP,
+        SYSTEM,
+        MESSAGES,
+        RAW,
+        TIMEOUT,
+        PEER,
+        NODE,
+        LOCAL_FIRST,
+        NO_LOCAL,
     ];
     /// What `StartPrompt` accepts.
     pub const START_PROMPT: &[&str] = &[
-        MODEL, TIER, MAX_TOKENS, TEMPERATURE, SEED, TOP_P, STOP, SYSTEM, MESSAGES, RAW, TIMEOUT, PEER, NODE, LOCAL_FIRST, NO_LOCAL,
+        MODEL,
+        TIER,
+        MAX_TOKENS,
+        TEMPERATURE,
+        SEED,
+        TOP_P,
+        STOP,
+        SYSTEM,
+        MESSAGES,
+        RAW,
+        TIMEOUT,
+        PEER,
+        NODE,
+        LOCAL_FIRST,
+        NO_LOCAL,
         PROMPT_FD,
     ];
 }

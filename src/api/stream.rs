@@ -221,8 +221,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
     /// # Errors
     /// [`StreamError`]; the reader is of no use after one.
     pub async fn next_step(&mut self) -> Result<Option<Step>, StreamError> {
-        let parse =
-            |line: &[u8]| serde_json::from_slice(line).map_err(|error| StreamError::NotJson { column: error.column() });
+        let parse = |line: &[u8]| serde_json::from_slice(line).map_err(|error| StreamError::NotJson { column: error.column() });
         self.next_as(parse).await
     }
 

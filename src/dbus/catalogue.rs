@@ -213,7 +213,8 @@ mod tests {
     #[test]
     fn nodes_of_one_model_are_together_and_what_they_agree_on_is_the_models() {
         let old = ModelOffer::named("demo");
-        let models = of_cluster(vec![offered("A", file("demo", 7, 1)), offered("B", old), offered("C", ModelOffer::named("echo"))], None);
+        let models =
+            of_cluster(vec![offered("A", file("demo", 7, 1)), offered("B", old), offered("C", ModelOffer::named("echo"))], None);
         let names: Vec<&str> = models.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["demo", "echo"]);
         let demo = &models[0].1;
@@ -233,7 +234,8 @@ mod tests {
     #[test]
     fn the_default_is_the_greatest_that_is_not_failed_and_the_echo_only_when_there_is_no_other() {
         let broken = ModelOffer { state: ModelState::Failed, ..file("huge", 900_000_000_000, 1) };
-        let all = vec![offered("A", broken), offered("A", file("large", 4_000_000_000, 2)), offered("A", file("toy", 900_000, 3))];
+        let all =
+            vec![offered("A", broken), offered("A", file("large", 4_000_000_000, 2)), offered("A", file("toy", 900_000, 3))];
         let default = |offered: Vec<Offered>| {
             of_cluster(offered, None).into_iter().find(|(_, details)| is_default(details)).map(|(name, _)| name)
         };

@@ -11,12 +11,12 @@ use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, Variant, fdo};
 
-use super::cluster::{self, Cluster};
 use super::catalogue;
+use super::cluster::{self, Cluster};
 use super::details;
 use super::guard::Guarded;
-use super::models::{self, Models};
 use super::manager::{Manager, Shared, object_path};
+use super::models::{self, Models};
 use crate::api::names::{CLUSTER_INTERFACE, MANAGER_INTERFACE, MODELS_INTERFACE, ROOT_PATH};
 use crate::api::path;
 use crate::domain::cluster::ClusterId;

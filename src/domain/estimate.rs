@@ -166,10 +166,9 @@ mod tests {
                 "llama" => (attention + 3 * width * wide + 2 * width, width),
                 "qwen2" => (attention + width + 2 * kv + 3 * width * wide + 2 * width, width),
                 // Biases everywhere, one norm for a layer, and a bias of the output.
-                _ => (
-                    attention + 4 * width + 2 * width * wide + wide + width + 2 * width,
-                    2 * width + u64::from(shape.vocabulary),
-                ),
+                _ => {
+                    (attention + 4 * width + 2 * width * wide + wide + width + 2 * width, 2 * width + u64::from(shape.vocabulary))
+                }
             };
             let tables = u64::from(shape.vocabulary) * width * if model.tied { 1 } else { 2 };
             assert_eq!(shape.parameters, u64::from(shape.layers) * layer + tail + tables, "{}", tier.name);

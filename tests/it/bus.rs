@@ -127,7 +127,18 @@ impl Played {
         };
         let builder = zbus::connection::Builder::address(bus.address());
         let service = dbus::serve(builder, node, Mode::PerUser(rustix::process::geteuid().as_raw())).await.unwrap();
-        Some(Self { service, net: scripted, serve, starts, measures, measured, requests, models: (asked, list), control: state, bus })
+        Some(Self {
+            service,
+            net: scripted,
+            serve,
+            starts,
+            measures,
+            measured,
+            requests,
+            models: (asked, list),
+            control: state,
+            bus,
+        })
     }
 
     async fn started(&mut self) -> Start {

@@ -356,7 +356,10 @@ mod tests {
     fn quantities_and_times_read_well() {
         assert_eq!(gib(Some(8 << 30)), "8.0 GiB");
         assert_eq!((gib(Some(1)), gib(Some(0)), gib(None)), ("<0.1 GiB".into(), "0.0 GiB".into(), "-".into()));
-        assert_eq!((file_size(Some(999)), file_size(Some(900_000)), file_size(None)), ("999 B".into(), "0.9 MB".into(), "-".into()));
+        assert_eq!(
+            (file_size(Some(999)), file_size(Some(900_000)), file_size(None)),
+            ("999 B".into(), "0.9 MB".into(), "-".into())
+        );
         assert_eq!((file_size(Some(1_500)), file_size(Some(2_019_377_696))), ("1.5 kB".into(), "2.0 GB".into()));
         assert_eq!(latency(Some(999)), "999 µs");
         assert_eq!(latency(Some(1_000)), "1.0 ms");

@@ -113,9 +113,14 @@ async fn the_models_of_a_cluster_are_those_of_its_members_and_our_own() {
         ..ModelOffer::named("large")
     };
     let other = ModelOffer { digest: Some([2; 32]), state: ModelState::Loading, ..large.clone() };
-    let members = [of_member("NodeA", 1, large), of_member("NodeB", 2, other), of_member("No\0d\u{1b}e", 3, ModelOffer::named("a\0b"))];
+    let members =
+        [of_member("NodeA", 1, large), of_member("NodeB", 2, other), of_member("No\0d\u{1b}e", 3, ModelOffer::named("a\0b"))];
     played.net.state.send_replace(snapshot(&[("gatewayai-poc", &members)]));
-    played.models.1.send_replace(vec![Local { state: ModelState::Failed, problem: Some("it is cut off".to_owned()), ..file("own") }]);
+    played.models.1.send_replace(vec![Local {
+        state: ModelState::Failed,
+        problem: Some("it is cut off".to_owned()),
+        ..file("own")
+    }]);
 
     let models = list(&connection, "", Options::new()).await;
     let names: Vec<&str> = models.iter().map(|(name, _)| name.as_str()).collect();
@@ -294,7 +299,9 @@ async fn the_other_wishes_reach_the_models_and_come_back_by_name() {
         let answering = async {
             let asked = within(played.models.0.recv()).await;
             let reply = match asked {
-                Some(Asked::Remove(name, reply) | Asked::Load(name, reply) | Asked::Unload(name, reply)) if name == "demo" => reply,
+                Some(Asked::Remove(name, reply) | Asked::Load(name, reply) | Asked::Unload(name, reply)) if name == "demo" => {
+                    reply
+                }
                 other => panic!("{other:?}"),
             };
             reply.send(Err(refusal)).unwrap();

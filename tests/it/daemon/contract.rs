@@ -38,11 +38,7 @@ async fn live_objects_are_those_of_the_interface_files() {
         call(&connection, "StartPrompt", &("", "x", Options::new())).await.unwrap().body().deserialize().unwrap();
     for (path, name, file) in [
         (ROOT, MANAGER, include_str!("../../../dbus/org.opengateway.Gateway1.Manager.xml")),
-        (
-            ROOT,
-            "org.opengateway.Gateway1.Models",
-            include_str!("../../../dbus/org.opengateway.Gateway1.Models.xml"),
-        ),
+        (ROOT, "org.opengateway.Gateway1.Models", include_str!("../../../dbus/org.opengateway.Gateway1.Models.xml")),
         (
             "/org/opengateway/Gateway1/cluster/gatewayai_2dpoc",
             "org.opengateway.Gateway1.Cluster",
@@ -97,8 +93,7 @@ async fn bad_arguments_have_the_documented_names() {
     assert_eq!(prompt("x", Options::from([("Temperature", Variant::from(f64::NAN))])).await, invalid);
     assert_eq!(prompt("x", Options::from([("MaxTokens", Variant::from(0_u32))])).await, invalid);
     assert_eq!(prompt("x", Options::from([("Timeout", Variant::from(3_600_000_001_u64))])).await, invalid);
-    let messages =
-        |role: &'static str, count: usize| Options::from([("Messages", Variant::from(vec![(role, "x"); count]))]);
+    let messages = |role: &'static str, count: usize| Options::from([("Messages", Variant::from(vec![(role, "x"); count]))]);
     assert_eq!(prompt("x", messages("robot", 1)).await, invalid);
     assert_eq!(prompt("x", messages("user", 1025)).await, invalid);
     assert_eq!(prompt("x", Options::from([("Messages", Variant::from(vec!["x"]))])).await, invalid);
@@ -117,7 +112,8 @@ async fn bad_arguments_have_the_documented_names() {
         assert_eq!(prompt("x", Options::from([("Raw", Variant::from(true)), other])).await, invalid);
     }
     // At the limits nothing is wrong with the arguments.
-    for fine in [messages("assistant", 1024), stop(&"x".repeat(256), 16), Options::from([("TopP", Variant::from(1.0))]), earlier(most)]
+    for fine in
+        [messages("assistant", 1024), stop(&"x".repeat(256), 16), Options::from([("TopP", Variant::from(1.0))]), earlier(most)]
     {
         let answered = call(&connection, "Prompt", &("x", "x", fine)).await;
         assert!(answered.is_ok() || answered.as_ref().is_err_and(|(name, _)| *name != invalid), "{answered:?}");

@@ -35,7 +35,8 @@ async fn commands_steer_the_conversation() {
     let Some(bus) = bus_or_skip() else { return };
     let daemon = Fake::serve(&bus).await;
     let file = bus.dir().join("saved");
-    let lines = format!("one\n/reset\n//two\n/model m\n/node n\n/system s\n/retry\n/model\n/save {}\n/quit\nnever\n", file.display());
+    let lines =
+        format!("one\n/reset\n//two\n/model m\n/node n\n/system s\n/retry\n/model\n/save {}\n/quit\nnever\n", file.display());
     let said = chat(&bus, &["chat"], &lines).await;
     assert_eq!((said.code, said.stdout.as_str()), (0, "one\n/two\n/two\n"), "{said:?}");
     assert!(said.stderr.contains("model: m; there are: echo, llama3.2:3b"), "{said:?}");

@@ -376,7 +376,10 @@ impl Models {
             node.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value)));
             node
         };
-        let echo = vec![("Nodes", Variant::from(vec![node("NodeA", vec![]), node(EVIL_NAME, vec![])])), ("State", Variant::from("available"))];
+        let echo = vec![
+            ("Nodes", Variant::from(vec![node("NodeA", vec![]), node(EVIL_NAME, vec![])])),
+            ("State", Variant::from("available")),
+        ];
         let digest = || Variant::from("ab".repeat(32));
         let llama = vec![
             ("Nodes", Variant::from(vec![node("Ann's node", vec![("State", Variant::from("ready")), ("Digest", digest())])])),

@@ -74,9 +74,7 @@ async fn run_on_bus(args: Args, out: &Output, question: &str, source: Option<mod
         Command::Connect(options) => membership::connect(&mut bus, out, &options).await,
         Command::Disconnect(options) => membership::disconnect(&mut bus, out, &options).await,
         Command::Resources { fresh } => resources::resources(&mut bus, out, fresh).await,
-        Command::Eligible { fresh, tier, explain } => {
-            resources::eligible(&mut bus, out, fresh, tier.as_deref(), explain).await
-        }
+        Command::Eligible { fresh, tier, explain } => resources::eligible(&mut bus, out, fresh, tier.as_deref(), explain).await,
         Command::Peers { cluster } => peers::peers(&mut bus, out, cluster).await,
         Command::Models(options) => models::run(&mut bus, out, options, source).await,
         Command::Chat(options) => chat::run(&mut bus, out, options.wishes, globals.timeout).await,

@@ -118,9 +118,8 @@ impl Typed {
 
     /// Models that can be asked for, with how many nodes have them.
     fn models(&self) -> Vec<CompletionCandidate> {
-        let list = async |bus: &mut Bus| {
-            bus.ask_models(async |models| models.list_models(&self.cluster, &Options::new()).await).await
-        };
+        let list =
+            async |bus: &mut Bus| bus.ask_models(async |models| models.list_models(&self.cluster, &Options::new()).await).await;
         let nodes = |count: usize| if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
         let about = |details: &Details| nodes(details.inners("Nodes").len());
         self.ask(list).unwrap_or_default().iter().filter_map(|(model, details)| candidate(model, &about(details))).collect()

@@ -66,7 +66,8 @@ fn stem(path: &Path) -> Option<String> {
 /// What comes from a pipe, in a file without a name: the daemon takes files alone, since a pipe may have no end. It is gone
 /// when this process is.
 fn spool(mut pipe: File) -> Result<File, Failure> {
-    let directory = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    let directory =
+        std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let failed = |error: &dyn std::fmt::Display| {
         let message = format!("cannot keep standard input in {}: {error}", term::line(&directory.to_string_lossy()));
         Failure::new("System", message, "set TMPDIR to a directory with more space, or add a file", exit::FAILED)

@@ -143,7 +143,8 @@ fn node_name(node: &Node) -> String {
 }
 
 fn text(view: &Models, style: &Style, verbose: bool) -> String {
-    let place = view.cluster.as_deref().map_or_else(|| "on this machine".to_owned(), |cluster| format!("in {}", term::line(cluster)));
+    let place =
+        view.cluster.as_deref().map_or_else(|| "on this machine".to_owned(), |cluster| format!("in {}", term::line(cluster)));
     if view.models.is_empty() {
         return format!("No model {place} now. Add one with: ogctl models add FILE.gguf\n");
     }
@@ -155,7 +156,8 @@ fn text(view: &Models, style: &Style, verbose: bool) -> String {
         shown.push_str(&format!("A prompt that names no model goes to {}.\n", term::line(&default.model)));
     }
     for model in &view.models {
-        let of_nodes = model.nodes.iter().filter_map(|node| Some(format!("{}: {}", node_name(node), node.about.problem.as_ref()?)));
+        let of_nodes =
+            model.nodes.iter().filter_map(|node| Some(format!("{}: {}", node_name(node), node.about.problem.as_ref()?)));
         for problem in model.about.problem.iter().cloned().chain(of_nodes) {
             shown.push_str(&format!("{} {}: {}\n", style.paint(Tone::Warn, "!"), term::line(&model.model), term::line(&problem)));
         }
