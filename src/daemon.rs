@@ -24,7 +24,7 @@ use crate::net::identity::Identity;
 use crate::serve::backend::{Backend, Limits};
 use crate::serve::{Echo, OpenAi, OpenAiError, OpenAiSettings};
 use crate::state::{ClustersError, DirError, IdentityFileError, Memory, StateDir};
-use crate::{dispatch, gauge, net, serve};
+use crate::{dispatch, gauge, http, models, net, serve};
 use status::Status;
 
 /// Running prompts may end within this time after SIGTERM.
@@ -185,21 +185,41 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     let tiers = follow_tiers(gauge.clone(), lent_receiver);
     let backends = settings.backends.iter().map(backend).collect::<Result<Vec<_>, _>>()?;
     let (serve, mut serving) = serve::spawn(serve::Config { backends, tiers });
+    let (model_settings, model_receiver) = watch::channel(model_settings(&settings));
+    let models = models::spawn(models::Config {
+        settings: model_receiver,
+        state_dir: state.path().to_owned(),
+        serve: serve.clone(),
+        gauge: gauge.clone(),
+    });
+    let mut model_problems = models.problems.clone();
     let (net, mut network) = net::start(net_config(&settings), &identity, Arc::new(serve.clone())).await?;
     let discovering = discover(&serve, &settings);
     let dispatch = dispatch::Handle::new(dispatch::Router::new(net.clone(), serve.clone(), settings.node_name.clone()));
+
+    let http = http::start(
+        http::Parts {
+            net: net.clone(),
+            serve: serve.clone(),
+            dispatch: dispatch.clone(),
+            node_name: settings.node_name.clone(),
+            state_dir: state.path().to_owned(),
+            settings: settings.http.clone(),
+        },
+        http::passed_sockets(),
+    );
 
     let mut shown =
         ControlState { saved: control::shown(&memory, &settings), sharing, lent, stopping: false, problems: Vec::new() };
     shown.problems.extend(warning);
     let (control, requests, publish) = Control::new(shown);
-    let (models, _model_requests, _model_list) = crate::models::Handle::new(Vec::new());
     let node = dbus::Node {
         net: net.clone(),
         serve: serve.clone(),
         dispatch,
-        models,
+        models: models.handle.clone(),
         gauge: gauge.clone(),
+        http: http.clone(),
         control,
         version: crate::domain::version::VERSION.to_owned(),
         node_name: settings.node_name.clone(),
@@ -226,6 +246,8 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         gauge,
         publish,
         lent: lent_sender,
+        models: model_settings,
+        model_problems: Vec::new(),
     };
     keeper.join_at_start().await;
     let (builder, mode) = bus(&options.bus);
@@ -267,6 +289,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
                 status.ready();
             }
             () = status.told() => {}
+            Ok(()) = model_problems.changed() => keeper.note_models(model_problems.borrow_and_update().clone()),
             closed = service.closed() => break Err(match closed {
                 dbus::Closed::BusLost => DaemonError::BusLost,
                 dbus::Closed::Mute => DaemonError::Task("the task that announces changes on the bus ended".to_owned()),
@@ -287,18 +310,20 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     keeper.stopping();
     service.prepare_for_shutdown().await;
     status::stopping(DRAIN + GOODBYE);
-    drain(&serve, &service, &mut stop).await;
+    http.stop();
+    drain(&serve, &service, &http, &mut stop).await;
     net.shutdown().await;
+    models.stop().await;
     service.stop().await;
     outcome
 }
 
 /// Lets running prompts end: those of members and those of this machine's users. A second signal ends the patience.
-async fn drain(serve: &serve::Handle, service: &dbus::Service, stop: &mut Stop) {
+async fn drain(serve: &serve::Handle, service: &dbus::Service, http: &http::Handle, stop: &mut Stop) {
     let ended = async {
         serve.drain(DRAIN).await;
         let deadline = tokio::time::Instant::now() + DRAIN;
-        while service.active_jobs() > 0 && tokio::time::Instant::now() < deadline {
+        while service.active_jobs() + http.active() > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -356,6 +381,25 @@ fn discover(serve: &serve::Handle, settings: &Settings) -> Option<tokio::task::J
     };
     let configured = settings.backends.iter().filter_map(url).collect();
     settings.discover.then(|| serve::discover::start(serve.clone(), serve::discover::Config::usual(configured)))
+}
+
+/// What the configuration says about models, with whole paths.
+fn model_settings(settings: &Settings) -> models::Settings {
+    let whole = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    let engine = &settings.engine;
+    models::Settings {
+        directory: whole(settings.models_dir.clone()),
+        also: settings.models_also.iter().cloned().map(whole).collect(),
+        enabled: engine.enabled,
+        program: whole(engine.program(&std::env::current_exe().unwrap_or_default())),
+        threads: engine.threads,
+        context: engine.context,
+        slots: engine.slots,
+        keep: engine.keep.clone(),
+        idle: engine.idle,
+        file_template: engine.file_template,
+        gpu_layers: engine.gpu_layers,
+    }
 }
 
 fn net_config(settings: &Settings) -> net::Config {

@@ -21,6 +21,7 @@
 //! | `net` | the libp2p swarm and its only owner |
 //! | `serve` | prompts that this machine answers: queue, fair shares, backends |
 //! | `dispatch` | prompts that this machine asks: route, retry, deadline |
+//! | `http` | the OpenAI endpoint: any program that speaks that API asks through it |
 //! | `dbus` | the bus objects: translate, authorise, delegate |
 //! | `daemon` | wiring and lifecycle |
 
@@ -36,6 +37,8 @@ pub mod dbus;
 pub mod dispatch;
 #[cfg(feature = "daemon")]
 pub mod gauge;
+#[cfg(feature = "daemon")]
+pub mod http;
 #[cfg(feature = "daemon")]
 pub mod logging;
 #[cfg(feature = "daemon")]

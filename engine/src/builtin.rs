@@ -19,7 +19,7 @@ pub struct Builtin {
 pub fn recognise(file: &str, has_chatml: bool) -> &'static Builtin {
     let has = |marks: &&[&str]| marks.iter().any(|mark| file.contains(mark));
     let known = ALL.iter().find(|builtin| {
-        !builtin.marks.is_empty() && builtin.marks.iter().all(|group| has(group)) && !builtin.not.iter().any(|mark| file.contains(mark))
+        !builtin.marks.is_empty() && builtin.marks.iter().all(has) && !builtin.not.iter().any(|mark| file.contains(mark))
     });
     known.unwrap_or(if has_chatml { &CHATML } else { &PLAIN })
 }

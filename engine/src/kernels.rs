@@ -49,7 +49,8 @@ fn folders(program: &Path) -> Vec<PathBuf> {
 }
 
 fn has_kernels(folder: &Path) -> bool {
-    std::fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| kernel(&entry.file_name().to_string_lossy()).is_some()))
+    std::fs::read_dir(folder)
+        .is_ok_and(|entries| entries.flatten().any(|entry| kernel(&entry.file_name().to_string_lossy()).is_some()))
 }
 
 /// "haswell" of "libggml-cpu-haswell.so".

@@ -30,9 +30,9 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -72,7 +72,11 @@ fn serve() -> ! {
     log::install();
     let kernels = kernels::load();
     let output = Arc::new(Output::new(copy));
-    output.send(&Up::Hello { protocol: VERSION, version: env!("CARGO_PKG_VERSION").to_owned(), build: build(kernels.as_ref().ok()) });
+    output.send(&Up::Hello {
+        protocol: VERSION,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        build: build(kernels.as_ref().ok()),
+    });
     let mut input = Input::new(stream, Arc::clone(&output));
     let load = input.load();
     let plan = kernels.and_then(|kernels| Ok((Plan::new(load)?, kernels)));
@@ -86,7 +90,8 @@ fn serve() -> ! {
     let (to_preparer, incoming) = mpsc::channel();
     let reader = (Arc::clone(&requests), to_preparer);
     spawn("reader", move || input.serve(&reader.0, &reader.1));
-    let loaded = with_progress(&output, |progress| plan.load(&kernels, progress)).and_then(|loaded| sandbox::close_files().map(|()| loaded));
+    let loaded = with_progress(&output, |progress| plan.load(&kernels, progress))
+        .and_then(|loaded| sandbox::close_files().map(|()| loaded));
     let Loaded { model, context, template, specials, ready } = loaded.unwrap_or_else(|reason| output.load_failed(reason));
     log::serving();
     let slots = ready.slots;
@@ -123,10 +128,12 @@ fn with_progress<T>(output: &Arc<Output>, load: impl FnOnce(Box<dyn FnMut(f32) -
     let progress = Arc::new(AtomicU32::new(0));
     let (done, until) = mpsc::channel::<()>();
     let (seen, told) = (Arc::clone(&progress), Arc::clone(output));
-    let ticker = thread::spawn(move || loop {
-        told.send(&Up::Loading { progress: f32::from_bits(seen.load(Ordering::Relaxed)) });
-        if until.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
-            return;
+    let ticker = thread::spawn(move || {
+        loop {
+            told.send(&Up::Loading { progress: f32::from_bits(seen.load(Ordering::Relaxed)) });
+            if until.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
         }
     });
     let loaded = load(Box::new(move |now| {
@@ -143,7 +150,8 @@ fn with_progress<T>(output: &Arc<Output>, load: impl FnOnce(Box<dyn FnMut(f32) -
 #[allow(unsafe_code)]
 fn build(kernels: Option<&Kernels>) -> String {
     // SAFETY: each is a string with NUL that lives as long as the library.
-    let (llama, ggml) = unsafe { (CStr::from_ptr(llama_cpp_sys_2::llama_version()), CStr::from_ptr(llama_cpp_sys_2::ggml_version())) };
+    let (llama, ggml) =
+        unsafe { (CStr::from_ptr(llama_cpp_sys_2::llama_version()), CStr::from_ptr(llama_cpp_sys_2::ggml_version())) };
     let computes = kernels.map_or("no kernels", |kernels| kernels.cpu.as_str());
     let mut build = format!("llama.cpp {}, ggml {}, {computes}", llama.to_string_lossy(), ggml.to_string_lossy());
     if let Some(gpu) = kernels.and_then(|kernels| kernels.gpu.as_ref()) {

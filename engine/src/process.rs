@@ -19,7 +19,8 @@ pub fn harden() -> io::Result<()> {
     quiet_panics();
     // Before the process stops being dumpable: from then on /proc/self belongs to root.
     raise_oom_score();
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    // A unit may forbid the call, having set the limit itself; not being dumpable is enough.
+    let _ = rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let null = File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;

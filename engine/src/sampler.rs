@@ -25,7 +25,11 @@ impl Settings {
         let seed = request.seed.unwrap_or(random);
         // Numbers between 0 and 2: the narrower type holds them.
         #[allow(clippy::cast_possible_truncation)]
-        Self { temperature: if temperature < GREEDY_BELOW { 0.0 } else { temperature as f32 }, top_p: top_p as f32, seed: fold(seed) }
+        Self {
+            temperature: if temperature < GREEDY_BELOW { 0.0 } else { temperature as f32 },
+            top_p: top_p as f32,
+            seed: fold(seed),
+        }
     }
 }
 

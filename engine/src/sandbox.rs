@@ -75,7 +75,8 @@ fn restrict_files(model: &Path) -> Result<Strength, Box<dyn std::error::Error>> 
     for path in driver_files() {
         // What this machine does not have need not be allowed.
         if let Ok(file) = PathFd::new(path) {
-            rules = rules.add_rule(PathBeneath::new(file, AccessFs::from_read(ABI) | AccessFs::WriteFile | AccessFs::IoctlDev))?;
+            rules =
+                rules.add_rule(PathBeneath::new(file, AccessFs::from_read(ABI) | AccessFs::WriteFile | AccessFs::IoctlDev))?;
         }
     }
     Ok(match rules.restrict_self()?.ruleset {
@@ -89,9 +90,27 @@ fn restrict_files(model: &Path) -> Result<Strength, Box<dyn std::error::Error>> 
 fn driver_files() -> &'static [&'static str] {
     if cfg!(any(feature = "cuda", feature = "vulkan")) {
         &[
-            "/dev/dri", "/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia2", "/dev/nvidia3", "/dev/nvidia4", "/dev/nvidia5",
-            "/dev/nvidia6", "/dev/nvidia7", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/shm", "/proc",
-            "/sys", "/usr/lib", "/usr/lib64", "/usr/share", "/etc/vulkan", "/etc/OpenCL", "/etc/ld.so.cache",
+            "/dev/dri",
+            "/dev/nvidia0",
+            "/dev/nvidia1",
+            "/dev/nvidia2",
+            "/dev/nvidia3",
+            "/dev/nvidia4",
+            "/dev/nvidia5",
+            "/dev/nvidia6",
+            "/dev/nvidia7",
+            "/dev/nvidiactl",
+            "/dev/nvidia-uvm",
+            "/dev/nvidia-uvm-tools",
+            "/dev/shm",
+            "/proc",
+            "/sys",
+            "/usr/lib",
+            "/usr/lib64",
+            "/usr/share",
+            "/etc/vulkan",
+            "/etc/OpenCL",
+            "/etc/ld.so.cache",
         ]
     } else {
         &[]

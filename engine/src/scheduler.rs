@@ -14,12 +14,14 @@ use crate::process::{Exit, exit};
 use crate::requests::Requests;
 use crate::sequence::Sequence;
 
-/// Tokens of prompts in a batch, however slow the model is.
-const MIN_CHUNK: u32 = 64;
+/// Tokens of prompts in a batch, however slow the model is, and while its speed is not known.
+const MIN_CHUNK: u32 = 16;
+/// While answers are under way, which wait for the chunk.
+const SHARED_CHUNK: u32 = 64;
 /// And however fast.
 pub const MAX_CHUNK: u32 = 512;
-/// A chunk takes about this long on a fast model: a cancel waits no longer.
-const CHUNK_TIME: Duration = Duration::from_millis(250);
+/// A chunk takes about this long: a cancel waits no longer, even should the machine become twice as slow meanwhile.
+const CHUNK_TIME: Duration = Duration::from_millis(400);
 /// Batches that may fail one after another before the process gives up.
 const MAX_FAILURES: u32 = 3;
 
@@ -46,7 +48,13 @@ type Place = (usize, i32);
 
 impl Scheduler {
     /// With `slots` slots.
-    pub fn new(model: &'static LlamaModel, context: LlamaContext<'static>, slots: u32, requests: Arc<Requests>, output: Arc<Output>) -> Self {
+    pub fn new(
+        model: &'static LlamaModel,
+        context: LlamaContext<'static>,
+        slots: u32,
+        requests: Arc<Requests>,
+        output: Arc<Output>,
+    ) -> Self {
         Self {
             model,
             context,
@@ -109,9 +117,9 @@ impl Scheduler {
             return self.fail(&format!("llama.cpp cannot compute: {error}"));
         }
         self.failures = 0;
-        if prompt_tokens > 0 && prompt_tokens == self.batch.n_tokens().unsigned_abs() {
+        if prompt_tokens > 0 {
             self.context.synchronize();
-            self.chunk.record(prompt_tokens, before.elapsed());
+            self.chunk.record(self.batch.n_tokens().unsigned_abs(), before.elapsed());
         }
         for (slot, place) in places {
             self.sample(slot, place);
@@ -138,7 +146,7 @@ impl Scheduler {
         let left = |slot: &Option<Sequence>| slot.as_ref().map_or(0, Sequence::prompt_left);
         let mut prompts = self.slots.iter().filter(|slot| left(slot) > 0).count();
         // Answers that are under way wait for the chunk: a small one.
-        let mut budget = if others_wait { MIN_CHUNK } else { self.chunk.size() } as usize;
+        let mut budget = if others_wait { self.chunk.size().min(SHARED_CHUNK) } else { self.chunk.size() } as usize;
         let mut total = 0;
         for slot in (0..count).map(|offset| (self.turn + offset) % count) {
             let Some(sequence) = self.slots[slot].as_mut().filter(|sequence| sequence.prompt_left() > 0) else { continue };
@@ -228,10 +236,10 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// Learns from a batch of nothing but prompts.
+    /// Learns from a batch with prompts in it.
     fn record(&mut self, tokens: u32, elapsed: Duration) {
         let rate = f64::from(tokens) / elapsed.as_secs_f64().max(1e-6);
-        self.rate = if self.rate == 0.0 { rate } else { self.rate * 0.7 + rate * 0.3 };
+        self.rate = if self.rate == 0.0 { rate } else { (self.rate + rate) / 2.0 };
     }
 
     /// Whole multiples of the least, so that batches have few different shapes.
@@ -251,9 +259,11 @@ mod tests {
     fn a_chunk_is_as_large_as_the_model_is_fast() {
         let mut chunk = Chunk::default();
         assert_eq!(chunk.size(), MIN_CHUNK);
-        chunk.record(64, Duration::from_secs(1));
+        chunk.record(16, Duration::from_secs(16));
         assert_eq!(chunk.size(), MIN_CHUNK);
+        chunk.record(16, Duration::from_millis(80));
+        assert_eq!(chunk.size(), 32);
         let of = |rate| Chunk { rate }.size();
-        assert_eq!([of(511.0), of(512.0), of(1e9), of(f64::INFINITY)], [64, 128, MAX_CHUNK, MAX_CHUNK]);
+        assert_eq!([of(119.0), of(120.0), of(1e9), of(f64::INFINITY)], [32, 48, MAX_CHUNK, MAX_CHUNK]);
     }
 }

@@ -77,7 +77,9 @@ impl Template {
         environment.add_function("raise_exception", |_: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, "the template refuses this conversation"))
         });
-        environment.add_template_owned(NAME, source).map_err(|error| format!("the chat template cannot be read: {}", place(&error)))?;
+        environment
+            .add_template_owned(NAME, source)
+            .map_err(|error| format!("the chat template cannot be read: {}", place(&error)))?;
         Ok(Self { environment, name, begin, end, stops })
     }
 
@@ -103,14 +105,17 @@ impl Template {
         let texts: usize = messages.iter().map(|message| message.text.len()).sum();
         // A template may write the system text into each message, not more.
         let limit = texts * 2 + (messages.len() + 1) * MARKS_PER_MESSAGE;
-        let messages: Vec<_> = messages.iter().map(|message| context! { role => message.role, content => message.text }).collect();
+        let messages: Vec<_> =
+            messages.iter().map(|message| context! { role => message.role, content => message.text }).collect();
         let variables = context! {
             messages, add_generation_prompt => true, bos_token => self.begin, eos_token => self.end,
             pad_token => "", unk_token => "",
         };
         let template = self.environment.get_template(NAME).map_err(|error| place(&error))?;
         let mut output = Bounded { bytes: Vec::new(), limit };
-        template.render_captured_to(variables, &mut output).map_err(|error| format!("the chat template failed: {}", place(&error)))?;
+        template
+            .render_captured_to(variables, &mut output)
+            .map_err(|error| format!("the chat template failed: {}", place(&error)))?;
         String::from_utf8(output.bytes).map_err(|_| "the chat template wrote no text".to_owned())
     }
 }
@@ -183,7 +188,10 @@ mod tests {
         );
         let (name, text) = rendered("<|start_header_id|> <|end_header_id|>");
         assert_eq!(name, "llama3");
-        assert!(text.starts_with("<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user"), "{text}");
+        assert!(
+            text.starts_with("<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user"),
+            "{text}"
+        );
         assert!(text.ends_with("2+2<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"), "{text}");
         let (name, text) = rendered("[INST] <<SYS>>");
         assert_eq!(name, "llama2");
@@ -210,9 +218,15 @@ mod tests {
     #[test]
     fn every_builtin_renders_what_was_said_and_asks_for_an_answer() {
         for builtin in builtin::ALL {
-            let template =
-                Template::new(exact(), builtin.source.to_owned(), builtin.name.to_owned(), builtin.stops, "<s>".to_owned(), "</s>".to_owned())
-                    .unwrap_or_else(|error| panic!("{}: {error}", builtin.name));
+            let template = Template::new(
+                exact(),
+                builtin.source.to_owned(),
+                builtin.name.to_owned(),
+                builtin.stops,
+                "<s>".to_owned(),
+                "</s>".to_owned(),
+            )
+            .unwrap_or_else(|error| panic!("{}: {error}", builtin.name));
             let text = template.render(&talk()).unwrap();
             let places: Vec<_> = ["Be brief.", "Hi", "Yes?", "2+2"].iter().map(|said| text.find(said)).collect();
             assert!(places.iter().all(Option::is_some), "{}: {text}", builtin.name);
@@ -256,7 +270,9 @@ mod tests {
 
     #[test]
     fn an_error_quotes_no_message() {
-        let template = Template::of_file(facts(Some("{% if messages[0]['content'] == 'Hello' %}x{% else %}{{ messages[0]['content'] / 2 }}{% endif %}")));
+        let template = Template::of_file(facts(Some(
+            "{% if messages[0]['content'] == 'Hello' %}x{% else %}{{ messages[0]['content'] / 2 }}{% endif %}",
+        )));
         let error = template.unwrap().render(&[message("user", "canary")]).unwrap_err();
         assert!(!error.contains("canary"), "{error}");
     }

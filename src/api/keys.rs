@@ -147,6 +147,14 @@ pub mod sharing_option {
     pub const ALL: &[&str] = &[CORES, MEMORY, STORAGE, VRAM, RUNTIME];
 }
 
+/// Options of `GetKey`, of the interface for HTTP.
+pub mod key_option {
+    /// `b`: make another key.
+    pub const RENEW: &str = "Renew";
+    /// What `GetKey` accepts.
+    pub const ALL: &[&str] = &[RENEW];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,5 +171,7 @@ mod tests {
         for key in all.into_iter().flatten().chain(&[resources_option::FRESH, resources_option::TIER]) {
             assert!(manager.contains(&format!("{key} (")), "{key} is not documented");
         }
+        let http = include_str!("../../dbus/org.opengateway.Gateway1.Http.xml");
+        assert!(key_option::ALL.iter().all(|key| http.contains(&format!("{key} ("))));
     }
 }

@@ -12,6 +12,8 @@ pub const BUS_NAME: &str = "org.opengateway.Gateway1";
 pub const ROOT_PATH: &str = "/org/opengateway/Gateway1";
 /// The node: its state, clusters, resources, and prompts.
 pub const MANAGER_INTERFACE: &str = "org.opengateway.Gateway1.Manager";
+/// The OpenAI endpoint, on the same object.
+pub const HTTP_INTERFACE: &str = "org.opengateway.Gateway1.Http";
 /// One cluster; objects below [`CLUSTER_PATH_PREFIX`](crate::api::path::CLUSTER_PATH_PREFIX).
 pub const CLUSTER_INTERFACE: &str = "org.opengateway.Gateway1.Cluster";
 /// One prompt in progress; objects below [`JOB_PATH_PREFIX`](crate::api::path::JOB_PATH_PREFIX).

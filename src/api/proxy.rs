@@ -280,6 +280,26 @@ pub trait Job {
     fn completion_tokens(&self) -> zbus::Result<u32>;
 }
 
+/// The OpenAI endpoint of the node, and the keys for it.
+#[zbus::proxy(
+    interface = "org.opengateway.Gateway1.Http",
+    default_service = "org.opengateway.Gateway1",
+    default_path = "/org/opengateway/Gateway1"
+)]
+pub trait Http {
+    /// The key of the caller's user.
+    #[zbus(allow_interactive_auth)]
+    fn get_key(&self, options: &Options<'_>) -> zbus::Result<String>;
+
+    /// Where it listens; empty while it is off.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn addresses(&self) -> zbus::Result<Vec<String>>;
+
+    /// Whoever comes by TCP shows a key.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn key_required(&self) -> zbus::Result<bool>;
+}
+
 #[cfg(test)]
 mod tests {
     use zbus_xml::{Node, PropertyAccess};
@@ -304,6 +324,7 @@ mod tests {
             ("Cluster", include_str!("../../dbus/org.opengateway.Gateway1.Cluster.xml")),
             ("Job", include_str!("../../dbus/org.opengateway.Gateway1.Job.xml")),
             ("Models", include_str!("../../dbus/org.opengateway.Gateway1.Models.xml")),
+            ("Http", include_str!("../../dbus/org.opengateway.Gateway1.Http.xml")),
         ];
         for (short, xml) in files {
             let start = source.find(&format!("pub trait {short} {{")).expect("the proxy is there");

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::raw::{Cluster, Node, Raw};
+use super::raw::{Cluster, Node, OneOrMany, Raw};
 use super::settings::Settings;
 
 /// A configuration file is text that a person wrote.
@@ -24,6 +24,8 @@ pub struct Roots {
     pub state_dir: PathBuf,
     /// Models when nothing names their directory nor that of the state; `None` is "models" in the state directory.
     pub models_dir: Option<PathBuf>,
+    /// Directories that models are found in besides, when nothing names them.
+    pub models_also: Vec<PathBuf>,
 }
 
 impl Roots {
@@ -36,6 +38,7 @@ impl Roots {
             drop_ins: vec![drop_in("/usr/lib"), drop_in("/run"), drop_in("/etc")],
             state_dir: "/var/lib/opengateway".into(),
             models_dir: None,
+            models_also: vec!["/usr/share/opengateway/models".into()],
         }
     }
 
@@ -47,6 +50,7 @@ impl Roots {
             drop_ins: vec![root.join("config/opengatewayd.toml.d")],
             state_dir: root.join("state"),
             models_dir: Some(root.join("models")),
+            models_also: vec![root.join("share/opengateway/models")],
         }
     }
 
@@ -140,7 +144,7 @@ pub struct Overrides {
     /// `--no-discover`.
     pub no_discover: bool,
     /// `--http`.
-    pub http: Option<String>,
+    pub http: Vec<String>,
     /// `--log`.
     pub log: Option<String>,
 }
@@ -175,8 +179,8 @@ impl Overrides {
                 clusters.push(Cluster { id: id.clone(), serve: self.serve, bootstrap: None });
             }
         }
-        if self.http.is_some() {
-            raw.http.get_or_insert_default().listen.clone_from(&self.http);
+        if !self.http.is_empty() {
+            raw.http.get_or_insert_default().listen = Some(OneOrMany::Many(self.http.clone()));
         }
         if self.log.is_some() {
             raw.log.get_or_insert_default().level.clone_from(&self.log);
@@ -332,6 +336,7 @@ pub fn check(roots: &Roots, environment: &Environment, overrides: &Overrides) ->
     if let (Some(models), false) = (&roots.models_dir, elsewhere) {
         raw.models.get_or_insert_default().directory.get_or_insert_with(|| models.clone());
     }
+    raw.models.get_or_insert_default().also.get_or_insert_with(|| roots.models_also.clone());
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let settings = Settings::check(raw, &hostname, roots.state_dir.clone())
         .map_err(|reason| ConfigError::Value { place: "command line, environment or files".to_owned(), reason })?;
@@ -358,6 +363,7 @@ mod tests {
             drop_ins: vec![directory.join("lib"), directory.join("run"), directory.join("etc")],
             state_dir: directory.join("state"),
             models_dir: None,
+            models_also: Vec::new(),
         }
     }
 

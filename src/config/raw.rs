@@ -21,6 +21,8 @@ pub struct Raw {
     pub upstreams: Option<Upstreams>,
     /// `[models]`.
     pub models: Option<Models>,
+    /// `[engine]`.
+    pub engine: Option<Engine>,
     /// `[http]`.
     pub http: Option<Http>,
     /// `[log]`.
@@ -124,14 +126,60 @@ pub struct Upstreams {
 pub struct Models {
     /// Where models are kept.
     pub directory: Option<PathBuf>,
+    /// Where models are found besides.
+    pub also: Option<Vec<PathBuf>>,
+}
+
+/// `[engine]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    /// Compute models on this machine.
+    pub enabled: Option<bool>,
+    /// The program.
+    pub program: Option<PathBuf>,
+    /// Threads for computing.
+    pub threads: Option<u32>,
+    /// Context window of a prompt, in tokens.
+    pub context: Option<u32>,
+    /// Prompts answered at once.
+    pub slots: Option<u32>,
+    /// Models that are loaded at the start and stay.
+    pub keep: Option<Vec<String>>,
+    /// Seconds without a prompt until a model is unloaded.
+    pub idle: Option<u64>,
+    /// Use the chat template of the file.
+    pub file_template: Option<bool>,
+    /// Layers that go to a GPU.
+    pub gpu_layers: Option<u32>,
 }
 
 /// `[http]`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Http {
-    /// "off" is all that this version takes.
-    pub listen: Option<String>,
+    /// "off", an address, or several.
+    pub listen: Option<OneOrMany>,
+    /// "required" or "none".
+    pub key: Option<String>,
+    /// Take addresses that other machines reach.
+    pub allow_remote: Option<bool>,
+    /// Connections at once.
+    pub max_connections: Option<u32>,
+    /// Names that a `Host` header may have besides `localhost`.
+    pub hosts: Option<Vec<String>>,
+    /// Web pages that may call from a browser.
+    pub origins: Option<Vec<String>>,
+}
+
+/// A text or a list of texts.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
+pub enum OneOrMany {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
 }
 
 /// `[log]`.
@@ -159,8 +207,15 @@ impl Raw {
         section(&mut self.network, over.network, |under, over| overlay!(under, over; listen, bootstrap, mdns, max_connections));
         section(&mut self.serve, over.serve, |under, over| overlay!(under, over; enabled, cores, memory_gb, storage_gb, vram_gb));
         section(&mut self.upstreams, over.upstreams, |under, over| overlay!(under, over; discover));
-        section(&mut self.models, over.models, |under, over| overlay!(under, over; directory));
-        section(&mut self.http, over.http, |under, over| overlay!(under, over; listen));
+        section(&mut self.models, over.models, |under, over| overlay!(under, over; directory, also));
+        section(&mut self.engine, over.engine, |under, over| {
+            overlay!(under, over; enabled, program, threads, context, slots, keep, idle, file_template, gpu_layers);
+        });
+        section(
+            &mut self.http,
+            over.http,
+            |under, over| overlay!(under, over; listen, key, allow_remote, max_connections, hosts, origins),
+        );
         section(&mut self.log, over.log, |under, over| overlay!(under, over; level));
         overlay!(self, over; cluster, backend);
     }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::engine::{self, EngineSettings};
+use super::http::HttpSettings;
 use super::raw::{self, Raw};
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::MAX_NODE_NAME_BYTES;
@@ -79,6 +81,10 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Where models are kept.
     pub models_dir: PathBuf,
+    /// Where models are found besides.
+    pub models_also: Vec<PathBuf>,
+    /// How models are computed here.
+    pub engine: EngineSettings,
     /// Multiaddrs to listen on.
     pub listen: Vec<String>,
     /// The addresses are the default ones: a port that is taken is replaced by a free one.
@@ -99,6 +105,8 @@ pub struct Settings {
     pub backends: Vec<BackendSettings>,
     /// Look for servers of models on their usual ports of this machine.
     pub discover: bool,
+    /// The OpenAI endpoint.
+    pub http: HttpSettings,
     /// Filter for log lines.
     pub log: String,
 }
@@ -242,6 +250,7 @@ impl Settings {
         if clusters.len() > MAX_CLUSTERS {
             return Err(format!("{} clusters are named; a node is in at most {MAX_CLUSTERS}", clusters.len()));
         }
+        let models = raw.models.unwrap_or_default();
         let credentials = raw.credentials.as_deref();
         let raw_backends = raw.backend.unwrap_or_default();
         if raw_backends.len() > MAX_BACKENDS {
@@ -257,11 +266,7 @@ impl Settings {
             1 => {}
             _ => return Err("there is one echo; it is named twice".to_owned()),
         }
-        if let Some(http) = raw.http.and_then(|http| http.listen)
-            && http != "off"
-        {
-            return Err(format!("http.listen is {http:?}; this version has no HTTP endpoint, so only \"off\" is taken"));
-        }
+        let http = super::http::check(raw.http.unwrap_or_default())?;
         let log = raw.log.and_then(|log| log.level).unwrap_or_else(|| "info".to_owned());
         if log.parse::<tracing_subscriber::EnvFilter>().is_err() {
             return Err(format!("log.level {log:?} is no level (error, warn, info, debug, trace) and no filter"));
@@ -272,7 +277,9 @@ impl Settings {
                 let host = &host[..host.floor_char_boundary(MAX_NODE_NAME_BYTES)];
                 if host.is_empty() { "node".to_owned() } else { host.to_owned() }
             }),
-            models_dir: raw.models.and_then(|models| models.directory).unwrap_or_else(|| state_dir.join("models")),
+            models_dir: models.directory.unwrap_or_else(|| state_dir.join("models")),
+            models_also: engine::directories(models.also.unwrap_or_default())?,
+            engine: EngineSettings::check(raw.engine.unwrap_or_default())?,
             state_dir,
             any_port: listen.is_empty(),
             listen: if listen.is_empty() { default_listen() } else { listen },
@@ -289,6 +296,7 @@ impl Settings {
             clusters,
             backends,
             discover: raw.upstreams.and_then(|upstreams| upstreams.discover).unwrap_or(true),
+            http,
             log,
         })
     }
@@ -312,7 +320,13 @@ pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
         sections.push("[upstreams]");
     }
     if old.models_dir != new.models_dir {
-        sections.push("[models]");
+        sections.push("[models] directory");
+    }
+    if old.engine.fixed() != new.engine.fixed() {
+        sections.push("[engine]");
+    }
+    if old.http != new.http {
+        sections.push("[http]");
     }
     sections
 }
@@ -354,7 +368,7 @@ mod tests {
             ("[[backend]]\nkind = \"llama\"", "llama"),
             ("[[backend]]\nkind = \"echo\"\nslots = 0", "slots"),
             ("[[backend]]\nkind = \"echo\"\nurl = \"http://x\"", "echo"),
-            ("[http]\nlisten = \"127.0.0.1:1\"", "http.listen"),
+            ("[http]\nlisten = \"0.0.0.0:1\"", "http.listen"),
             ("[log]\nlevel = \"a=b=c\"", "log.level"),
         ] {
             let error = settings(text).unwrap_err();
@@ -403,5 +417,7 @@ mod tests {
         let old = settings("").unwrap();
         let new = settings("[node]\nname = \"x\"\n[serve]\nenabled = false\n[[cluster]]\nid = \"a\"").unwrap();
         assert_eq!(needs_restart(&old, &new), ["[node]"]);
+        let new = settings("[http]\nkey = \"none\"").unwrap();
+        assert_eq!(needs_restart(&old, &new), ["[http]"]);
     }
 }

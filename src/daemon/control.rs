@@ -12,10 +12,10 @@ use crate::domain::cluster::ClusterId;
 use crate::domain::node::ClusterState;
 use crate::domain::resources::{Lent, lendable};
 use crate::domain::tier;
-use crate::gauge;
 use crate::logging::Log;
 use crate::net::{self, JoinError, JoinOptions, LeaveError};
 use crate::state::{self, Memory, StorageError};
+use crate::{gauge, models};
 
 /// Prompts of a cluster that is no longer in the configuration may end within this: the default of `Disconnect`.
 const DRAIN_REMOVED: Duration = Duration::from_secs(10);
@@ -44,6 +44,9 @@ pub(super) struct Keeper {
     pub gauge: gauge::Handle,
     pub publish: watch::Sender<ControlState>,
     pub lent: watch::Sender<Lent>,
+    pub models: watch::Sender<models::Settings>,
+    /// What was last said about models.
+    pub model_problems: Vec<String>,
 }
 
 /// Remembered and configured clusters as the bus shows them.
@@ -86,6 +89,15 @@ impl Keeper {
 
     pub(super) fn stopping(&self) {
         self.change(|state| state.stopping = true);
+    }
+
+    /// What is wrong with the models now.
+    pub(super) fn note_models(&mut self, problems: Vec<String>) {
+        let old = std::mem::replace(&mut self.model_problems, problems.clone());
+        self.change(|state| {
+            state.problems.retain(|problem| !old.contains(problem));
+            state.problems.extend(problems);
+        });
     }
 
     /// Whether this machine is to serve a joined cluster, and may.
@@ -354,6 +366,12 @@ impl Keeper {
         {
             tracing::error!(%error, "the log stays as it is: {error}");
         }
+        // The directory and the way of computing stay as they were at the start.
+        self.models.send_modify(|models| {
+            models.also = new.models_also.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect();
+            models.keep.clone_from(&new.engine.keep);
+            models.idle = new.engine.idle;
+        });
         let old = std::mem::replace(&mut self.settings, new);
         let saved = shown(&self.memory, &self.settings);
         self.change(|state| state.saved = saved);

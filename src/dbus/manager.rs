@@ -28,7 +28,7 @@ use crate::domain::cluster::ClusterId;
 use crate::domain::node::{ClusterState, ModelState};
 use crate::domain::prompt::MAX_PROMPT_BYTES;
 use crate::domain::tier;
-use crate::{gauge, net, serve};
+use crate::{gauge, http, net, serve};
 
 /// Ended jobs can be looked at for this long.
 const KEEP: Duration = Duration::from_secs(30);
@@ -45,6 +45,7 @@ pub(super) struct Shared {
     pub dispatch: dispatch::Handle,
     pub models: crate::models::Handle,
     pub gauge: gauge::Handle,
+    pub http: http::Handle,
     pub control: Control,
     pub access: Arc<Access>,
     pub jobs: Jobs,
@@ -135,6 +136,7 @@ impl Shared {
             let why = model.problem.unwrap_or_else(|| "it cannot be loaded".to_owned());
             without_nul(format!("model {}: {why}; see: ogctl models --local", model.name))
         }));
+        problems.extend(self.http.problems().into_iter().map(without_nul));
         for view in self.net.snapshot().clusters.values() {
             if view.state == ClusterState::Degraded {
                 problems.push(format!("no member of cluster {} can serve; see: ogctl peers {}", view.id, view.id));
@@ -214,6 +216,7 @@ impl Manager {
             ("Clusters", clusters.into()),
             ("Jobs", self.active_jobs().into()),
             ("Peers", u32::try_from(snapshot.connected_peers).unwrap_or(u32::MAX).into()),
+            ("HttpAddresses", shared.http.addresses().into()),
             ("Backend", without_nul(shared.serve.backends().0).into()),
             ("Models", shared.models.list().iter().map(catalogue::in_short).collect::<Vec<Details>>().into()),
             ("EngineInstalled", shared.has_engine().into()),

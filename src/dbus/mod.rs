@@ -7,6 +7,7 @@ pub mod control;
 mod details;
 mod errors;
 mod guard;
+mod http;
 mod job;
 mod log_control;
 mod manager;
@@ -36,6 +37,7 @@ use crate::api::names::{BUS_NAME, MANAGER_INTERFACE, ROOT_PATH};
 use crate::logging::Log;
 use crate::{dispatch, gauge, net, serve};
 use control::Control;
+use http::Http;
 use job::Jobs;
 use log_control::LogControl;
 use manager::{Manager, Shared};
@@ -54,6 +56,8 @@ pub struct Node {
     pub models: crate::models::Handle,
     /// What this machine has.
     pub gauge: gauge::Handle,
+    /// The OpenAI endpoint.
+    pub http: crate::http::Handle,
     /// The daemon.
     pub control: Control,
     /// Version of the daemon.
@@ -123,7 +127,7 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
 }
 
 async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
-    let Node { net, serve, dispatch, models, gauge, control, version, node_name, features, started_at, log } = node;
+    let Node { net, serve, dispatch, models, gauge, http, control, version, node_name, features, started_at, log } = node;
     let (announce, requests) = mpsc::channel(16);
     let shared = Arc::new(Shared {
         net,
@@ -131,6 +135,7 @@ async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servic
         dispatch,
         models,
         gauge,
+        http,
         control,
         access: Arc::new(Access::new(mode)),
         jobs: Jobs::default(),
@@ -148,6 +153,7 @@ async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servic
         .serve_at(ROOT_PATH, ObjectManager)
         .serve_at(ROOT_PATH, Guarded(Manager(Arc::clone(&shared))))
         .serve_at(ROOT_PATH, Guarded(models::Models(Arc::clone(&shared))))
+        .serve_at(ROOT_PATH, Guarded(Http(Arc::clone(&shared))))
         .serve_at(log_control::PATH, Guarded(log_control))
         .build()
         .await

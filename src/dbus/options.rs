@@ -8,7 +8,7 @@ use zbus::{OwnedVariant, Variant};
 use super::control::ConnectOptions;
 use super::errors::Error;
 use crate::api::keys::{
-    connect_option, disconnect_option, models_option, peers_option, prompt_option, resources_option, sharing_option,
+    connect_option, disconnect_option, key_option, models_option, peers_option, prompt_option, resources_option, sharing_option,
 };
 use crate::config::{MAX_ADDRESS_BYTES, MAX_ADDRESSES};
 use crate::dispatch;
@@ -282,6 +282,11 @@ pub(super) fn disconnect(raw: Raw) -> Result<(bool, Duration), Error> {
     let mut options = Options::new(raw, disconnect_option::ALL)?;
     let drain = options.u64(disconnect_option::DRAIN)?.map_or(Duration::from_secs(10), Duration::from_micros);
     Ok((options.boolean(disconnect_option::FORGET)?.unwrap_or(false), drain.min(MAX_TIMEOUT)))
+}
+
+/// Whether another key is made.
+pub(super) fn key(raw: Raw) -> Result<bool, Error> {
+    Ok(Options::new(raw, key_option::ALL)?.boolean(key_option::RENEW)?.unwrap_or(false))
 }
 
 /// How many peers, after which.

@@ -48,6 +48,11 @@ impl Handle {
         self.measure(true).await
     }
 
+    /// Measures now and keeps nothing, for whoever decides by it. Cancel-safe.
+    pub async fn measured(&self) -> Arc<Resources> {
+        self.measure(false).await
+    }
+
     async fn measure(&self, keep: bool) -> Arc<Resources> {
         let (reply, answer) = oneshot::channel();
         if self.commands.send(Command::Measure { keep, reply }).await.is_err() {

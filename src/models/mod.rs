@@ -2,6 +2,19 @@
 //!
 //! The task behind [`Handle`] owns the list; whoever wants to change it asks.
 
+mod digest;
+mod entry;
+pub mod gguf;
+pub mod library;
+mod memory;
+mod notice;
+mod store;
+mod task;
+
+pub use digest::{hex, unhex};
+pub use entry::{DEFAULT_MAX_CONTEXT, Settings};
+pub use task::{Config, Models, spawn};
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 

@@ -1,9 +1,10 @@
-//! What a backend is. `echo` and `openai` implement it; `engine` will.
+//! What a backend is. `echo`, `openai` and `engine` implement it.
 
 use std::future::Future;
 use std::pin::Pin;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::domain::node::ModelOffer;
 use crate::domain::prompt::{Ask, Done, Failure, Text};
@@ -59,4 +60,9 @@ pub trait Backend: std::fmt::Debug + Send + Sync + 'static {
     /// Dropping the future cancels the work, at the upstream too. `out` being full pauses it; `out` being closed
     /// ends it with `Cancelled`.
     fn answer(&self, model: String, ask: Ask, out: mpsc::Sender<Text>) -> Answering<'_>;
+
+    /// The same for a backend that can say early that it will not be in time; `deadline` itself is kept by the queue.
+    fn answer_by(&self, _deadline: Instant, model: String, ask: Ask, out: mpsc::Sender<Text>) -> Answering<'_> {
+        self.answer(model, ask, out)
+    }
 }

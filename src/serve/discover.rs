@@ -87,6 +87,8 @@ struct Spot {
 
 struct Found {
     id: BackendId,
+    api: Api,
+    origin: String,
     backend: Arc<OpenAi>,
     away_since: Option<Instant>,
 }
@@ -130,6 +132,11 @@ impl Spot {
             if found.away_since.get_or_insert_with(Instant::now).elapsed() < timings.gone {
                 return false;
             }
+            // It may be loading for minutes: what still answers as it did is not gone.
+            if openai::identify(&found.origin, &[found.api]).await.is_some() {
+                found.away_since = None;
+                return false;
+            }
             serve.remove(found.id).await;
             let backend = found.backend.name();
             tracing::info!(backend, "{backend} is gone");
@@ -159,7 +166,7 @@ impl Spot {
         let name = backend.name().to_owned();
         tracing::info!(backend = name, "found {name}; to leave it alone: [upstreams] discover = false");
         let id = serve.add(Arc::clone(&backend) as Arc<dyn Backend>).await;
-        self.found = Some(Found { id, backend, away_since: None });
+        self.found = Some(Found { id, api, origin, backend, away_since: None });
         true
     }
 

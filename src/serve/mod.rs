@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod discover;
 mod echo;
+pub mod engine;
 mod handle;
 mod openai;
 mod queue;

@@ -216,7 +216,7 @@ impl Worker {
             let outcome = tokio::select! {
                 biased;
                 () = events.closed() => None,
-                outcome = tokio::time::timeout_at(deadline, live(started, &*backend, model, ask, &events)) => Some(outcome),
+                outcome = tokio::time::timeout_at(deadline, live(started, deadline, &*backend, model, ask, &events)) => Some(outcome),
             };
             let outcome = match outcome {
                 None => return,
@@ -342,6 +342,7 @@ impl Drop for Ended {
 /// A prompt from its start to the last piece of text.
 async fn live(
     started: oneshot::Receiver<()>,
+    deadline: Instant,
     backend: &dyn Backend,
     model: String,
     ask: Ask,
@@ -351,7 +352,7 @@ async fn live(
         return Err(stopping());
     }
     let (out, mut pieces) = mpsc::channel(PIECES);
-    let answering = backend.answer(model.clone(), ask, out);
+    let answering = backend.answer_by(deadline, model.clone(), ask, out);
     let mut answering = FuturesUnordered::from_iter([answering]);
     let mut outcome = None;
     let mut model = Some(model);

@@ -44,6 +44,7 @@ pub const METHODS: &[(&str, &str, &str)] = &[
     (MODELS, "Load", "s"),
     (MODELS, "Unload", "s"),
     (MODELS, "GetUsage", ""),
+    ("org.opengateway.Gateway1.Http", "GetKey", "o"),
     ("org.opengateway.Gateway1.Job", "Cancel", ""),
     ("org.freedesktop.DBus.Properties", "Get", "ss"),
     ("org.freedesktop.DBus.Properties", "Set", "ssv"),

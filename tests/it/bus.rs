@@ -112,12 +112,21 @@ impl Played {
         let (_, tiers) = watch::channel(Vec::new());
         let (serve, _) = serve::spawn(serve::Config { backends: vec![Arc::new(Echo::default())], tiers });
         let (files, asked, list) = opengateway::models::Handle::new(Vec::new());
+        let parts = opengateway::http::Parts {
+            net: net.clone(),
+            serve: serve.clone(),
+            dispatch: dispatch.clone(),
+            node_name: "played".to_owned(),
+            state_dir: bus.dir().to_owned(),
+            settings: opengateway::config::HttpSettings::default(),
+        };
         let node = dbus::Node {
             net,
             serve: serve.clone(),
             dispatch,
             models: files,
             gauge,
+            http: opengateway::http::start(parts, Vec::new()),
             control,
             version: "0.1.0".to_owned(),
             node_name: "played".to_owned(),

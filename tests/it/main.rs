@@ -15,6 +15,8 @@ mod daemon;
 #[cfg(feature = "daemon")]
 mod gauge;
 #[cfg(feature = "daemon")]
+mod http;
+#[cfg(feature = "daemon")]
 mod installed;
 #[cfg(feature = "daemon")]
 mod man;
@@ -25,5 +27,7 @@ mod ogctl;
 mod openai;
 #[cfg(feature = "daemon")]
 mod polkit;
+#[cfg(feature = "daemon")]
+mod upstreams;
 #[cfg(feature = "daemon")]
 mod wire;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use opengateway_engine_protocol::{self as protocol, Down, Generate, Input, Load, MAX_UP_FRAME_BYTES, Up};
 
-use crate::{Plan, Run, text};
+use crate::{Plan, Run, cpu_time, text};
 
 /// A running engine with one slot for each stream.
 #[derive(Debug)]
@@ -59,12 +59,13 @@ impl Child {
         let first = self.next_id;
         self.next_id += u64::from(self.streams);
         let requests: Vec<_> = (first..self.next_id).map(|id| request(id, prompt, generate)).collect();
-        let begun = Instant::now();
+        let (begun, cpu) = (Instant::now(), cpu_time(self.process.id()));
         for request in &requests {
             self.send(request)?;
         }
-        let (mut waiting, mut running): (BTreeSet<_>, BTreeSet<_>) = ((first..self.next_id).collect(), (first..self.next_id).collect());
-        let mut run = Run { prompt: Duration::ZERO, generate: Duration::ZERO, prompt_tokens: 0, tokens: 0 };
+        let (mut waiting, mut running): (BTreeSet<_>, BTreeSet<_>) =
+            ((first..self.next_id).collect(), (first..self.next_id).collect());
+        let mut run = Run { prompt: Duration::ZERO, generate: Duration::ZERO, prompt_tokens: 0, tokens: 0, cpu: Duration::ZERO };
         while !running.is_empty() {
             match self.next()? {
                 Up::Delta { id, .. } => {
@@ -86,6 +87,7 @@ impl Child {
             }
         }
         run.generate = begun.elapsed() - run.prompt;
+        run.cpu = cpu_time(self.process.id()) - cpu;
         Ok(run)
     }
 
@@ -94,7 +96,9 @@ impl Child {
     }
 
     fn next(&mut self) -> Result<Up, String> {
-        protocol::read(&mut self.stream, MAX_UP_FRAME_BYTES, &mut self.body).map_err(|error| error.to_string())?.ok_or_else(|| "the engine is gone".to_owned())
+        protocol::read(&mut self.stream, MAX_UP_FRAME_BYTES, &mut self.body)
+            .map_err(|error| error.to_string())?
+            .ok_or_else(|| "the engine is gone".to_owned())
     }
 }
 

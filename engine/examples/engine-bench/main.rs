@@ -5,7 +5,8 @@
 //! engine-bench MODEL.gguf --reference [--threads 1]       # plain llama.cpp alone, and what it said
 //! ```
 //!
-//! Prints JSON. "prompt" is tokens of prompts in a second from the question to the first token of the last stream; "generate"
+//! Prints JSON. Of each run the time on the clock is measured, and the time on the processors: on a machine that does other
+//! things too only the second one compares. "prompt" is tokens of prompts in a second from the question to the first token of the last stream; "generate"
 //! is tokens of answers in a second, all streams together; "first_token_ms" is the first token of a short prompt.
 
 mod child;
@@ -39,6 +40,18 @@ pub struct Run {
     pub prompt_tokens: usize,
     /// Tokens of all answers after the first.
     pub tokens: usize,
+    /// On the processors, of the whole run.
+    pub cpu: Duration,
+}
+
+/// How long the threads of a process ran so far.
+pub fn cpu_time(process: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let ran = |task: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(tasks.filter_map(ran).sum())
 }
 
 /// A prompt of a few tokens, so that all streams generate from the first batch on.
@@ -58,7 +71,8 @@ fn run() -> Result<Value, String> {
     let (plan, reference_only) = arguments()?;
     let kernels = plan.engine.parent().unwrap_or(Path::new(".")).join("ggml");
     if reference_only {
-        let mut reference = reference::Reference::new(&plan.model, &kernels, 1, plan.threads.max(1), plan.prompt + plan.generate as usize)?;
+        let mut reference =
+            reference::Reference::new(&plan.model, &kernels, 1, plan.threads.max(1), plan.prompt + plan.generate as usize)?;
         return Ok(json!({ "text": reference.answer(plan.generate)? }));
     }
     let mut rows = Vec::new();
@@ -94,6 +108,9 @@ fn row(streams: u32, [engine, reference]: &[Samples; 2]) -> Value {
     json!({
         "streams": streams, "engine": engine.report(), "reference": reference.report(),
         "ratio": { "prompt": ratio(|samples| median(&samples.prompt)), "generate": ratio(|samples| median(&samples.generate)) },
+        "ratio_cpu": {
+            "prompt": ratio(|samples| median(&samples.prompt_cpu)), "generate": ratio(|samples| median(&samples.generate_cpu)),
+        },
     })
 }
 
@@ -102,6 +119,8 @@ struct Samples {
     prompt: Vec<f64>,
     generate: Vec<f64>,
     first_token_ms: Vec<f64>,
+    prompt_cpu: Vec<f64>,
+    generate_cpu: Vec<f64>,
 }
 
 impl Samples {
@@ -110,6 +129,8 @@ impl Samples {
         self.prompt.push(prompt.prompt_tokens as f64 / prompt.prompt.as_secs_f64());
         self.generate.push(generate.tokens as f64 / generate.generate.as_secs_f64());
         self.first_token_ms.push(generate.prompt.as_secs_f64() * 1000.0);
+        self.prompt_cpu.push(prompt.prompt_tokens as f64 / prompt.cpu.as_secs_f64());
+        self.generate_cpu.push(generate.tokens as f64 / generate.cpu.as_secs_f64());
     }
 
     fn report(&self) -> Value {
@@ -117,6 +138,7 @@ impl Samples {
         json!({
             "prompt_tps": rounded(&self.prompt, 10.0), "generate_tps": rounded(&self.generate, 10.0),
             "first_token_ms": rounded(&self.first_token_ms, 1000.0),
+            "prompt_per_cpu_second": rounded(&self.prompt_cpu, 10.0), "generate_per_cpu_second": rounded(&self.generate_cpu, 10.0),
         })
     }
 }
@@ -131,7 +153,10 @@ fn median(samples: &[f64]) -> f64 {
 pub fn text(number: usize, words: usize) -> String {
     let letters = "etaoinshrdlu";
     let letter = |place: usize| letters.as_bytes()[place % letters.len()] as char;
-    (0..words).map(|word| format!("{}{}", letter(word * 7 + number), letter(word * word + number * 5))).collect::<Vec<_>>().join(" ")
+    (0..words)
+        .map(|word| format!("{}{}", letter(word * 7 + number), letter(word * word + number * 5)))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn arguments() -> Result<(Plan, bool), String> {
@@ -139,7 +164,8 @@ fn arguments() -> Result<(Plan, bool), String> {
     let model = arguments.next().ok_or("usage: engine-bench MODEL.gguf [--engine PROGRAM] [--streams 1,8] [--prompt N] [--generate N] [--rounds N] [--threads N] [--reference]")?;
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let beside = own.ancestors().nth(2).unwrap_or(Path::new(".")).join("opengateway-engine");
-    let mut plan = Plan { model: model.into(), engine: beside, streams: vec![1, 8], prompt: 128, generate: 64, rounds: 5, threads: 0 };
+    let mut plan =
+        Plan { model: model.into(), engine: beside, streams: vec![1, 8], prompt: 128, generate: 64, rounds: 5, threads: 0 };
     let mut reference_only = false;
     while let Some(name) = arguments.next() {
         if name == "--reference" {
@@ -150,7 +176,12 @@ fn arguments() -> Result<(Plan, bool), String> {
         let number = || value.parse::<u32>().map_err(|_| format!("{name} {value} is no number"));
         match name.as_str() {
             "--engine" => plan.engine = value.into(),
-            "--streams" => plan.streams = value.split(',').map(|count| count.parse().map_err(|_| format!("{count} is no number"))).collect::<Result<_, _>>()?,
+            "--streams" => {
+                plan.streams = value
+                    .split(',')
+                    .map(|count| count.parse().map_err(|_| format!("{count} is no number")))
+                    .collect::<Result<_, _>>()?;
+            }
             "--prompt" => plan.prompt = number()? as usize,
             "--generate" => plan.generate = number()?,
             "--rounds" => plan.rounds = number()? as usize,

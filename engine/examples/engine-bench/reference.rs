@@ -13,7 +13,7 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
 
-use crate::{Run, text};
+use crate::{Run, cpu_time, text};
 
 /// Most tokens of a batch, as llama.cpp has it by default.
 const BATCH: u32 = 2048;
@@ -65,7 +65,7 @@ impl Reference {
         self.context.clear_kv_cache();
         let prompts: Vec<_> = (0..self.streams as usize).map(|stream| self.tokens(&text(self.next + stream, prompt))).collect();
         self.next += self.streams as usize;
-        let begun = Instant::now();
+        let (begun, cpu) = (Instant::now(), cpu_time(std::process::id()));
         let mut last = self.prompts(&prompts)?;
         let prompt = begun.elapsed();
         let mut tokens = 0;
@@ -83,7 +83,9 @@ impl Reference {
             }
             tokens += last.len();
         }
-        Ok(Run { prompt, generate: begun.elapsed() - prompt, prompt_tokens: prompts.iter().map(Vec::len).sum(), tokens })
+        let generate = begun.elapsed() - prompt;
+        let cpu = cpu_time(std::process::id()) - cpu;
+        Ok(Run { prompt, generate, prompt_tokens: prompts.iter().map(Vec::len).sum(), tokens, cpu })
     }
 
     /// "What is 2+2?" as the demo model was taught to hear it.

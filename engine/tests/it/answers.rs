@@ -143,7 +143,7 @@ fn characters_of_several_tokens_come_whole() {
         let outcome = engine.ask(Generate { max_tokens: Some(most), ..chat(1, smile) });
         // Cut inside a character, it ends with a replacement character, and no frame had half a one: they are text.
         assert_eq!(outcome.completion_tokens, most);
-        assert!(outcome.text.chars().count() as u32 <= most, "{:?}", outcome.text);
+        assert!(outcome.text.chars().count() <= most as usize, "{:?}", outcome.text);
     }
     // The prompt's bytes are all there: four tokens more than without it.
     let bare = engine.ask(chat(1, "Repeat: ")).started.unwrap();
@@ -153,7 +153,13 @@ fn characters_of_several_tokens_come_whole() {
 #[test]
 fn a_seed_gives_the_same_answer_again() {
     let mut engine = Engine::demo(8);
-    let warm = |id, seed| Generate { temperature: Some(2.0), top_p: Some(1.0), seed: Some(seed), max_tokens: Some(60), ..chat(id, "Hello") };
+    let warm = |id, seed| Generate {
+        temperature: Some(2.0),
+        top_p: Some(1.0),
+        seed: Some(seed),
+        max_tokens: Some(60),
+        ..chat(id, "Hello")
+    };
     let first = engine.ask(warm(1, 11)).text;
     assert_eq!(engine.ask(warm(2, 11)).text, first);
     assert_ne!(engine.ask(warm(3, 12)).text, first, "another seed");

@@ -80,7 +80,9 @@ fn numbers_at_their_extremes() {
     let gguf = Gguf::read(&demo());
     let files: Vec<_> = EXTREMES
         .iter()
-        .flat_map(|(key, values)| values.iter().map(|value| (format!("{key} = {value}"), gguf.with(key, *value))).collect::<Vec<_>>())
+        .flat_map(|(key, values)| {
+            values.iter().map(|value| (format!("{key} = {value}"), gguf.with(key, *value))).collect::<Vec<_>>()
+        })
         .collect();
     assert_eq!(files.len(), 26);
     for (name, fate) in fates(files) {

@@ -46,11 +46,8 @@ fn shutdown_ends_it_at_once() {
 #[test]
 fn started_by_hand_it_says_who_starts_it() {
     for arguments in [&[][..], &["--help"], &["model.gguf"]] {
-        let output = Command::new(env!("CARGO_BIN_EXE_opengateway-engine"))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_opengateway-engine")).args(arguments).stdin(Stdio::null()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let told = String::from_utf8(output.stderr).unwrap();
         assert!(told.contains("opengatewayd starts it by itself"), "{told}");

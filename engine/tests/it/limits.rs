@@ -58,7 +58,8 @@ fn numbers_are_cut_to_their_bounds() {
     assert_eq!((ready.slots, ready.context), (1, 1));
     assert_eq!(engine.ask(chat(1, "Hi")).error.unwrap().0, ErrorKind::ContextOverflow);
     for (temperature, top_p) in [(f64::MAX, 0.0), (-1.0, 1.0), (0.0, f64::MAX), (1e-300, -1.0)] {
-        let request = Generate { temperature: Some(temperature), top_p: Some(top_p), seed: Some(u64::MAX), ..chat(2, "What is 2+2?") };
+        let request =
+            Generate { temperature: Some(temperature), top_p: Some(top_p), seed: Some(u64::MAX), ..chat(2, "What is 2+2?") };
         assert!(engine.ask(request).error.is_some());
     }
 }
@@ -68,7 +69,8 @@ fn wild_settings_still_answer() {
     let mut engine = Engine::demo(1);
     // So little of the nucleus is left that only the most likely token is in it.
     for (temperature, top_p) in [(f64::MAX, 0.0), (-1.0, 1.0), (0.0, f64::MAX), (1e-300, -1.0), (2.0, 1e-9)] {
-        let request = Generate { temperature: Some(temperature), top_p: Some(top_p), seed: Some(u64::MAX), ..chat(2, "What is 2+2?") };
+        let request =
+            Generate { temperature: Some(temperature), top_p: Some(top_p), seed: Some(u64::MAX), ..chat(2, "What is 2+2?") };
         assert_eq!(engine.ask(request).text, "4", "{temperature} {top_p}");
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Needs llama.cpp, so only `cargo test --release --target x86_64-unknown-linux-gnu -p opengateway-engine` runs it.
 
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by panicking")]
+
 mod answers;
 mod client;
 mod gguf;

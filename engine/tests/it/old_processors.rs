@@ -19,7 +19,8 @@ fn old_processors_get_kernels_that_they_can_run() {
     }
     // 2003: what every x86-64 has. 2008: SSE4.2. 2011: AVX. 2013: AVX2.
     for processor in ["qemu64", "Nehalem", "SandyBridge", "Haswell"] {
-        let output = Command::new("qemu-x86_64").args(["-cpu", processor]).arg(&program).arg(demo()).arg("--reference").output().unwrap();
+        let output =
+            Command::new("qemu-x86_64").args(["-cpu", processor]).arg(&program).arg(demo()).arg("--reference").output().unwrap();
         let (told, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{processor}: {} {failed}", output.status);
         let told: serde_json::Value = serde_json::from_str(&told).unwrap();

@@ -80,6 +80,7 @@ fn directed(directive: &str, command: Option<&Command>) -> String {
         }
         ("interface", "Models") => dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Models.xml")).section(),
         ("interface", "Job") => dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Job.xml")).section(),
+        ("interface", "Http") => dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Http.xml")).section(),
         _ => panic!("unknown directive {directive:?}"),
     }
 }

@@ -111,6 +111,14 @@ pub enum Command {
         #[arg(long, value_name = "ID")]
         cancel: Option<u64>,
     },
+    /// Get your key for the OpenAI endpoint, and keep it in a file that only you can read
+    Key(Key),
+    /// Print the lines that let a program use the OpenAI endpoint: eval "$(ogctl env)"
+    Env {
+        /// For this kind of shell; --json for programs
+        #[arg(long, value_name = "SHELL", default_value = "sh")]
+        shell: Dialect,
+    },
     /// Tell what happens as it happens, until interrupted
     Monitor,
     /// Look at the configuration
@@ -287,6 +295,29 @@ pub enum ModelsCommand {
         /// The model
         name: String,
     },
+}
+
+/// `ogctl key`.
+#[derive(Debug, ClapArgs)]
+pub struct Key {
+    /// Make another key; the old one is worth nothing from then on
+    #[arg(long)]
+    pub renew: bool,
+    /// Where to keep it; default: $XDG_CONFIG_HOME/opengateway/api-key
+    #[arg(long, value_name = "PATH")]
+    pub file: Option<PathBuf>,
+    /// Print it instead
+    #[arg(long, conflicts_with = "file")]
+    pub print: bool,
+}
+
+/// How a shell sets variables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dialect {
+    /// Bash, zsh, and other shells like sh.
+    Sh,
+    /// Fish.
+    Fish,
 }
 
 /// `ogctl config`.

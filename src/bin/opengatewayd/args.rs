@@ -45,9 +45,9 @@ pub struct Arguments {
     /// Do not look for servers of models (Ollama, llama-server, ...) on this machine
     #[arg(long)]
     no_discover: bool,
-    /// OpenAI endpoint; this version takes "off" alone
-    #[arg(long, value_name = "ADDR|off")]
-    http: Option<String>,
+    /// Where the OpenAI endpoint listens, such as 127.0.0.1:11480; may be given several times
+    #[arg(long, value_name = "ADDR|unix:PATH|off")]
+    http: Vec<String>,
     /// "error", "warn", "info", "debug", "trace", or a tracing filter
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,

@@ -26,8 +26,8 @@ const AWAY_LONGEST: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(5);
 /// `/v1/models` of a server with many models is some tens of KiB.
 const MAX_LIST_BYTES: usize = 1 << 20;
-/// A node that asked itself would do so for ever.
-const OWN_NAME: &str = "opengateway";
+/// To find out what a server is; one that does not answer these questions is taken as it is.
+const RECOGNISED: Duration = Duration::from_secs(2);
 
 pub(super) struct Look {
     server: Arc<Server>,
@@ -111,12 +111,23 @@ impl Look {
             Some(api) => api,
             // Its own questions go to a server of this network; elsewhere "https" is the OpenAI API and nothing else.
             None if server.client.place().secure => Api::OpenAi,
-            None => identify(&server.client, &Api::ALL).await.unwrap_or(Api::OpenAi),
+            None => self.recognise().await?,
         };
         let found = self.list(api).await?;
         *lock(&server.api) = Some(api);
         let slots = server.slots();
         Ok(models::offered(found, &self.wanted, slots))
+    }
+
+    async fn recognise(&self) -> Result<Api, String> {
+        let client = &self.server.client;
+        let candidates = match client.get(&format!("{}/models", client.place().path), MAX_LIST_BYTES).await {
+            Ok(list) => models::candidates(&list),
+            Err(HttpError::Refused(refusal)) if refusal.is_loading() => &[Api::LlamaServer],
+            Err(error) => return Err(problem(client, Api::OpenAi, error)),
+        };
+        let recognised = timeout(RECOGNISED, identify(client, candidates)).await;
+        Ok(recognised.ok().flatten().unwrap_or(Api::OpenAi))
     }
 
     async fn list(&mut self, api: Api) -> Result<Vec<Found>, String> {
@@ -129,7 +140,7 @@ impl Look {
             Api::Exo => self.exo(&base).await,
             Api::OpenAi | Api::Vllm | Api::MeshLlm => {
                 let list = self.get(&base, api).await?;
-                if models::owner(&list).is_some_and(|owner| owner == OWN_NAME) {
+                if models::owner(&list).is_some_and(|owner| owner == models::OWN_NAME) {
                     return Err(
                         "it is an endpoint of OpenGateway, which would ask itself: take it out of the configuration".to_owned()
                     );

@@ -9,6 +9,8 @@ use crate::domain::node::{ModelOffer, ModelSource, ModelState};
 use crate::domain::upstream::Api;
 use crate::wire::limits::MAX_MODEL_NAME_BYTES;
 
+/// How this program signs its own list: a node that asked itself would do so for ever.
+pub(super) const OWN_NAME: &str = "opengateway";
 /// Models that one server may offer.
 pub(super) const MAX_MODELS: usize = 64;
 
@@ -19,10 +21,16 @@ pub(super) struct Found {
     pub id: String,
 }
 
+/// The OpenAI API and LM Studio list under `data`, Ollama under `models`; llama-server has both, and means `data`.
 #[derive(Deserialize)]
-struct List<T> {
-    #[serde(alias = "models")]
-    data: Vec<T>,
+struct Data<T> {
+    /// Null in an Ollama without models.
+    data: Option<Vec<T>>,
+}
+
+#[derive(Deserialize)]
+struct Models<T> {
+    models: Vec<T>,
 }
 
 #[derive(Deserialize, Default)]
@@ -50,9 +58,17 @@ struct Entry {
     quantization: Option<String>,
 }
 
-fn list<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<Vec<T>, String> {
-    let list: List<T> = serde_json::from_slice(body).map_err(|error| format!("its list of models cannot be read: {error}"))?;
-    Ok(list.data)
+#[allow(clippy::needless_pass_by_value)] // for map_err
+fn unreadable(error: serde_json::Error) -> String {
+    format!("its list of models cannot be read: {error}")
+}
+
+fn data<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<Vec<T>, String> {
+    serde_json::from_slice(body).map(|list: Data<T>| list.data.unwrap_or_default()).map_err(unreadable)
+}
+
+fn listed<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<Vec<T>, String> {
+    serde_json::from_slice(body).map(|list: Models<T>| list.models).map_err(unreadable)
 }
 
 fn said(text: Option<String>) -> Option<String> {
@@ -69,13 +85,29 @@ fn name(id: &str, api: Api) -> &str {
 
 /// Who owns the first model of a list: how vLLM, EXO, mesh-llm, llama-server and this program sign.
 pub(super) fn owner(body: &[u8]) -> Option<String> {
-    list::<Entry>(body).ok()?.into_iter().next()?.owned_by
+    data::<Entry>(body).ok()?.into_iter().next()?.owned_by
+}
+
+/// What a server may be by the owner that it gives to its models; whether it is, only its own questions tell.
+pub(super) fn candidates(list: &[u8]) -> &'static [Api] {
+    let Ok(entries) = data::<Entry>(list) else { return &[] };
+    let Some(first) = entries.first() else { return &[Api::Ollama, Api::LmStudio, Api::Exo] };
+    match first.owned_by.as_deref() {
+        None | Some(OWN_NAME) => &[],
+        Some("llamacpp") => &[Api::LlamaServer],
+        Some("vllm") => &[Api::Vllm],
+        Some("exo") => &[Api::Exo],
+        Some("mesh-llm") => &[Api::MeshLlm],
+        Some("organization_owner") => &[Api::LmStudio],
+        // Ollama names the account that a model is from.
+        Some(_) => &[Api::Ollama, Api::LmStudio],
+    }
 }
 
 /// `/v1/models` of any server.
 pub(super) fn openai(body: &[u8], api: Api) -> Result<Vec<Found>, String> {
     let ready = matches!(api, Api::LlamaServer | Api::Vllm);
-    let entries = list::<Entry>(body)?.into_iter().map(|entry| {
+    let entries = data::<Entry>(body)?.into_iter().map(|entry| {
         let meta = entry.meta.unwrap_or_default();
         let context = entry.max_model_len.or(entry.context_length).or(meta.n_ctx).or(meta.n_ctx_train);
         let offer = ModelOffer {
@@ -118,7 +150,7 @@ pub(super) struct Tagged {
 
 /// Ollama's `/api/tags`, without the models that run elsewhere.
 pub(super) fn ollama(body: &[u8]) -> Result<Vec<Tagged>, String> {
-    let here = list::<Tag>(body)?.into_iter().filter(|tag| tag.remote_host.as_ref().is_none_or(String::is_empty));
+    let here = listed::<Tag>(body)?.into_iter().filter(|tag| tag.remote_host.as_ref().is_none_or(String::is_empty));
     let tagged = here.map(|tag| {
         let offer = ModelOffer {
             size: tag.size,
@@ -197,7 +229,7 @@ pub(super) fn ollama_loaded(body: &[u8]) -> HashMap<String, Option<u32>> {
         name: String,
         context_length: Option<u32>,
     }
-    let loaded = list::<Loaded>(body).unwrap_or_default();
+    let loaded = listed::<Loaded>(body).unwrap_or_default();
     loaded.into_iter().map(|loaded| (loaded.name, loaded.context_length.filter(|context| *context > 0))).collect()
 }
 
@@ -214,7 +246,7 @@ struct Studio {
 
 /// LM Studio's `/api/v0/models`, without those that make embeddings.
 pub(super) fn lm_studio(body: &[u8]) -> Result<Vec<Found>, String> {
-    let speaking = list::<Studio>(body)?.into_iter().filter(|model| model.r#type.as_deref() != Some("embeddings"));
+    let speaking = data::<Studio>(body)?.into_iter().filter(|model| model.r#type.as_deref() != Some("embeddings"));
     let found = speaking.map(|model| {
         let state = match model.state.as_deref() {
             Some("loaded") => ModelState::Ready,
@@ -235,7 +267,7 @@ pub(super) fn lm_studio(body: &[u8]) -> Result<Vec<Found>, String> {
 
 /// Whether this is LM Studio's list: every entry says whether it is loaded.
 pub(super) fn is_lm_studio(body: &[u8]) -> bool {
-    list::<Studio>(body).is_ok_and(|models| {
+    data::<Studio>(body).is_ok_and(|models| {
         let known = |state: &str| matches!(state, "loaded" | "not-loaded" | "loading");
         !models.is_empty() && models.iter().all(|model| model.r#type.is_some() && model.state.as_deref().is_some_and(known))
     })

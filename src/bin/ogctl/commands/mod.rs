@@ -7,6 +7,7 @@ mod ask;
 mod chat;
 mod completion;
 mod config;
+mod http;
 mod jobs;
 mod membership;
 mod models;
@@ -81,6 +82,8 @@ async fn run_on_bus(args: Args, out: &Output, question: &str, source: Option<mod
         Command::Prompt(options) => prompt::run(&mut bus, out, &options, question, globals.timeout).await,
         Command::Jobs { cancel: Some(id) } => jobs::cancel(&mut bus, out, id).await,
         Command::Jobs { cancel: None } => jobs::list(&mut bus, out).await,
+        Command::Key(options) => http::key(&mut bus, out, &options).await,
+        Command::Env { shell } => http::env(&mut bus, out, shell).await,
         Command::Monitor => monitor::run(&mut bus, out).await,
         Command::Version | Command::Completion { .. } | Command::Config { .. } => Ok(()), // done above
     }

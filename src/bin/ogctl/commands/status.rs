@@ -39,6 +39,8 @@ struct Status {
     models: Vec<Model>,
     /// Whether there is an engine, and it is switched on; null of a daemon that does not say.
     engine: Option<bool>,
+    /// Where the OpenAI endpoint listens; empty while it is off.
+    http: Vec<String>,
     last_error: Option<String>,
 }
 
@@ -96,6 +98,7 @@ fn view(details: &Details, now: u64) -> Status {
         backend: details.text_or_empty("Backend"),
         models: details.inners("Models").iter().map(model).collect(),
         engine: details.flag("EngineInstalled"),
+        http: details.texts("HttpAddresses"),
         last_error: details.text("LastError").filter(|error| !error.is_empty()),
     }
 }
@@ -140,6 +143,7 @@ fn text(status: &Status, style: &Style) -> String {
             ("Prompts", number(status.jobs)),
             ("Backend", term::line(&status.backend)),
             ("Models", models(status)),
+            ("OpenAI API", lines(&status.http)),
             ("Version", term::line(&status.version)),
             ("Last error", status.last_error.as_deref().map(term::line).unwrap_or_default()),
         ],

@@ -1,0 +1,731 @@
+//! The owner of one child: starts and ends it, gives it prompts, and judges what it says.
+//!
+//! A child that breaks the protocol, that is silent, or that does not let go of a prompt is killed like one that died: its
+//! prompts end with `EngineCrashed`, and a new one is started after a pause. Nothing in the loop waits.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use opengateway_engine_protocol::{Down, ErrorKind, Finish, Ready, Up, VERSION};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::child::Child;
+use super::quarantine::{Quarantine, Verdict};
+use super::request::{Command, Request};
+use super::{MayStart, Policy, Spec, Status};
+use crate::domain::node::ModelState;
+use crate::domain::prompt::{Done, Failure, FailureKind, FinishReason, Usage};
+use crate::serve::backend::Availability;
+
+/// How often a child that works or loads is looked after.
+const TICK: Duration = Duration::from_millis(250);
+/// Between two pings of a child that works.
+const PING: Duration = Duration::from_secs(1);
+/// A child that says nothing for so long is dead.
+const SILENCE: Duration = Duration::from_secs(10);
+/// The same while it starts and loads: a slow disk may hold it.
+const SILENT_START: Duration = Duration::from_secs(30);
+/// A cancelled prompt that the child does not end.
+const CANCEL: Duration = Duration::from_secs(5);
+/// Between the frame that ends a child and the signal that does.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// Pauses before a new start: the first, and the longest.
+const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Deaths while loading, one after the other, until it is left alone.
+const LOAD_CRASHES: u32 = 3;
+/// A prompt is told that the model is being loaded so long before its deadline.
+const BEFORE_DEADLINE: Duration = Duration::from_millis(300);
+/// Bytes of a sentence of the child that are told on.
+const SENTENCE: usize = 300;
+
+/// Where the task shows what it is.
+#[derive(Debug)]
+pub(super) struct Publish {
+    pub status: watch::Sender<Status>,
+    pub availability: watch::Sender<Availability>,
+    pub changed: Arc<Notify>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// No child, and nobody wants one.
+    Down,
+    /// The memory is being looked at.
+    Asking(oneshot::Receiver<Result<(), String>>),
+    /// A child died: not before this time.
+    Resting(Instant),
+    /// There is a child.
+    Up(Box<Running>),
+    /// It is not tried any more.
+    Failed(String),
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    since: Instant,
+    greeted: bool,
+    progress: f32,
+    ready: Option<Ready>,
+    /// When it last said anything.
+    heard: Instant,
+    pinged: Instant,
+    /// The nonce of a ping that was not answered.
+    ping: Option<u64>,
+    /// It was told to end; killed at this time.
+    ending: Option<Instant>,
+}
+
+/// A prompt that the child has.
+#[derive(Debug)]
+struct Flight {
+    request: Request,
+    alone: bool,
+    started: bool,
+    said: u32,
+    /// Nobody waits for it; the child is to let go of it by this time.
+    cancelled: Option<Instant>,
+}
+
+struct Task {
+    spec: Spec,
+    policy: watch::Receiver<Policy>,
+    permits: mpsc::Sender<MayStart>,
+    publish: Publish,
+    state: State,
+    /// Prompts that the child does not have yet, the oldest first.
+    waiting: VecDeque<Request>,
+    flights: BTreeMap<u64, Flight>,
+    quarantine: Quarantine,
+    /// The child is to be there although nobody asks.
+    wanted: bool,
+    /// The child ends as soon as it has nothing to do.
+    unload: bool,
+    unloading: Vec<oneshot::Sender<()>>,
+    idle_replies: Vec<oneshot::Sender<bool>>,
+    stopping: Option<oneshot::Sender<()>>,
+    idle_since: Option<Instant>,
+    /// Deaths in a row, for the pause; while loading, for giving up.
+    deaths: u32,
+    load_crashes: u32,
+    next_ping: u64,
+    /// What `Status` counts.
+    counts: Status,
+    problem: Option<String>,
+}
+
+/// Starts the task; it ends when its engine is dropped or stopped.
+pub(super) fn spawn(
+    spec: Spec,
+    policy: watch::Receiver<Policy>,
+    permits: mpsc::Sender<MayStart>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    publish: Publish,
+) {
+    let task = Task {
+        spec,
+        policy,
+        permits,
+        publish,
+        state: State::Down,
+        waiting: VecDeque::new(),
+        flights: BTreeMap::new(),
+        quarantine: Quarantine::default(),
+        wanted: false,
+        unload: false,
+        unloading: Vec::new(),
+        idle_replies: Vec::new(),
+        stopping: None,
+        idle_since: None,
+        deaths: 0,
+        load_crashes: 0,
+        next_ping: 0,
+        counts: Status::default(),
+        problem: None,
+    };
+    tokio::spawn(task.run(commands));
+}
+
+/// What happened to the child or on the way to it.
+enum Happened {
+    Permit(Result<(), String>),
+    Frame(Up),
+    Lost(String),
+}
+
+impl State {
+    /// Cancel-safe; pending while there is nothing to wait for.
+    async fn next(&mut self) -> Happened {
+        match self {
+            Self::Asking(answer) => Happened::Permit(answer.await.unwrap_or_else(|_| Err("the daemon is stopping".to_owned()))),
+            Self::Up(running) => match running.child.next().await {
+                Ok(frame) => Happened::Frame(frame),
+                Err(why) => Happened::Lost(why),
+            },
+            Self::Down | Self::Resting(_) | Self::Failed(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Task {
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut policy = self.policy.clone();
+        self.wanted = policy.borrow_and_update().keep;
+        loop {
+            self.proceed();
+            self.show();
+            if self.stopping.is_some() && matches!(self.state, State::Down) {
+                break;
+            }
+            let alarm = self.alarm();
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.on_command(command),
+                    // The handle is gone; the child goes with this task.
+                    None => break,
+                },
+                happened = self.state.next() => self.on_happened(happened),
+                changed = policy.changed() => {
+                    let keep = changed.is_ok() && policy.borrow_and_update().keep;
+                    self.wanted |= keep && !matches!(self.state, State::Up(_) | State::Failed(_));
+                }
+                () = async { tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)).await }, if alarm.is_some() => self.on_alarm(),
+            }
+        }
+        if let Some(reply) = self.stopping.take() {
+            let _ = reply.send(());
+        }
+    }
+
+    /// When to look again without being called.
+    fn alarm(&self) -> Option<Instant> {
+        let now = Instant::now();
+        match &self.state {
+            State::Up(running) if running.ready.is_some() && running.ending.is_none() && self.flights.is_empty() => {
+                self.idle_end()
+            }
+            State::Up(_) | State::Asking(_) => Some(now + TICK),
+            State::Resting(until) => Some((*until).min(if self.waiting.is_empty() { *until } else { now + TICK })),
+            State::Down | State::Failed(_) => None,
+        }
+    }
+
+    /// When the child is ended for having nothing to do.
+    fn idle_end(&self) -> Option<Instant> {
+        let policy = *self.policy.borrow();
+        match (policy.keep, policy.idle, self.idle_since) {
+            (false, Some(idle), Some(since)) => Some(since + idle),
+            _ => None,
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Ask(request) => self.on_ask(*request),
+            Command::Cancel(id) => self.on_cancel(id),
+            Command::Load(reply) => {
+                if matches!(self.state, State::Failed(_)) {
+                    self.state = State::Down;
+                    self.load_crashes = 0;
+                }
+                self.problem = None;
+                self.unload = false;
+                self.wanted = !matches!(self.state, State::Up(_));
+                let _ = reply.send(Ok(()));
+            }
+            Command::Unload(reply) => {
+                self.unload = true;
+                self.wanted = false;
+                self.unloading.push(reply);
+            }
+            Command::UnloadIfIdle(reply) => {
+                let is_idle = self.flights.is_empty() && self.waiting.is_empty();
+                if is_idle && matches!(self.state, State::Up(_)) {
+                    self.unload = true;
+                    self.wanted = false;
+                    self.idle_replies.push(reply);
+                } else {
+                    let _ = reply.send(false);
+                }
+            }
+            Command::Digest(digest) => self.spec.offer.digest = Some(digest),
+            Command::Stop(why, reply) => {
+                self.fail_waiting(&why);
+                for flight in std::mem::take(&mut self.flights).into_values() {
+                    flight.request.answer.end(Err(why.clone()));
+                }
+                self.stopping = Some(reply);
+                self.wanted = false;
+                self.end_child();
+            }
+        }
+    }
+
+    fn on_ask(&mut self, request: Request) {
+        let refused = match &self.state {
+            _ if self.stopping.is_some() => Some(Failure::new(FailureKind::ModelUnavailable, "the model was taken away")),
+            State::Failed(why) => Some(Failure::new(
+                FailureKind::ModelUnavailable,
+                format!("{} cannot be loaded: {why}; to try again: ogctl models load {}", self.model(), self.model()),
+            )),
+            _ if self.quarantine.verdict(request.digest, Instant::now()) == Verdict::Refused => Some(quarantined()),
+            _ => None,
+        };
+        match refused {
+            Some(failure) => request.answer.end(Err(failure)),
+            None => self.waiting.push_back(request),
+        }
+    }
+
+    fn on_cancel(&mut self, id: u64) {
+        self.waiting.retain(|request| request.id != id);
+        if let Some(flight) = self.flights.get_mut(&id)
+            && flight.cancelled.is_none()
+        {
+            flight.cancelled = Some(Instant::now() + CANCEL);
+            if let State::Up(running) = &self.state {
+                let _ = running.child.send(&Down::Cancel { id });
+            }
+        }
+    }
+
+    fn model(&self) -> &str {
+        &self.spec.offer.name
+    }
+
+    /// Does what can be done now: asks for a child, hands it prompts, ends it.
+    fn proceed(&mut self) {
+        match &self.state {
+            State::Down if self.stopping.is_none() && (self.wanted || !self.waiting.is_empty()) => self.ask_for_memory(),
+            State::Down => self.settle_unload(),
+            State::Resting(until) => {
+                if !self.wanted && self.waiting.is_empty() {
+                    self.state = State::Down;
+                    self.settle_unload();
+                } else if *until <= Instant::now() {
+                    self.ask_for_memory();
+                }
+            }
+            State::Up(running) if running.ready.is_some() && running.ending.is_none() => self.dispatch(),
+            State::Up(running) if running.ending.is_none() && self.unload => self.end_child(),
+            State::Up(_) | State::Asking(_) => {}
+            State::Failed(_) => self.settle_unload(),
+        }
+    }
+
+    fn settle_unload(&mut self) {
+        self.unload = false;
+        for reply in self.unloading.drain(..) {
+            let _ = reply.send(());
+        }
+        for reply in self.idle_replies.drain(..) {
+            let _ = reply.send(true);
+        }
+    }
+
+    fn ask_for_memory(&mut self) {
+        self.settle_unload();
+        let (reply, answer) = oneshot::channel();
+        let question = MayStart { model: self.model().to_owned(), needed: self.spec.needed, reply };
+        // Nobody to ask, or too many who ask: the answer is no, for now.
+        let _ = self.permits.try_send(question);
+        self.state = State::Asking(answer);
+    }
+
+    fn on_happened(&mut self, happened: Happened) {
+        match happened {
+            Happened::Permit(Ok(())) => self.start(),
+            Happened::Permit(Err(why)) => {
+                tracing::warn!(model = self.model(), "{} is not loaded: {why}", self.model());
+                self.fail_waiting(&Failure::new(FailureKind::ModelUnavailable, format!("{} is not loaded: {why}", self.model())));
+                self.problem = Some(why);
+                // One that is to be kept is tried again; the others wait for a prompt.
+                let keep = self.policy.borrow().keep && self.stopping.is_none();
+                self.wanted = keep;
+                self.state = if keep { State::Resting(Instant::now() + LONGEST_PAUSE) } else { State::Down };
+            }
+            Happened::Frame(frame) => {
+                if let Err(why) = self.on_frame(frame) {
+                    self.on_lost(&why);
+                }
+            }
+            Happened::Lost(why) => self.on_lost(&why),
+        }
+    }
+
+    fn start(&mut self) {
+        if self.stopping.is_some() {
+            self.state = State::Down;
+            return;
+        }
+        match Child::start(&self.spec.program, self.model()) {
+            Ok(child) => {
+                let now = Instant::now();
+                tracing::info!(model = self.model(), pid = child.pid(), "loading {}", self.model());
+                self.state = State::Up(Box::new(Running {
+                    child,
+                    since: now,
+                    greeted: false,
+                    progress: 0.0,
+                    ready: None,
+                    heard: now,
+                    pinged: now,
+                    ping: None,
+                    ending: None,
+                }));
+            }
+            Err(error) => self.fail(format!("{} cannot be started: {error}", self.spec.program.display())),
+        }
+    }
+
+    /// It is not tried any more.
+    fn fail(&mut self, why: String) {
+        tracing::error!(model = self.model(), "{} failed: {why}", self.model());
+        self.fail_waiting(&Failure::new(FailureKind::ModelUnavailable, format!("{} cannot be loaded: {why}", self.model())));
+        self.wanted = false;
+        self.problem = Some(why.clone());
+        self.state = if self.stopping.is_some() { State::Down } else { State::Failed(why) };
+    }
+
+    fn fail_waiting(&mut self, why: &Failure) {
+        for request in self.waiting.drain(..) {
+            request.answer.end(Err(why.clone()));
+        }
+    }
+
+    fn on_frame(&mut self, frame: Up) -> Result<(), String> {
+        let State::Up(running) = &mut self.state else { return Ok(()) };
+        running.heard = Instant::now();
+        match frame {
+            Up::Hello { protocol, version, build } if !running.greeted => {
+                if protocol != VERSION {
+                    let why = format!(
+                        "the engine program (version {version}) speaks protocol {protocol}, this daemon {VERSION}; install both of one version"
+                    );
+                    self.end_for_good(why);
+                    return Ok(());
+                }
+                running.greeted = true;
+                tracing::debug!(version, build, "engine {version}: {build}");
+                running.child.send(&Down::Load(self.spec.load.clone())).map_err(|error| error.to_string())
+            }
+            Up::Loading { progress } if running.greeted && running.ready.is_none() => {
+                running.progress = if progress.is_finite() { progress.clamp(0.0, 1.0).max(running.progress) } else { 0.0 };
+                Ok(())
+            }
+            Up::Ready(ready) if running.greeted && running.ready.is_none() && ready.slots > 0 && ready.context > 0 => {
+                self.on_ready(ready);
+                Ok(())
+            }
+            Up::LoadFailed { reason } if running.greeted && running.ready.is_none() => {
+                self.end_for_good(sentence(&reason));
+                Ok(())
+            }
+            Up::Pong { nonce, .. } if running.ping == Some(nonce) => {
+                running.ping = None;
+                Ok(())
+            }
+            Up::Started { id, .. } => self.flight(id, "started").and_then(|flight| {
+                if std::mem::replace(&mut flight.started, true) { Err("it started a prompt twice".to_owned()) } else { Ok(()) }
+            }),
+            Up::Delta { id, text, tokens } => self.on_delta(id, text, tokens),
+            Up::Done { id, finish, prompt_tokens, completion_tokens, generate_us, .. } => {
+                self.flight(id, "done")?;
+                self.on_done(id, finish, Usage { prompt_tokens, completion_tokens }, generate_us);
+                Ok(())
+            }
+            Up::Error { id, kind, message } => {
+                self.flight(id, "error")?;
+                self.on_error(id, kind, &message);
+                Ok(())
+            }
+            Up::Hello { .. } | Up::Loading { .. } | Up::Ready(_) | Up::LoadFailed { .. } | Up::Pong { .. } => {
+                Err("it sent a frame that has no place there".to_owned())
+            }
+        }
+    }
+
+    fn flight(&mut self, id: u64, what: &str) -> Result<&mut Flight, String> {
+        self.flights.get_mut(&id).ok_or_else(|| format!("it sent \"{what}\" of a prompt that it does not have"))
+    }
+
+    fn on_ready(&mut self, ready: Ready) {
+        let State::Up(running) = &mut self.state else { return };
+        tracing::info!(
+            model = self.spec.offer.name,
+            "{} is loaded: {} prompts at once, {} tokens each, on {}, in {:.1} s",
+            self.spec.offer.name,
+            ready.slots,
+            ready.context,
+            sentence(&ready.device),
+            running.since.elapsed().as_secs_f64()
+        );
+        self.counts.context = Some(ready.context);
+        self.counts.slots = Some(ready.slots);
+        self.counts.memory = Some(ready.memory);
+        self.counts.device = Some(sentence(&ready.device));
+        running.ready = Some(ready);
+        self.load_crashes = 0;
+        self.wanted = false;
+        self.problem = None;
+        self.idle_since = Some(Instant::now());
+    }
+
+    fn on_delta(&mut self, id: u64, text: String, tokens: u32) -> Result<(), String> {
+        let flight = self.flight(id, "delta")?;
+        flight.said = flight.said.saturating_add(tokens);
+        if flight.cancelled.is_some() {
+            return Ok(());
+        }
+        if let Err(failure) = flight.request.answer.text(text) {
+            // It ends here for its reader; the child still has it.
+            let digest = flight.request.digest;
+            let abandoned = Request::new(id, &crate::domain::prompt::Ask::default(), flight.request.deadline).0;
+            let request = std::mem::replace(&mut flight.request, Request { digest, ..abandoned });
+            request.answer.end(Err(failure));
+            self.on_cancel(id);
+        }
+        Ok(())
+    }
+
+    fn on_done(&mut self, id: u64, finish: Finish, usage: Usage, generate_us: u64) {
+        let Some(flight) = self.flights.remove(&id) else { return };
+        self.quarantine.survived(flight.request.digest);
+        self.deaths = 0;
+        self.landed();
+        let finish = match finish {
+            Finish::Stop => FinishReason::Stop,
+            Finish::Length => FinishReason::Length,
+            Finish::Cancelled => {
+                let failure = Failure::new(FailureKind::BackendFailed, "the engine ended the prompt");
+                return flight.request.answer.end(Err(failure));
+            }
+        };
+        self.counts.answered += 1;
+        self.counts.prompt_tokens += u64::from(usage.prompt_tokens);
+        self.counts.completion_tokens += u64::from(usage.completion_tokens);
+        if usage.completion_tokens >= 4 && generate_us > 0 {
+            let speed = f64::from(usage.completion_tokens) * 1e6 / generate_us as f64;
+            self.counts.tokens_per_second = Some(self.counts.tokens_per_second.map_or(speed, |mean| mean * 0.8 + speed * 0.2));
+        }
+        flight.request.answer.end(Ok(Done { finish, usage }));
+    }
+
+    fn on_error(&mut self, id: u64, kind: ErrorKind, message: &str) {
+        let Some(flight) = self.flights.remove(&id) else { return };
+        self.quarantine.survived(flight.request.digest);
+        self.landed();
+        let kind = match kind {
+            ErrorKind::ContextOverflow => FailureKind::ContextOverflow,
+            ErrorKind::Invalid => FailureKind::InvalidRequest,
+            ErrorKind::Busy => FailureKind::Busy,
+            ErrorKind::Internal => FailureKind::BackendFailed,
+        };
+        flight.request.answer.end(Err(Failure::new(kind, sentence(message))));
+    }
+
+    fn landed(&mut self) {
+        if self.flights.is_empty() {
+            self.idle_since = Some(Instant::now());
+        }
+    }
+
+    /// Hands waiting prompts to the child, as many as it takes; a suspect only when it is alone there.
+    fn dispatch(&mut self) {
+        let now = Instant::now();
+        self.waiting.retain(|request| !request.answer.is_abandoned());
+        let State::Up(running) = &self.state else { return };
+        let slots = running.ready.as_ref().map_or(1, |ready| ready.slots as usize);
+        while self.flights.len() < slots && !self.flights.values().any(|flight| flight.alone) {
+            let Some(next) = self.waiting.front() else { break };
+            let verdict = self.quarantine.verdict(next.digest, now);
+            if verdict == Verdict::Alone && !self.flights.is_empty() {
+                break;
+            }
+            let Some(request) = self.waiting.pop_front() else { break };
+            if verdict == Verdict::Refused {
+                request.answer.end(Err(quarantined()));
+                continue;
+            }
+            if let Err(error) = running.child.send(&Down::Generate(request.generate.clone())) {
+                request.answer.end(Err(Failure::new(FailureKind::InvalidRequest, error.to_string())));
+                continue;
+            }
+            self.idle_since = None;
+            let alone = verdict == Verdict::Alone;
+            self.flights.insert(request.id, Flight { request, alone, started: false, said: 0, cancelled: None });
+        }
+        if self.unload && self.flights.is_empty() && self.waiting.is_empty() {
+            self.end_child();
+        }
+    }
+
+    /// Tells the child to end, if there is one.
+    fn end_child(&mut self) {
+        match &mut self.state {
+            State::Up(running) if running.ending.is_none() => {
+                running.ending = Some(Instant::now() + GOODBYE);
+                let _ = running.child.send(&Down::Shutdown);
+            }
+            State::Up(_) => {}
+            State::Down | State::Asking(_) | State::Resting(_) | State::Failed(_) => self.state = State::Down,
+        }
+    }
+
+    /// The child says that it cannot, and is not asked again.
+    fn end_for_good(&mut self, why: String) {
+        self.kill();
+        self.fail(why);
+    }
+
+    fn kill(&mut self) {
+        if let State::Up(running) = std::mem::replace(&mut self.state, State::Down) {
+            running.child.kill();
+        }
+        self.idle_since = None;
+    }
+
+    /// The child is gone, or is to be.
+    fn on_lost(&mut self, why: &str) {
+        let State::Up(running) = std::mem::replace(&mut self.state, State::Down) else { return };
+        let was_ready = running.ready.is_some();
+        let was_ending = running.ending.is_some();
+        let pid = running.child.pid();
+        running.child.kill();
+        self.idle_since = None;
+        if was_ending {
+            tracing::info!(model = self.model(), "{} is unloaded", self.model());
+            return;
+        }
+        self.counts.crashes += 1;
+        self.deaths = self.deaths.saturating_add(1);
+        tracing::error!(model = self.model(), pid, "the engine of {} died: {why}", self.model());
+        let digests: HashSet<_> = self.flights.values().map(|flight| flight.request.digest).collect();
+        self.quarantine.died_with(digests, Instant::now());
+        for flight in std::mem::take(&mut self.flights).into_values() {
+            flight.request.answer.end(Err(Failure::new(FailureKind::EngineCrashed, format!("the engine died: {why}"))));
+        }
+        if !was_ready {
+            self.load_crashes += 1;
+            if self.load_crashes >= LOAD_CRASHES {
+                return self.fail(format!("its engine died {LOAD_CRASHES} times while loading it; the last time {why}"));
+            }
+        }
+        self.problem = Some(format!("its engine died: {why}"));
+        // Whoever used it finds it there again.
+        self.wanted = true;
+        let pause = PAUSE.saturating_mul(1 << self.deaths.saturating_sub(1).min(6)).min(LONGEST_PAUSE);
+        self.state = State::Resting(Instant::now() + pause);
+    }
+
+    fn on_alarm(&mut self) {
+        self.refuse_late();
+        let now = Instant::now();
+        let idle_over = self.idle_end().is_some_and(|end| end <= now);
+        let busy = !self.flights.is_empty();
+        let stuck = self.flights.values().any(|flight| flight.cancelled.is_some_and(|until| until <= now));
+        let State::Up(running) = &mut self.state else { return };
+        if let Some(until) = running.ending {
+            if until <= now {
+                self.on_lost("it did not end when it was told to");
+            }
+            return;
+        }
+        let silence = if running.ready.is_some() { SILENCE } else { SILENT_START };
+        let since = if running.ready.is_none() { Some(running.heard) } else { running.ping.map(|_| running.pinged) };
+        if since.is_some_and(|since| now.saturating_duration_since(since) >= silence) {
+            return self.on_lost(&format!("it did not answer for {} s", silence.as_secs()));
+        }
+        if stuck {
+            return self.on_lost(&format!("it did not let go of a cancelled prompt in {} s", CANCEL.as_secs()));
+        }
+        if running.ready.is_some() && idle_over && !busy && self.waiting.is_empty() {
+            return self.end_child();
+        }
+        if running.greeted && busy && running.ping.is_none() && now.saturating_duration_since(running.pinged) >= PING {
+            self.next_ping += 1;
+            running.ping = Some(self.next_ping);
+            running.pinged = now;
+            let _ = running.child.send(&Down::Ping { nonce: self.next_ping });
+        }
+    }
+
+    /// Prompts whose deadline comes before the model is there are told so: another member may be in time.
+    fn refuse_late(&mut self) {
+        let now = Instant::now();
+        let (progress, ready_at) = match &self.state {
+            State::Up(running) if running.ready.is_some() => return,
+            State::Up(running) => {
+                let elapsed = now.saturating_duration_since(running.since);
+                // An estimate from the first moments says nothing.
+                let whole = (running.progress > 0.05 && elapsed > Duration::from_secs(2))
+                    .then(|| elapsed.div_f32(running.progress.clamp(0.05, 1.0)));
+                (running.progress, whole.map_or(now, |whole| running.since + whole))
+            }
+            State::Resting(until) => (0.0, *until),
+            State::Asking(_) | State::Down | State::Failed(_) => (0.0, now),
+        };
+        let late = |request: &Request| request.deadline <= ready_at.max(now + BEFORE_DEADLINE);
+        if !self.waiting.iter().any(late) {
+            return;
+        }
+        let (refused, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().partition(late);
+        self.waiting = waiting.into();
+        for request in refused {
+            let detail = format!("{} is being loaded ({:.0} %) and will not be ready in time", self.model(), progress * 100.0);
+            request.answer.end(Err(Failure::new(FailureKind::ModelLoading, detail)));
+        }
+    }
+
+    fn model_state(&self) -> ModelState {
+        match &self.state {
+            State::Failed(_) => ModelState::Failed,
+            State::Up(running) if running.ending.is_some() => ModelState::Available,
+            State::Up(running) if running.ready.is_some() => ModelState::Ready,
+            State::Up(_) | State::Asking(_) => ModelState::Loading,
+            State::Resting(_) if self.wanted => ModelState::Loading,
+            State::Resting(_) | State::Down => ModelState::Available,
+        }
+    }
+
+    fn show(&self) {
+        let state = self.model_state();
+        let (pid, progress) = match &self.state {
+            State::Up(running) => (running.child.pid(), running.ready.is_none().then_some(running.progress)),
+            _ => (None, None),
+        };
+        let busy = self.flights.len() + self.waiting.len();
+        let idle_since = self.idle_since.filter(|_| busy == 0);
+        let now = Status { state, progress, problem: self.problem.clone(), pid, busy, idle_since, ..self.counts.clone() };
+        if self.publish.status.send_if_modified(|known| replace(known, now)) {
+            self.publish.changed.notify_one();
+        }
+        let mut offer = self.spec.offer.clone();
+        offer.state = state;
+        if let Some(context) = self.counts.context {
+            offer.context_tokens = context;
+        }
+        let failed = matches!(self.state, State::Failed(_));
+        let availability = Availability { models: vec![offer], problem: self.problem.clone().filter(|_| failed) };
+        self.publish.availability.send_if_modified(|known| replace(known, availability));
+    }
+}
+
+fn replace<T: PartialEq>(known: &mut T, now: T) -> bool {
+    let changed = *known != now;
+    *known = now;
+    changed
+}
+
+fn quarantined() -> Failure {
+    Failure::new(FailureKind::PromptQuarantined, "this prompt ended the engine twice and is not tried again for an hour")
+}
+
+/// What the child says, bounded and without control characters.
+fn sentence(text: &str) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    text[..text.floor_char_boundary(SENTENCE)].trim().to_owned()
+}
