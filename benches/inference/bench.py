@@ -20,7 +20,7 @@ from engine import LARGE, Engine  # noqa: E402
 from figures import Figures  # noqa: E402
 from servers import Missing, Tools, say  # noqa: E402
 
-ENDPOINT = ("latency", "throughput", "cancel-upstream")
+ENDPOINT = ("latency", "peer-hop", "throughput", "cancel-upstream")
 ENGINE = ("speed", "first-token", "memory", "cancel-engine")
 
 
@@ -75,6 +75,7 @@ class Run:
         cancel, figures = Cancel(self.options), self.figures
         self.group(ENDPOINT, Endpoint, {
             "latency": lambda servers: servers.latency(figures),
+            "peer-hop": lambda servers: servers.hop(figures),
             "throughput": lambda servers: servers.throughput(figures),
             "cancel-upstream": lambda servers: cancel.upstream(servers, figures),
         })

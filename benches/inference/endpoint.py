@@ -19,6 +19,11 @@ queued_per_peer = 256
 kind = "echo"
 """
 DIRECT, HOP = "opengateway", "opengateway-hop"
+# What is asked for, how, and which times count.
+KINDS = (
+    ("whole", (), "p50_us", "p99_us"),
+    ("stream, first text", ("--stream",), "first_p50_us", "first_p99_us"),
+)
 
 
 def added(rounds, name, key):
@@ -78,12 +83,8 @@ class Endpoint:
         raise RuntimeError(f"no round trip: {done.stderr}")
 
     def latency(self, figures):
-        """Added latency, one request at a time, and one peer hop beside the round trip of a prompt."""
-        trips = [self.round_trip()]
-        for what, arguments, p50, p99 in (
-            ("whole", (), "p50_us", "p99_us"),
-            ("stream, first text", ("--stream",), "first_p50_us", "first_p99_us"),
-        ):
+        """Added latency, one request at a time."""
+        for what, arguments, p50, p99 in KINDS:
             say(f"added latency, {what} …")
             rounds = self.load(*arguments)
             for key, label in ((p50, "p50"), (p99, "p99")):
@@ -92,12 +93,19 @@ class Endpoint:
                     "added-latency", f"endpoint's added latency, one at a time, {what}, {label}", "µs", rows.pop(DIRECT), rows,
                     against="nginx", reach=2.0,
                 )
-                figures.also[f"stub_{what}_{label}_us"] = round(statistics.median(row[key] for row in rounds["stub"]), 1)
+                figures.also[f"stub, {what}, {label}, µs"] = round(statistics.median(row[key] for row in rounds["stub"]), 1)
+
+    def hop(self, figures):
+        """What one peer hop adds, beside the round trip of a prompt between the same daemons."""
+        trips = [self.round_trip()]
+        for what, arguments, p50, _ in KINDS:
+            say(f"one peer hop, {what} …")
+            rounds = self.load(*arguments, without=[name for name in self.targets if name not in (DIRECT, HOP)])
             trips.append(self.round_trip())
-            hop = [there[p50] - direct[p50] for there, direct in zip(rounds[HOP], rounds[DIRECT])]
+            more = [there[p50] - direct[p50] for there, direct in zip(rounds[HOP], rounds[DIRECT])]
             figures.compare(
-                "peer-hop", f"one peer hop, {what}, p50, more than the endpoint alone", "µs", hop, {"prompt_round_trip": trips},
-                against="prompt_round_trip", reach=1.5,
+                "peer-hop", f"one peer hop, {what}, p50, more than the endpoint alone", "µs", more, {"prompt round trip": trips},
+                against="prompt round trip", reach=1.5,
             )
 
     def throughput(self, figures):

@@ -53,17 +53,18 @@ class Engine:
             raise RuntimeError(f"{' '.join(argv[:2])}: {done.stdout.strip() or done.stderr.strip()}")
         return json.loads(done.stdout)
 
-    def alone(self, model, streams, rounds, generate=64):
+    def alone(self, model, streams, rounds, generate=64, prompt=128):
         """One run of `engine-bench`: the engine over its socket, and plain llama.cpp, in turns."""
         argv = [os.path.join(os.path.dirname(self.options.engine), "examples", "engine-bench"), model, "--engine", self.options.engine]
-        argv += ["--streams", str(streams), "--rounds", str(rounds), "--threads", str(self.options.threads), "--generate", str(generate)]
+        argv += ["--streams", str(streams), "--rounds", str(rounds), "--threads", str(self.options.threads)]
+        argv += ["--generate", str(generate), "--prompt", str(prompt)]
         (row,) = self.run(argv)["streams"]
         return row
 
-    def asked(self, model, streams, rounds, generate=64):
+    def asked(self, model, streams, rounds, generate=64, prompt=128):
         """The same prompts at the endpoint of the node itself and of the other one, in turns."""
         argv = [self.tools.client, "tokens", f"here={self.a.url}", f"peer={self.c.url}", "--model", model]
-        argv += ["--streams", str(streams), "--rounds", str(rounds), "--generate", str(generate)]
+        argv += ["--streams", str(streams), "--rounds", str(rounds), "--generate", str(generate), "--prompt", str(prompt)]
         return self.run(argv)
 
     def speed(self, figures):
@@ -71,13 +72,16 @@ class Engine:
         blocks, rounds = (1, 1) if self.options.quick else (3, 3)
         for streams in (1, 8):
             say(f"tokens a second of {LARGE}, {streams} at once …")
-            rows = {}
+            rows, by_cpu = {}, []
             for _ in range(blocks):
                 row = self.alone(self.large, streams, rounds)
+                by_cpu.append(row.get("ratio_cpu"))
                 for who, key in (("engine", "engine"), ("llama.cpp", "reference")):
                     rows.setdefault(who, []).append(row[key])
                 for who, measured in self.asked(LARGE, streams, rounds).items():
                     rows.setdefault(who, []).extend(measured)
+            # By processor time: what is left of the comparison on a machine that has other work.
+            figures.also[f"engine beside llama.cpp, tokens per CPU second, {streams} streams, by block"] = by_cpu
             for key, what in (("prompt_tps", "prompt"), ("generate_tps", "generation")):
                 of = {who: [row[key] for row in measured] for who, measured in rows.items()}
                 figures.compare(
@@ -94,8 +98,8 @@ class Engine:
         blocks, rounds = (1, 5) if self.options.quick else (5, 20)
         rows = {"engine": [], "peer": [], "here": []}
         for _ in range(blocks):
-            rows["engine"].append(self.alone(self.demo, 1, rounds, 8)["engine"]["first_token_ms"])
-            for who, measured in self.asked(DEMO, 1, rounds, 8).items():
+            rows["engine"].append(self.alone(self.demo, 1, rounds, 8, 8)["engine"]["first_token_ms"])
+            for who, measured in self.asked(DEMO, 1, rounds, 8, 8).items():
                 rows[who].append(statistics.median(row["first_token_ms"] for row in measured))
         more = [there - own for there, own in zip(rows["peer"], rows["engine"])]
         beside = {who: lab.summary(times, 3) for who, times in rows.items()}
