@@ -11,6 +11,8 @@ use serde::Serialize;
 use std::cell::Cell;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// How this run prints.
 #[derive(Debug)]
@@ -25,6 +27,16 @@ pub struct Output {
     stderr_terminal: bool,
     /// A line on it is to be overwritten.
     passing: Cell<bool>,
+}
+
+/// Waits until nobody reads standard output any more, which a write would notice only when there is something to write. What is no
+/// pipe is never left by its reader.
+pub async fn reader_gone() {
+    let watched = AsyncFd::register_with_interest(io::stdout(), Interest::ERROR);
+    let gone = async { watched.ok()?.ready(Interest::ERROR).await.ok().map(drop) };
+    if gone.await.is_none() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// The error object of `--json`.
