@@ -161,7 +161,7 @@ sees() {
   done
 }
 
-offers() { [[ $(og "$1" models --json) == *"\"name\":\"$2\""* ]]; }
+offers() { [[ $(og "$1" models --json) == *"\"model\":\"$2\""* ]]; }
 
 shows() {
   local name=$1

@@ -692,7 +692,7 @@ see_engine() {
   [ -z "$missing" ] || note "the engine cannot run yet, and the node answers without a model of its own until it can: ${missing//$'\n'/, } missing.
 Install with this system's package manager: libgomp1 and libstdc++6 (Fedora: libgomp and libstdc++)"
 }
-missing_libraries() { ldd "$1" 2>/dev/null | sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | sort -u; }
+missing_libraries() { { ldd "$1" 2>/dev/null || true; } | sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | sort -u; }
 
 is_config() { [[ $1 == /etc/* || (-n ${root:-} && $1 == "${root:-}"/config/*) ]]; }
 

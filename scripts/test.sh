@@ -63,6 +63,7 @@ step() {
 
 need_build
 need dbus-daemon=dbus-daemon
+if wants it; then need tmux=tmux; fi
 if wants it && [ "$(id -u)" = 0 ]; then need strace=strace pkaction=polkitd; fi
 if wants netns && [ "$(id -u)" = 0 ]; then need ip=iproute2 nft=nftables; fi
 
@@ -98,7 +99,7 @@ fi
 
 target=$(host_target)
 programs=$(release_dir "$target")
-if wants engine it clients upstreams packages install e2e; then
+if wants engine it packages install e2e; then
   step "building the engine" ./scripts/engine.sh build
   # For the tests that want real answers; without it they say so.
   export OPENGATEWAY_ENGINE=$programs/engine/libexec/opengateway-engine

@@ -218,6 +218,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         serve: serve.clone(),
         dispatch,
         models: models.handle.clone(),
+        engine: model_settings.subscribe(),
         gauge: gauge.clone(),
         http: http.clone(),
         control,
@@ -416,6 +417,7 @@ fn net_config(settings: &Settings) -> net::Config {
             established_incoming: (settings.max_connections * 2 / 3).max(1),
             ..net::ConnectionCaps::default()
         },
+        versions: crate::wire::version::Versions::OURS,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Loads the model: numbers within their bounds, progress told, and what it really took.
 
+use std::ffi::c_void;
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
+use llama_cpp_sys_2 as sys;
 use opengateway_engine_protocol::{Load, MAX_SLOTS, Ready};
 
 use crate::kernels::Kernels;
@@ -18,12 +20,11 @@ use crate::process::MemoryGauge;
 use crate::scheduler::MAX_CHUNK;
 use crate::template::{Facts, Template};
 use crate::vocabulary::{self, Specials};
-use crate::{cpu, log};
+use crate::{cpu, log, requests};
 
 /// Largest context window of a slot, whatever the file says.
 const MAX_CONTEXT: u32 = 1 << 24;
-/// Tokens that a CPU computes at once: more are no faster, and the buffers for them hold the logits of a whole batch (for a
-/// vocabulary of 128,000 tokens 64 MiB, instead of 256 MiB with llama.cpp's default of 512).
+/// Tokens that a CPU computes at once: more are no faster, and take larger buffers.
 const CPU_BATCH: u32 = 128;
 /// Kinds of models that compute, but answer nothing.
 const ANSWERLESS: &[&str] = &["bert", "clip", "t5encoder", "wavtokenizer", "gemma-embedding", "llama-embed"];
@@ -132,11 +133,11 @@ impl Plan {
             .with_n_threads(threads)
             .with_n_threads_batch(threads)
             // One pass over the weights for all slots, whichever of them are in use.
-            .with_kv_unified(false)
+            .with_kv_unified(true)
             .with_offload_kqv(gpu)
             .with_op_offload(gpu)
             .with_no_perf(true);
-        model.new_context(backend, parameters).map_err(|_| {
+        model.new_context(backend, with_abort(parameters, slots)).map_err(|_| {
             let reason = log::last_error().unwrap_or_else(|| "it gives no reason".to_owned());
             format!("no memory for {slots} slots of {window} tokens: {reason}; use fewer slots or a smaller context")
         })
@@ -155,6 +156,25 @@ impl Plan {
         let template = if self.load.file_template { Template::of_file(facts) } else { Template::builtin(facts) };
         Ok((template?, specials))
     }
+}
+
+/// Sets what the binding has no functions for: who may stop a batch in the middle, and that only the last token of each slot
+/// has logits, so that no buffer is made for those of all.
+#[allow(unsafe_code)]
+fn with_abort(mut parameters: LlamaContextParams, slots: u32) -> LlamaContextParams {
+    type Raw = sys::llama_context_params;
+    // A struct with one field, as large as that field: it lies at its beginning.
+    const { assert!(size_of::<LlamaContextParams>() == size_of::<Raw>() && align_of::<LlamaContextParams>() == align_of::<Raw>()) };
+    // SAFETY: by the assertion the wrapper is its one field, and nothing else refers to it.
+    let raw = unsafe { &mut *(&raw mut parameters).cast::<Raw>() };
+    raw.abort_callback = Some(abort);
+    raw.n_outputs_max = slots;
+    parameters
+}
+
+#[allow(unsafe_code)]
+unsafe extern "C" fn abort(_: *mut c_void) -> bool {
+    requests::should_abort()
 }
 
 /// Tokens of each slot: as asked or as trained, and never more than the model knows.

@@ -54,6 +54,10 @@ unsafe extern "C" fn on_line(level: sys::ggml_log_level, text: *const c_char, _:
 }
 
 fn on_error(line: &str) {
+    if crate::requests::should_abort() {
+        // That a batch was not finished is what was wanted.
+        return;
+    }
     if LINES.fetch_add(1, Ordering::Relaxed) >= MAX_LINES {
         return;
     }

@@ -50,6 +50,9 @@ use scheduler::Scheduler;
 const TICK: Duration = Duration::from_millis(250);
 
 fn main() {
+    if let Err(error) = process::clean_environment() {
+        usage(&format!("cannot start itself with an empty environment: {error}"));
+    }
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => serve(),

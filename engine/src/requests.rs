@@ -1,11 +1,20 @@
 //! Which requests have a slot: the one fact that the reader, the preparer and the scheduler share.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use opengateway_engine_protocol::ErrorKind;
 
 use crate::prepare::Prepared;
+
+/// Whether the batch that is being computed is of no use to anyone. llama.cpp looks here between any two operations.
+static ABORT: AtomicBool = AtomicBool::new(false);
+
+/// Whether llama.cpp should stop computing.
+pub fn should_abort() -> bool {
+    ABORT.load(Ordering::Relaxed)
+}
 
 /// The requests that were admitted and have not ended.
 #[derive(Debug, Default)]
@@ -20,7 +29,16 @@ struct State {
     slots: usize,
     admitted: HashSet<u64>,
     cancelled: HashSet<u64>,
+    /// Those in the batch.
+    computing: Vec<u64>,
     prepared: Vec<Prepared>,
+}
+
+impl State {
+    /// Each request of the batch was cancelled.
+    fn is_useless(&self) -> bool {
+        !self.computing.is_empty() && self.computing.iter().all(|id| self.cancelled.contains(id))
+    }
 }
 
 /// What the scheduler has to do next.
@@ -69,7 +87,22 @@ impl Requests {
         let mut state = self.lock();
         if state.admitted.contains(&id) {
             state.cancelled.insert(id);
+            ABORT.store(state.is_useless(), Ordering::Relaxed);
         }
+    }
+
+    /// A batch of these is going to be computed.
+    pub fn computing(&self, ids: impl Iterator<Item = u64>) {
+        let mut state = self.lock();
+        state.computing.clear();
+        state.computing.extend(ids);
+        ABORT.store(state.is_useless(), Ordering::Relaxed);
+    }
+
+    /// The batch is done: whether it was, or might have been, stopped in the middle.
+    pub fn aborted(&self) -> bool {
+        self.lock().computing.clear();
+        ABORT.swap(false, Ordering::Relaxed)
     }
 
     /// Passes on a request that is ready to be computed.
@@ -114,6 +147,25 @@ mod tests {
         requests.release(1);
         requests.admit(3).unwrap();
         assert_eq!(requests.running(), 2);
+    }
+
+    #[test]
+    fn a_batch_is_stopped_when_nobody_wants_it() {
+        let requests = Requests::default();
+        requests.open(3);
+        (1..4).for_each(|id| requests.admit(id).unwrap());
+        requests.computing([1, 2].into_iter());
+        requests.cancel(3);
+        requests.cancel(1);
+        assert!(!should_abort());
+        requests.cancel(2);
+        assert!(should_abort() && requests.aborted());
+        assert!(!should_abort());
+        // Cancelled between batches, and what is not computed stops nothing.
+        requests.cancel(3);
+        assert!(!should_abort());
+        requests.computing([3].into_iter());
+        assert!(requests.aborted());
     }
 
     #[test]

@@ -14,14 +14,12 @@ use crate::process::{Exit, exit};
 use crate::requests::Requests;
 use crate::sequence::Sequence;
 
-/// Tokens of prompts in a batch, however slow the model is, and while its speed is not known.
-const MIN_CHUNK: u32 = 16;
-/// While answers are under way, which wait for the chunk.
-const SHARED_CHUNK: u32 = 64;
-/// And however fast.
+/// Most tokens of prompts in a batch.
 pub const MAX_CHUNK: u32 = 512;
-/// A chunk takes about this long: a cancel waits no longer, even should the machine become twice as slow meanwhile.
-const CHUNK_TIME: Duration = Duration::from_millis(400);
+/// A prompt that is alone in its batch: a cancel stops it in the middle, so it only must not keep a newcomer waiting for long.
+const ALONE: Chunks = Chunks { least: 64, most: MAX_CHUNK, time: Duration::from_millis(1500) };
+/// Prompts beside others: a cancel of one waits for the batch, and so do the answers that are under way.
+const SHARED: Chunks = Chunks { least: 64, most: 128, time: Duration::from_millis(400) };
 /// Batches that may fail one after another before the process gives up.
 const MAX_FAILURES: u32 = 3;
 
@@ -34,7 +32,8 @@ pub struct Scheduler {
     output: Arc<Output>,
     slots: Vec<Option<Sequence>>,
     batch: LlamaBatch<'static>,
-    chunk: Chunk,
+    /// Tokens of prompts in a second.
+    rate: f64,
     /// The slot whose prompt comes first in the next batch.
     turn: usize,
     failures: u32,
@@ -62,7 +61,7 @@ impl Scheduler {
             output,
             slots: (0..slots).map(|_| None).collect(),
             batch: LlamaBatch::new((MAX_CHUNK + slots) as usize, 1),
-            chunk: Chunk::default(),
+            rate: 0.0,
             turn: 0,
             failures: 0,
             frames: Vec::new(),
@@ -112,14 +111,20 @@ impl Scheduler {
         if self.batch.n_tokens() == 0 {
             return;
         }
+        self.requests.computing(self.slots.iter().flatten().map(|sequence| sequence.id));
         let before = Instant::now();
-        if let Err(error) = self.context.decode(&mut self.batch) {
+        let computed = self.context.decode(&mut self.batch);
+        if self.requests.aborted() {
+            // Each of them was cancelled; the next orders end them.
+            return;
+        }
+        if let Err(error) = computed {
             return self.fail(&format!("llama.cpp cannot compute: {error}"));
         }
         self.failures = 0;
         if prompt_tokens > 0 {
             self.context.synchronize();
-            self.chunk.record(self.batch.n_tokens().unsigned_abs(), before.elapsed());
+            self.learn(self.batch.n_tokens().unsigned_abs(), before.elapsed());
         }
         for (slot, place) in places {
             self.sample(slot, place);
@@ -145,8 +150,8 @@ impl Scheduler {
         let count = self.slots.len();
         let left = |slot: &Option<Sequence>| slot.as_ref().map_or(0, Sequence::prompt_left);
         let mut prompts = self.slots.iter().filter(|slot| left(slot) > 0).count();
-        // Answers that are under way wait for the chunk: a small one.
-        let mut budget = if others_wait { self.chunk.size().min(SHARED_CHUNK) } else { self.chunk.size() } as usize;
+        let bounds = if others_wait || prompts > 1 { &SHARED } else { &ALONE };
+        let mut budget = bounds.size(self.rate) as usize;
         let mut total = 0;
         for slot in (0..count).map(|offset| (self.turn + offset) % count) {
             let Some(sequence) = self.slots[slot].as_mut().filter(|sequence| sequence.prompt_left() > 0) else { continue };
@@ -169,6 +174,12 @@ impl Scheduler {
             }
         }
         Ok(total)
+    }
+
+    /// Learns from a batch with prompts in it.
+    fn learn(&mut self, tokens: u32, elapsed: Duration) {
+        let rate = f64::from(tokens) / elapsed.as_secs_f64().max(1e-6);
+        self.rate = if self.rate == 0.0 { rate } else { (self.rate + rate) / 2.0 };
     }
 
     fn sample(&mut self, slot: usize, place: i32) {
@@ -229,25 +240,23 @@ fn small(number: usize) -> i32 {
 }
 
 /// How many tokens of prompts one batch takes.
-#[derive(Debug, Default)]
-struct Chunk {
-    /// Tokens in a second.
-    rate: f64,
+#[derive(Debug)]
+struct Chunks {
+    /// However slow the model is, and while its speed is not known.
+    least: u32,
+    /// However fast it is.
+    most: u32,
+    /// Between the two, a batch takes about this long.
+    time: Duration,
 }
 
-impl Chunk {
-    /// Learns from a batch with prompts in it.
-    fn record(&mut self, tokens: u32, elapsed: Duration) {
-        let rate = f64::from(tokens) / elapsed.as_secs_f64().max(1e-6);
-        self.rate = if self.rate == 0.0 { rate } else { (self.rate + rate) / 2.0 };
-    }
-
-    /// Whole multiples of the least, so that batches have few different shapes.
-    fn size(&self) -> u32 {
-        // Between the two constants, so it fits.
+impl Chunks {
+    /// For a model of so many tokens a second. Whole multiples of the least, so that batches have few different shapes.
+    fn size(&self, rate: f64) -> u32 {
+        // Between the two bounds, so it fits.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let tokens = (self.rate * CHUNK_TIME.as_secs_f64()).min(f64::from(MAX_CHUNK)) as u32;
-        (tokens / MIN_CHUNK * MIN_CHUNK).clamp(MIN_CHUNK, MAX_CHUNK)
+        let tokens = (rate * self.time.as_secs_f64()).min(f64::from(self.most)) as u32;
+        (tokens / self.least * self.least).clamp(self.least, self.most)
     }
 }
 
@@ -257,13 +266,8 @@ mod tests {
 
     #[test]
     fn a_chunk_is_as_large_as_the_model_is_fast() {
-        let mut chunk = Chunk::default();
-        assert_eq!(chunk.size(), MIN_CHUNK);
-        chunk.record(16, Duration::from_secs(16));
-        assert_eq!(chunk.size(), MIN_CHUNK);
-        chunk.record(16, Duration::from_millis(80));
-        assert_eq!(chunk.size(), 32);
-        let of = |rate| Chunk { rate }.size();
-        assert_eq!([of(119.0), of(120.0), of(1e9), of(f64::INFINITY)], [32, 48, MAX_CHUNK, MAX_CHUNK]);
+        let of = |chunks: &Chunks| [0.0, 40.0, 120.0, 1e9, f64::INFINITY].map(|rate| chunks.size(rate));
+        assert_eq!(of(&SHARED), [64, 64, 64, 128, 128]);
+        assert_eq!(of(&ALONE), [64, 64, 128, 512, 512]);
     }
 }

@@ -177,7 +177,7 @@ pub trait Models {
     fn loaded(&self) -> zbus::Result<u32>;
 
     /// Whether there is an engine, and it is switched on.
-    #[zbus(property(emits_changed_signal = "const"))]
+    #[zbus(property(emits_changed_signal = "false"))]
     fn engine_installed(&self) -> zbus::Result<bool>;
 }
 

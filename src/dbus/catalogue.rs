@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::details::{Details, put, text};
 use crate::domain::node::{ModelOffer, ModelState, NodeId};
-use crate::models::Local;
+use crate::models::{Local, hex};
 
 /// A model of one node.
 #[derive(Debug, Clone)]
@@ -16,11 +16,6 @@ pub(super) struct Offered {
     pub model: ModelOffer,
     pub problem: Option<String>,
     pub tokens_per_second: Option<f64>,
-}
-
-/// SHA-256 as people write it.
-pub(super) fn hex(digest: &[u8; 32]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A file of this machine as an offer.

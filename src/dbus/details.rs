@@ -177,3 +177,11 @@ pub(super) fn tier(verdict: &Verdict, resources: &Resources) -> TierEntry {
     let unmet = verdict.unmet.iter().map(|unmet| (code(unmet.need), unmet.sentence.clone())).collect();
     (tier.name.to_owned(), verdict.unmet.is_empty(), unmet, details)
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_estimate_is_for_the_context_that_the_engine_takes() {
+        assert_eq!(crate::domain::estimate::CONTEXT, crate::models::DEFAULT_MAX_CONTEXT);
+    }
+}

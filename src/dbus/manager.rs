@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath};
@@ -44,6 +44,7 @@ pub(super) struct Shared {
     pub serve: serve::Handle,
     pub dispatch: dispatch::Handle,
     pub models: crate::models::Handle,
+    pub engine: watch::Receiver<crate::models::Settings>,
     pub gauge: gauge::Handle,
     pub http: http::Handle,
     pub control: Control,

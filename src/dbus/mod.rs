@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use zbus::Connection;
 use zbus::connection::Builder;
 use zbus::fdo::{ObjectManager, RequestNameFlags, RequestNameReply};
@@ -31,7 +31,6 @@ use zbus::object_server::SignalEmitter;
 pub use access::{Access, Action, Mode};
 pub use errors::Error;
 pub use guard::{Guarded, Readers};
-pub use models::ENGINE_FEATURE;
 
 use crate::api::names::{BUS_NAME, MANAGER_INTERFACE, ROOT_PATH};
 use crate::logging::Log;
@@ -54,6 +53,8 @@ pub struct Node {
     pub dispatch: dispatch::Handle,
     /// The models on this machine.
     pub models: crate::models::Handle,
+    /// How models are computed here.
+    pub engine: watch::Receiver<crate::models::Settings>,
     /// What this machine has.
     pub gauge: gauge::Handle,
     /// The OpenAI endpoint.
@@ -127,13 +128,14 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
 }
 
 async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
-    let Node { net, serve, dispatch, models, gauge, http, control, version, node_name, features, started_at, log } = node;
+    let Node { net, serve, dispatch, models, engine, gauge, http, control, version, node_name, features, started_at, log } = node;
     let (announce, requests) = mpsc::channel(16);
     let shared = Arc::new(Shared {
         net,
         serve,
         dispatch,
         models,
+        engine,
         gauge,
         http,
         control,

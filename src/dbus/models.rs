@@ -19,10 +19,8 @@ use super::{stream, transfer};
 use crate::api::names::ErrorName;
 use crate::api::stream::Step;
 use crate::domain::node::{ModelState, NodeId};
-use crate::models::{Local, Progress, Verified};
+use crate::models::{Local, Progress, Verified, hex};
 
-/// The word in `Features` of an installation whose engine is there and switched on.
-pub const ENGINE_FEATURE: &str = "engine";
 /// Steps of a copy that may wait to be told.
 const STEPS: usize = 16;
 
@@ -98,7 +96,8 @@ impl Shared {
 
     /// Whether this installation has an engine that is switched on.
     pub(super) fn has_engine(&self) -> bool {
-        self.features.iter().any(|feature| feature == ENGINE_FEATURE)
+        let settings = self.engine.borrow();
+        settings.enabled && settings.program.is_file()
     }
 }
 
@@ -113,21 +112,15 @@ pub(super) fn count(models: &[Local]) -> u32 {
 }
 
 fn added(model: Local) -> Step {
-    Step::End {
-        digest: model.digest.as_ref().map(catalogue::hex),
-        name: model.name,
-        size: Some(model.size),
-        expected: None,
-        intact: None,
-    }
+    Step::End { digest: model.digest.as_ref().map(hex), name: model.name, size: Some(model.size), expected: None, intact: None }
 }
 
 fn verified(name: String, found: &Verified) -> Step {
     Step::End {
         name,
         size: None,
-        digest: Some(catalogue::hex(&found.digest)),
-        expected: found.expected.as_ref().map(catalogue::hex),
+        digest: Some(hex(&found.digest)),
+        expected: found.expected.as_ref().map(hex),
         intact: found.expected.map(|expected| expected == found.digest),
     }
 }
@@ -278,7 +271,7 @@ impl Models {
         loaded(&self.0.models.list())
     }
 
-    #[zbus(property(emits_changed_signal = "const"))]
+    #[zbus(property(emits_changed_signal = "false"))]
     fn engine_installed(&self) -> bool {
         self.0.has_engine()
     }

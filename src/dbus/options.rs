@@ -215,14 +215,8 @@ pub(super) fn list_models(raw: Raw) -> Result<Option<String>, Error> {
 /// The digest that a file must have.
 pub(super) fn add(raw: Raw) -> Result<Option<[u8; 32]>, Error> {
     let Some(text) = Options::new(raw, &[models_option::DIGEST])?.text(models_option::DIGEST)? else { return Ok(None) };
-    let wrong = || Error::invalid("option Digest is no SHA-256: 64 hexadecimal digits");
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(wrong());
-    }
-    let mut digest = [0; 32];
-    for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
-        *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())?;
-    }
+    let digest =
+        crate::models::unhex(&text).ok_or_else(|| Error::invalid("option Digest is no SHA-256: 64 hexadecimal digits"))?;
     Ok(Some(digest))
 }
 

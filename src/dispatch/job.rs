@@ -3,7 +3,6 @@
 //! Nothing runs behind the caller's back: polling a job drives it, not polling it slows the serving node down, dropping it
 //! cancels the work there.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,10 +11,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::handle::{JobEvent, Options, ServedBy};
-use super::route::{self, Tally, Wish};
-use super::speed::{Sample, Speeds};
+use super::route::{self, Choice, Here, Wish};
+use super::speed::Sample;
+use super::tally::Tallies;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::NodeId;
+use crate::domain::node::{ClusterView, Member, ModelOffer, ModelState, NodeId};
 use crate::domain::prompt::{Ask, Done, Failure, FailureKind, MAX_TIMEOUT};
 use crate::net::{self, AnswerEvent, AnswerStream};
 use crate::serve::{self, Requester, Served};
@@ -24,65 +24,34 @@ use crate::serve::{self, Requester, Served};
 const MAX_RETRIES: usize = 2;
 /// After an engine crash only one other: the prompt itself may be the poison.
 const MAX_RETRIES_AFTER_CRASH: usize = 1;
-/// A member that failed a prompt is asked last for this long.
-const GRUDGE: Duration = Duration::from_secs(10);
-/// Members whose failures are remembered.
-const MAX_TALLIES: usize = 4096;
-
-#[derive(Debug, Default, Clone, Copy)]
-struct Account {
-    in_flight: u32,
-    failed_at: Option<Instant>,
-}
-
 /// What all jobs share: the way to the members and to this node's own backends, and who has how much to do.
 #[derive(Debug)]
 pub struct Router {
     net: net::Handle,
     serve: serve::Handle,
     name: String,
-    accounts: Mutex<HashMap<NodeId, Account>>,
-    speeds: Mutex<Speeds>,
+    tallies: Mutex<Tallies>,
     pub(super) active: Arc<AtomicU32>,
 }
 
 impl Router {
     /// A router for the node called `name`.
     pub fn new(net: net::Handle, serve: serve::Handle, name: String) -> Self {
-        Self { net, serve, name, accounts: Mutex::default(), speeds: Mutex::default(), active: Arc::default() }
+        Self { net, serve, name, tallies: Mutex::default(), active: Arc::default() }
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut HashMap<NodeId, Account>) -> T) -> T {
-        // Held for one map operation, never across an await.
-        change(&mut self.accounts.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn tally(&self, id: &NodeId) -> Tally {
-        let account = self.with(|accounts| accounts.get(id).copied().unwrap_or_default());
-        Tally { in_flight: account.in_flight, failing: account.failed_at.is_some_and(|at| at.elapsed() < GRUDGE) }
-    }
-
-    fn begin(self: &Arc<Self>, id: &NodeId) -> Errand {
-        self.with(|accounts| {
-            if accounts.len() >= MAX_TALLIES {
-                accounts.retain(|_, account| account.in_flight > 0);
-            }
-            accounts.entry(id.clone()).or_default().in_flight += 1;
-        });
-        Errand { router: Arc::clone(self), id: id.clone() }
-    }
-
-    fn speeds(&self) -> MutexGuard<'_, Speeds> {
-        // As above.
-        self.speeds.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tallies(&self) -> MutexGuard<'_, Tallies> {
+        // Held for a look or one change, never across an await.
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn speed(&self, id: &NodeId, model: &str) -> Option<f64> {
-        self.speeds().get(id, model, Instant::now()).map(|seen| seen.tokens_per_second)
+        self.tallies().seen(id, model, Instant::now()).map(|seen| seen.tokens_per_second)
     }
 
-    fn failed(&self, id: &NodeId) {
-        self.with(|accounts| accounts.entry(id.clone()).or_default().failed_at = Some(Instant::now()));
+    fn begin(self: &Arc<Self>, id: &NodeId) -> Errand {
+        self.tallies().begin(id, Instant::now());
+        Errand { router: Arc::clone(self), id: id.clone() }
     }
 }
 
@@ -95,32 +64,28 @@ struct Errand {
 
 impl Drop for Errand {
     fn drop(&mut self) {
-        self.router.with(|accounts| {
-            if let Some(account) = accounts.get_mut(&self.id) {
-                account.in_flight = account.in_flight.saturating_sub(1);
-                if account.in_flight == 0 && account.failed_at.is_none_or(|at| at.elapsed() >= GRUDGE) {
-                    accounts.remove(&self.id);
-                }
-            }
-        });
+        self.router.tallies().end(&self.id);
     }
 }
 
+/// An answer on its way; the errand is counted for as long as it is.
 #[derive(Debug)]
-enum Answer {
-    /// The errand is counted for as long as the stream lives.
-    Remote {
-        stream: AnswerStream,
-        _errand: Errand,
-    },
+struct Answer {
+    source: Source,
+    _errand: Errand,
+}
+
+#[derive(Debug)]
+enum Source {
+    Remote(Box<AnswerStream>),
     Local(mpsc::Receiver<AnswerEvent>),
 }
 
 impl Answer {
     async fn next(&mut self) -> Option<AnswerEvent> {
-        match self {
-            Self::Remote { stream, .. } => stream.next().await,
-            Self::Local(events) => events.recv().await,
+        match &mut self.source {
+            Source::Remote(stream) => stream.next().await,
+            Source::Local(events) => events.recv().await,
         }
     }
 }
@@ -139,6 +104,10 @@ pub(super) struct Running {
     watch: Watch,
     tried: Vec<NodeId>,
     crashes: usize,
+    /// Model and context window that were counted on; 0 when unknown.
+    chosen: Option<(String, u32)>,
+    /// See [`Wish::context_above`].
+    context_above: Option<u32>,
     started: bool,
     ended: bool,
     /// The failure to report when nobody is left to try.
@@ -153,20 +122,20 @@ struct Watch {
     queued: bool,
     /// The model, and when its first token came.
     first: Option<(String, Instant)>,
-    /// When the reader was last handed something, and how long it kept us waiting in all.
-    handed: Instant,
+    /// When the reader was handed something, until it is back for more; and how long it was away in all.
+    handed: Option<Instant>,
     away: Duration,
 }
 
 impl Watch {
     fn new(now: Instant) -> Self {
-        Self { asked: now, queued: false, first: None, handed: now, away: Duration::ZERO }
+        Self { asked: now, queued: false, first: None, handed: None, away: Duration::ZERO }
     }
 
     /// The reader is back for more.
     fn resumed(&mut self, now: Instant) {
-        if self.first.is_some() {
-            self.away += now.duration_since(self.handed);
+        if let Some(handed) = self.handed.take() {
+            self.away += now.duration_since(handed);
         }
     }
 
@@ -209,6 +178,8 @@ impl Running {
             watch: Watch::new(now),
             tried: Vec::new(),
             crashes: 0,
+            chosen: None,
+            context_above: None,
             started: false,
             ended: false,
             last: None,
@@ -223,7 +194,7 @@ impl Running {
         }
         self.watch.resumed(Instant::now());
         let event = self.advance().await;
-        self.watch.handed = Instant::now();
+        self.watch.handed = self.watch.first.is_some().then(Instant::now);
         event
     }
 
@@ -258,7 +229,7 @@ impl Running {
                 Some(AnswerEvent::End(Ok(done))) => {
                     let now = Instant::now();
                     if let Some((model, sample)) = self.watch.sample(&done, now).filter(|(model, _)| *model != route::ECHO) {
-                        self.router.speeds().saw(&by.id, model, sample, now);
+                        self.router.tallies().saw(&by.id, model, sample, now);
                     }
                     return self.end(Ok(done));
                 }
@@ -302,11 +273,11 @@ impl Running {
                 _ => failure,
             });
         }
-        if !failure.kind.retries_elsewhere() {
+        if !failure.kind.retries_elsewhere() && !self.may_fit_elsewhere(failure.kind) {
             return Some(failure);
         }
-        if !matches!(failure.kind, FailureKind::Busy | FailureKind::QuotaExceeded | FailureKind::ModelUnavailable) {
-            self.router.failed(&by.id);
+        if !says_nothing_of_the_node(failure.kind) {
+            self.router.tallies().failed(&by.id, Instant::now());
         }
         if failure.kind == FailureKind::EngineCrashed {
             self.crashes += 1;
@@ -318,6 +289,18 @@ impl Running {
             self.last = Some(failure);
         }
         if exhausted { self.last.take() } else { None }
+    }
+
+    /// A prompt that is too long for a model here may fit the same model where it has a larger context window.
+    fn may_fit_elsewhere(&mut self, kind: FailureKind) -> bool {
+        match self.chosen.take() {
+            Some((model, context)) if kind == FailureKind::ContextOverflow && context > 0 => {
+                self.ask.model = Some(model);
+                self.context_above = Some(context);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Chooses who answers next and asks.
@@ -341,33 +324,69 @@ impl Running {
             return local;
         }
         loop {
-            let wish = Wish { model: self.ask.model.as_deref(), options: &self.options };
-            let chosen = route::choose(view, &wish, &self.tried, |id| self.router.tally(id), random_below);
-            let member = match chosen {
-                Ok(member) => member,
+            let choice = match self.choose(view, &me.id) {
+                Ok(choice) => choice,
                 Err(nobody) => {
-                    // This node itself, when it serves the cluster: the last choice unless it was wished for.
-                    let may = view.serving && !self.options.no_local && self.wishes_allow(&me) && !self.tried.contains(&me.id);
-                    if may
-                        && nobody.kind != FailureKind::InvalidRequest
-                        && let Some(local) = self.ask_here(&me, left)
-                    {
+                    // This node itself with what it has, be it the echo: the last choice unless it was wished for.
+                    let may = nobody.kind != FailureKind::InvalidRequest
+                        && !self.tried.contains(&me.id)
+                        && self.context_above.is_none()
+                        && self.may_answer_here(&me)
+                        && (view.serving || self.has_real_model_here());
+                    if may && let Some(local) = self.ask_here(&me, left) {
                         return local;
                     }
                     return Err(self.last.take().unwrap_or(nobody));
                 }
             };
-            self.tried.push(member.id.clone());
-            match self.router.net.ask(cluster.clone(), member.id.clone(), self.ask.clone(), left) {
-                Ok(stream) => {
-                    let by = ServedBy { id: member.id.clone(), name: member.name.clone(), local: false };
-                    let answer = Answer::Remote { stream, _errand: self.router.begin(&member.id) };
-                    return Ok((answer, by));
-                }
+            let Choice { member, model, context_tokens } = choice;
+            self.chosen = Some((model, context_tokens));
+            let asked = match member {
+                Some(member) => self.ask_member(&cluster, &member, left),
+                None => match self.ask_here(&me, left) {
+                    Some(asked) => asked,
+                    // The model went away between two looks.
+                    None => {
+                        self.tried.push(me.id.clone());
+                        continue;
+                    }
+                },
+            };
+            match asked {
                 Err(failure) if failure.kind.retries_elsewhere() && self.tried.len() <= MAX_RETRIES => self.last = Some(failure),
-                Err(failure) => return Err(failure),
+                asked => return asked,
             }
         }
+    }
+
+    fn choose(&self, view: &ClusterView, me: &NodeId) -> Result<Choice, Failure> {
+        let wish = Wish { ask: &self.ask, options: &self.options, context_above: self.context_above };
+        let offer = self.router.serve.offer();
+        let offer = offer.borrow();
+        let here = Here { id: me, offer: &offer };
+        let may = view.serving && !offer.draining && self.wishes_allow(me, &self.router.name) && !self.options.no_local;
+        let (mut tallies, now) = (self.router.tallies(), Instant::now());
+        route::choose(view, &wish, may.then_some(&here), &self.tried, |candidate| tallies.known(candidate, now), random_below)
+    }
+
+    fn ask_member(&mut self, cluster: &ClusterId, member: &Member, left: Duration) -> Result<(Answer, ServedBy), Failure> {
+        self.tried.push(member.id.clone());
+        let stream = self.router.net.ask(cluster.clone(), member.id.clone(), self.ask.clone(), left)?;
+        let by = ServedBy { id: member.id.clone(), name: member.name.clone(), local: false };
+        Ok((Answer { source: Source::Remote(Box::new(stream)), _errand: self.router.begin(&member.id) }, by))
+    }
+
+    fn may_answer_here(&self, me: &ServedBy) -> bool {
+        !self.options.no_local && self.wishes_allow(&me.id, &me.name)
+    }
+
+    fn has_real_model_here(&self) -> bool {
+        self.router.serve.offer().borrow().models.iter().any(|model| route::is_real(model) && self.is_asked_for(model))
+    }
+
+    /// Whether a model of this machine can answer.
+    fn is_asked_for(&self, model: &ModelOffer) -> bool {
+        model.state != ModelState::Failed && self.ask.model.as_ref().is_none_or(|wanted| model.name == *wanted)
     }
 
     /// Asks this node or nobody.
@@ -375,7 +394,7 @@ impl Running {
         if let Some(failure) = self.last.take() {
             return Err(failure);
         }
-        match self.wishes_allow(me).then(|| self.ask_here(me, left)).flatten() {
+        match self.wishes_allow(&me.id, &me.name).then(|| self.ask_here(me, left)).flatten() {
             Some(local) => local,
             None => Err(match &self.ask.model {
                 Some(model) => {
@@ -386,30 +405,36 @@ impl Running {
         }
     }
 
-    fn wishes_allow(&self, me: &ServedBy) -> bool {
+    fn wishes_allow(&self, id: &NodeId, name: &str) -> bool {
         self.options.tier.is_none()
-            && self.options.peer.as_deref().is_none_or(|peer| peer == me.id.as_str())
-            && self.options.node.as_deref().is_none_or(|node| node == me.name || node == me.id.as_str())
+            && self.options.peer.as_deref().is_none_or(|peer| peer == id.as_str())
+            && self.options.node.as_deref().is_none_or(|node| node == name || node == id.as_str())
     }
 
     /// Asks this node's own backends, when they have the model.
     fn ask_here(&mut self, me: &ServedBy, left: Duration) -> Option<Result<(Answer, ServedBy), Failure>> {
-        {
-            let offer = self.router.serve.offer();
-            let offer = offer.borrow();
-            let has = match &self.ask.model {
-                Some(model) => offer.models.iter().any(|offered| offered.name == *model),
-                None => !offer.models.is_empty(),
-            };
-            if !has {
-                return None;
-            }
+        if !self.router.serve.offer().borrow().models.iter().any(|model| self.is_asked_for(model)) {
+            return None;
         }
         self.tried.push(me.id.clone());
         let (events, receiver) = mpsc::channel(64);
         let prompt = Served { requester: Requester::Local(self.uid), ask: self.ask.clone(), timeout: left, events };
-        Some(self.router.serve.submit(prompt).map(|()| (Answer::Local(receiver), me.clone())))
+        let errand = self.router.begin(&me.id);
+        let answer = Answer { source: Source::Local(receiver), _errand: errand };
+        Some(self.router.serve.submit(prompt).map(|()| (answer, me.clone())))
     }
+}
+
+/// A full queue or a model that is not there is no reason to avoid a node for other prompts.
+fn says_nothing_of_the_node(kind: FailureKind) -> bool {
+    matches!(
+        kind,
+        FailureKind::Busy
+            | FailureKind::QuotaExceeded
+            | FailureKind::ModelUnavailable
+            | FailureKind::ModelLoading
+            | FailureKind::ContextOverflow
+    )
 }
 
 /// A number below `below`, which is not 0. Only fairness hangs on it.

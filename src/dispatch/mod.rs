@@ -3,7 +3,10 @@
 mod handle;
 mod job;
 mod route;
+#[cfg(test)]
+mod simulation;
 mod speed;
+mod tally;
 #[cfg(test)]
 mod tests;
 

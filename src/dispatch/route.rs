@@ -1,41 +1,89 @@
 //! Who shall answer: a decision on a snapshot of the members, without a clock and without I/O.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{ClusterView, Liveness, Member, NodeId};
-use crate::domain::prompt::{Failure, FailureKind};
+use crate::domain::node::{ClusterView, Liveness, Member, ModelOffer, ModelSource, ModelState, NodeId, Offer};
+use crate::domain::prompt::{Ask, Failure, FailureKind};
+use crate::domain::version::MEMBER_VERSION_TWO;
 
 use super::handle::Options;
+use super::tally::Known;
 
 /// The backend that proves the path and nothing else: chosen only when no real model is offered.
 pub(super) const ECHO: &str = "echo";
 
-/// What this node knows of a member beyond the member's own words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Tally {
-    /// Prompts of this node that it is answering now.
-    pub in_flight: u32,
-    /// It failed a prompt a short while ago.
-    pub failing: bool,
-}
+/// Tokens a second of a node that nobody was seen to answer beside.
+const USUAL_SPEED: f64 = 30.0;
+/// Tokens of an answer, before any was seen.
+const USUAL_TOKENS: f64 = 128.0;
+/// Round trip to a member before it was measured.
+const USUAL_LATENCY: Duration = Duration::from_millis(50);
+/// What a model that is not loaded waits for: its file is read this fast, and no faster than in this time.
+const LOADED_PER_SECOND: f64 = 500e6;
+const LEAST_LOADING: f64 = 0.2;
+/// How much more than its time a wait in a queue costs: who waits there keeps others waiting, while a slot elsewhere, if a
+/// slower one, stays empty.
+const QUEUE_WEIGHT: f64 = 4.0;
+/// Candidates whose costs differ by less are as good as each other.
+const LIKE: f64 = 1.02;
 
 /// The wish in a form that can be compared with members.
 #[derive(Debug)]
 pub(super) struct Wish<'a> {
-    pub model: Option<&'a str>,
+    pub ask: &'a Ask,
     pub options: &'a Options,
+    /// Only with a context window of more tokens than this: a node with so many said that they do not suffice.
+    pub context_above: Option<u32>,
 }
 
-fn offers(member: &Member, model: Option<&str>) -> bool {
-    match model {
-        Some(wanted) => member.models.iter().any(|model| model.name == wanted),
-        None => !member.models.is_empty(),
-    }
+/// This machine, as one of those that may answer.
+#[derive(Debug)]
+pub(super) struct Here<'a> {
+    pub id: &'a NodeId,
+    pub offer: &'a Offer,
 }
 
-fn offers_real_model(member: &Member) -> bool {
-    member.models.iter().any(|model| model.name != ECHO)
+/// Who may answer, and with which model.
+#[derive(Debug)]
+pub(super) struct Candidate<'a> {
+    pub id: &'a NodeId,
+    pub model: &'a ModelOffer,
+    /// Prompts that it would start at once, by its last report.
+    pub free_slots: u32,
+    /// Prompts that wait there, by its last report.
+    pub queued: u32,
+    /// When that report came; `None`: it is what is so now.
+    pub heard: Option<SystemTime>,
+    latency: Duration,
+    member: Option<&'a Arc<Member>>,
+}
+
+/// Who was chosen.
+#[derive(Debug)]
+pub(super) struct Choice {
+    /// `None`: this machine.
+    pub member: Option<Arc<Member>>,
+    /// The model that was counted on.
+    pub model: String,
+    /// Its context window there; 0 when unknown.
+    pub context_tokens: u32,
+}
+
+pub(super) fn is_real(model: &ModelOffer) -> bool {
+    model.source != ModelSource::Echo && model.name != ECHO
+}
+
+/// The one of `models` that would answer.
+fn suited<'a>(models: &'a [ModelOffer], wish: &Wish<'_>) -> Option<&'a ModelOffer> {
+    models
+        .iter()
+        .filter(|model| model.state != ModelState::Failed)
+        .filter(|model| wish.ask.model.as_ref().is_none_or(|wanted| model.name == *wanted))
+        .filter(|model| wish.context_above.is_none_or(|least| model.context_tokens > least))
+        .rev()
+        .max_by_key(|model| model.rank())
 }
 
 fn is_wished(member: &Member, options: &Options) -> bool {
@@ -48,20 +96,46 @@ fn is_usable(member: &Member) -> bool {
     member.serving && !member.draining && member.liveness == Liveness::Alive
 }
 
-/// Chooses a member that is not in `tried`.
+fn understands(member: &Member, ask: &Ask) -> bool {
+    member.protocol >= MEMBER_VERSION_TWO || !ask.needs_version_two()
+}
+
+fn remote<'a>(member: &'a Arc<Member>, wish: &Wish<'_>) -> Option<Candidate<'a>> {
+    Some(Candidate {
+        id: &member.id,
+        model: suited(&member.models, wish)?,
+        free_slots: member.free_slots.into(),
+        queued: member.queued.into(),
+        heard: Some(member.last_seen),
+        latency: member.latency_us.map_or(USUAL_LATENCY, Duration::from_micros),
+        member: Some(member),
+    })
+}
+
+fn local<'a>(here: &Here<'a>, wish: &Wish<'_>) -> Option<Candidate<'a>> {
+    let Offer { models, free_slots, queued, .. } = here.offer;
+    let model = suited(models, wish).filter(|model| is_real(model))?;
+    let (free_slots, queued) = ((*free_slots).into(), (*queued).into());
+    Some(Candidate { id: here.id, model, free_slots, queued, heard: None, latency: Duration::ZERO, member: None })
+}
+
+/// Chooses who answers: a member that is not in `tried`, or this machine where `here` says that it may, with a real model.
 ///
-/// Among the members that can serve, two are drawn at random and the better of them taken (power of two choices), so
-/// that nodes which see the same snapshot do not all run to the same member. `random` gives a number below its argument.
+/// The model comes first: the one that was named, else the greatest of all. Of those that have it, who failed a short while
+/// ago comes last; of the others, the one from which the answer is to be expected first. What is known of their load may be
+/// old, and other nodes see the same: the more of the load is that of others, the more is left to chance, weighted with
+/// what each can carry, with the better of two draws taken. `random` gives a number below its argument.
 ///
 /// # Errors
 /// `NoEligiblePeer`, `ModelUnavailable` or `InvalidRequest`, saying what is missing and who comes nearest.
 pub(super) fn choose(
     view: &ClusterView,
     wish: &Wish<'_>,
+    here: Option<&Here<'_>>,
     tried: &[NodeId],
-    tally: impl Fn(&NodeId) -> Tally,
+    mut known: impl FnMut(&Candidate<'_>) -> Known,
     mut random: impl FnMut(usize) -> usize,
-) -> Result<Arc<Member>, Failure> {
+) -> Result<Choice, Failure> {
     if let Some(node) = wish.options.node.as_deref()
         && view.members.iter().filter(|member| member.name == node).count() > 1
     {
@@ -70,34 +144,117 @@ pub(super) fn choose(
             format!("two members of {} are called {node:?}: name the one you mean by its peer id", view.id),
         ));
     }
-    let mut able: Vec<&Arc<Member>> = view
+    let mut able: Vec<Candidate<'_>> = view
         .members
         .iter()
-        .filter(|member| is_usable(member) && is_wished(member, wish.options) && offers(member, wish.model))
-        .filter(|member| !tried.contains(&member.id))
+        .filter(|member| is_usable(member) && is_wished(member, wish.options) && understands(member, wish.ask))
+        .filter_map(|member| remote(member, wish))
+        .chain(here.and_then(|here| local(here, wish)))
+        .filter(|candidate| !tried.contains(candidate.id))
         .collect();
-    if wish.model.is_none() && able.iter().any(|member| offers_real_model(member)) {
-        able.retain(|member| offers_real_model(member));
+    if wish.ask.model.is_none() {
+        let greatest = able.iter().map(|candidate| candidate.model.rank()).max();
+        able.retain(|candidate| Some(candidate.model.rank()) == greatest);
     }
-    // The classes: a free slot before a queue, a good record before a bad one.
-    let class = |member: &Member| {
-        let tally = tally(&member.id);
-        (tally.failing, u32::from(member.free_slots) <= tally.in_flight)
-    };
-    let Some(best) = able.iter().map(|member| class(member)).min() else {
+    let mut weighed = weigh(&able, wish, &mut known);
+    if weighed.iter().any(|one| !one.failing) {
+        weighed.retain(|one| !one.failing);
+    }
+    if weighed.is_empty() {
         return Err(nobody(view, wish));
-    };
-    able.retain(|member| class(member) == best);
-    let cost = |member: &Member| {
-        let tally = tally(&member.id);
-        (tally.in_flight + u32::from(member.queued), member.latency_us.unwrap_or(u64::MAX))
-    };
-    let first = random(able.len());
-    if able.len() == 1 {
-        return Ok(Arc::clone(able[first]));
     }
-    let second = (first + 1 + random(able.len() - 1)) % able.len();
-    Ok(Arc::clone(if cost(able[second]) < cost(able[first]) { able[second] } else { able[first] }))
+    let chosen = able.get(draw(&weighed, &mut random)).ok_or_else(|| nobody(view, wish))?;
+    Ok(Choice { member: chosen.member.cloned(), model: chosen.model.name.clone(), context_tokens: chosen.model.context_tokens })
+}
+
+/// One candidate on the scales.
+#[derive(Debug)]
+struct Weighed {
+    /// Its place among the candidates.
+    at: usize,
+    /// Seconds until the whole answer is there.
+    cost: f64,
+    /// Tokens a second of all its slots.
+    capacity: f64,
+    own: u32,
+    others: u32,
+    failing: bool,
+    here: bool,
+}
+
+fn weigh(able: &[Candidate<'_>], wish: &Wish<'_>, known: &mut impl FnMut(&Candidate<'_>) -> Known) -> Vec<Weighed> {
+    let known: Vec<Known> = able.iter().map(known).collect();
+    let seen = || known.iter().filter_map(|known| known.seen);
+    // Who was not seen yet may be as good as the best: so everybody is tried.
+    let hoped = seen().map(|seen| seen.tokens_per_second).fold(0.0, f64::max);
+    let hoped = if hoped > 0.0 { hoped } else { USUAL_SPEED };
+    let count = seen().count();
+    let tokens = if count > 0 { seen().map(|seen| seen.tokens).sum::<f64>() / count as f64 } else { USUAL_TOKENS };
+    let tokens = tokens.min(wish.ask.max_tokens.map_or(f64::MAX, f64::from));
+    let weighed = able.iter().zip(known).enumerate().map(|(at, (candidate, known))| {
+        let speed = known.seen.map_or(hoped, |seen| seen.tokens_per_second.powf(seen.belief) * hoped.powf(1.0 - seen.belief));
+        let first = known.seen.and_then(|seen| seen.first_token).unwrap_or(candidate.latency).as_secs_f64();
+        let slots = match candidate.model.slots {
+            0 => (candidate.free_slots + known.in_report).max(1),
+            slots => slots.into(),
+        };
+        let busy = slots.saturating_sub(candidate.free_slots) + candidate.queued;
+        let others = busy.saturating_sub(known.in_report);
+        let load = others + known.in_flight;
+        let service = first + tokens / speed;
+        let waits = f64::from((load + 1).saturating_sub(slots)) / f64::from(slots);
+        Weighed {
+            at,
+            cost: service.mul_add(waits.mul_add(QUEUE_WEIGHT, 1.0), loading(candidate.model)),
+            capacity: f64::from(slots) * speed,
+            own: known.in_flight,
+            others,
+            failing: known.failing,
+            here: candidate.member.is_none(),
+        }
+    });
+    weighed.collect()
+}
+
+/// Seconds until a model can begin that is not loaded.
+fn loading(model: &ModelOffer) -> f64 {
+    let whole = (model.size.unwrap_or(0) as f64 / LOADED_PER_SECOND).max(LEAST_LOADING);
+    match (model.state, model.source) {
+        (ModelState::Available, ModelSource::Engine) => whole,
+        (ModelState::Loading, _) => whole / 2.0,
+        _ => 0.0,
+    }
+}
+
+/// Draws one; its place among the candidates.
+fn draw(weighed: &[Weighed], random: &mut impl FnMut(usize) -> usize) -> usize {
+    let sum = |of: fn(&Weighed) -> u32| weighed.iter().map(|one| of(one) as usize).sum::<usize>();
+    let (own, others) = (sum(|one| one.own), sum(|one| one.others));
+    if random(own + others + 1) <= own {
+        let least = weighed.iter().map(|one| one.cost).fold(f64::MAX, f64::min);
+        let best: Vec<&Weighed> = weighed.iter().filter(|one| one.cost <= least * LIKE).collect();
+        // Of those that are as good as each other this machine, which needs no network.
+        let here = best.iter().position(|one| one.here);
+        return best.get(here.unwrap_or_else(|| random(best.len()))).map_or(0, |one| one.at);
+    }
+    let first = by_capacity(weighed, None, random);
+    let second = by_capacity(weighed, Some(first.at), random);
+    if second.cost < first.cost { second.at } else { first.at }
+}
+
+/// One at random, each as often as it can carry.
+fn by_capacity<'a>(weighed: &'a [Weighed], without: Option<usize>, random: &mut impl FnMut(usize) -> usize) -> &'a Weighed {
+    let weight = |one: &Weighed| if Some(one.at) == without { 0 } else { (one.capacity * 100.0).clamp(1.0, 1e9) as usize };
+    let whole: usize = weighed.iter().map(weight).sum();
+    let mut left = if whole == 0 { 0 } else { random(whole) };
+    for one in weighed {
+        let weight = weight(one);
+        if left < weight {
+            return one;
+        }
+        left -= weight;
+    }
+    &weighed[0]
 }
 
 /// Why nobody can serve, and who comes nearest.
@@ -116,7 +273,7 @@ fn nobody(view: &ClusterView, wish: &Wish<'_>) -> Failure {
         };
         return Failure::new(FailureKind::NoEligiblePeer, what);
     }
-    let able: Vec<&&Arc<Member>> = wished.iter().filter(|member| is_usable(member)).collect();
+    let able: Vec<&Arc<Member>> = wished.iter().copied().filter(|member| is_usable(member)).collect();
     if able.is_empty() {
         let nearest = wished[0];
         let why = match nearest.liveness {
@@ -131,9 +288,27 @@ fn nobody(view: &ClusterView, wish: &Wish<'_>) -> Failure {
             format!("none of the {count} other nodes in {cluster} can serve now; {} {why}", nearest.name.escape_debug()),
         );
     }
-    let Some(model) = wish.model else {
+    if let Some(old) = able.iter().find(|member| !understands(member, wish.ask) && remote(member, wish).is_some()) {
+        return Failure::new(
+            FailureKind::NoEligiblePeer,
+            format!(
+                "{} could answer, but its OpenGateway ({}) knows no conversations, raw text, top_p or stop texts: upgrade it",
+                old.name.escape_debug(),
+                old.version.escape_debug()
+            ),
+        );
+    }
+    let Some(model) = &wish.ask.model else {
         return Failure::new(FailureKind::NoEligiblePeer, format!("no node in {cluster} offers a model now"));
     };
+    let failed =
+        |member: &&Arc<Member>| member.models.iter().any(|known| known.name == *model && known.state == ModelState::Failed);
+    if let Some(member) = able.iter().copied().find(failed) {
+        return Failure::new(
+            FailureKind::ModelUnavailable,
+            format!("{} has model {model:?}, but could not load it", member.name.escape_debug()),
+        );
+    }
     Failure::new(FailureKind::ModelUnavailable, format!("no node in {cluster} has model {model:?}; there are: {}", models(view)))
 }
 
@@ -143,7 +318,8 @@ fn models(view: &ClusterView) -> String {
         .members
         .iter()
         .filter(|member| is_usable(member))
-        .flat_map(|member| member.models.iter().map(|model| model.name.escape_debug().to_string()))
+        .flat_map(|member| member.models.iter().filter(|model| model.state != ModelState::Failed))
+        .map(|model| model.name.escape_debug().to_string())
         .collect();
     names.sort();
     names.dedup();
@@ -161,147 +337,4 @@ pub(super) fn default_cluster<'a>(joined: impl Iterator<Item = &'a ClusterId>) -
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::node::{ClusterState, FoundBy, ModelOffer};
-    use std::time::SystemTime;
-
-    fn member(name: &str, models: &[&str], free_slots: u16) -> Member {
-        Member {
-            id: NodeId::new(format!("id-{name}")),
-            name: name.to_owned(),
-            version: "0.1.0".to_owned(),
-            protocol: 1,
-            addresses: Vec::new(),
-            found_by: FoundBy::Mdns,
-            direct: true,
-            transport: "quic",
-            connected_at: SystemTime::UNIX_EPOCH,
-            last_seen: SystemTime::UNIX_EPOCH,
-            latency_us: Some(100),
-            serving: true,
-            draining: false,
-            free_slots,
-            queued: 0,
-            models: models.iter().map(|&name| ModelOffer::named(name)).collect(),
-            tiers: vec!["SmolLM-360M".to_owned()],
-            liveness: Liveness::Alive,
-        }
-    }
-
-    fn view(members: Vec<Member>) -> ClusterView {
-        ClusterView {
-            id: ClusterId::new("home").unwrap(),
-            state: ClusterState::Connected,
-            serving: false,
-            joined_at: SystemTime::UNIX_EPOCH,
-            announced: true,
-            discovery: Vec::new(),
-            members: members.into_iter().map(Arc::new).collect(),
-        }
-    }
-
-    fn ask(view: &ClusterView, model: Option<&str>, options: &Options) -> Result<String, FailureKind> {
-        choose(view, &Wish { model, options }, &[], |_| Tally::default(), |_| 0)
-            .map(|member| member.name.clone())
-            .map_err(|failure| failure.kind)
-    }
-
-    #[test]
-    fn a_real_model_is_preferred_and_echo_is_the_last_choice() {
-        let both = view(vec![member("a", &["echo"], 64), member("b", &["llama", "echo"], 0)]);
-        assert_eq!(ask(&both, None, &Options::default()), Ok("b".to_owned()));
-        let alone = view(vec![member("a", &["echo"], 64)]);
-        assert_eq!(ask(&alone, None, &Options::default()), Ok("a".to_owned()));
-    }
-
-    #[test]
-    fn a_free_slot_is_preferred_to_a_queue() {
-        let view = view(vec![member("full", &["m"], 0), member("free", &["m"], 1)]);
-        assert_eq!(ask(&view, Some("m"), &Options::default()), Ok("free".to_owned()));
-    }
-
-    #[test]
-    fn own_prompts_in_flight_count_against_the_slots_that_a_member_reported() {
-        let view = view(vec![member("a", &["m"], 2), member("b", &["m"], 1)]);
-        let options = Options::default();
-        let tally = |id: &NodeId| Tally { in_flight: if id.as_str() == "id-a" { 2 } else { 0 }, failing: false };
-        let chosen = choose(&view, &Wish { model: None, options: &options }, &[], tally, |_| 0).unwrap();
-        assert_eq!(chosen.name, "b");
-    }
-
-    #[test]
-    fn who_failed_lately_is_asked_last() {
-        let view = view(vec![member("bad", &["m"], 9), member("good", &["m"], 0)]);
-        let options = Options::default();
-        let tally = |id: &NodeId| Tally { in_flight: 0, failing: id.as_str() == "id-bad" };
-        let chosen = choose(&view, &Wish { model: None, options: &options }, &[], tally, |_| 0).unwrap();
-        assert_eq!(chosen.name, "good");
-    }
-
-    #[test]
-    fn suspects_drainers_and_consumers_are_never_asked() {
-        let mut suspect = member("a", &["m"], 9);
-        suspect.liveness = Liveness::Suspect;
-        let mut draining = member("b", &["m"], 9);
-        draining.draining = true;
-        let mut consumer = member("c", &["m"], 9);
-        consumer.serving = false;
-        let view = view(vec![suspect, draining, consumer]);
-        assert_eq!(ask(&view, None, &Options::default()), Err(FailureKind::NoEligiblePeer));
-    }
-
-    #[test]
-    fn a_wish_is_refused_and_never_widened() {
-        let view = view(vec![member("a", &["m"], 1), member("b", &["m"], 1)]);
-        let node = |name: &str| Options { node: Some(name.to_owned()), ..Options::default() };
-        assert_eq!(ask(&view, None, &node("b")), Ok("b".to_owned()));
-        assert_eq!(ask(&view, None, &node("id-a")), Ok("a".to_owned()));
-        assert_eq!(ask(&view, None, &node("c")), Err(FailureKind::NoEligiblePeer));
-        assert_eq!(ask(&view, Some("other"), &Options::default()), Err(FailureKind::ModelUnavailable));
-        let tier = Options { tier: Some("Llama-3.1-405B".to_owned()), ..Options::default() };
-        assert_eq!(ask(&view, None, &tier), Err(FailureKind::NoEligiblePeer));
-    }
-
-    #[test]
-    fn a_name_that_two_members_have_is_ambiguous() {
-        let mut twin = member("a", &["m"], 1);
-        twin.id = NodeId::new("id-twin");
-        let view = view(vec![member("a", &["m"], 1), twin]);
-        let options = Options { node: Some("a".to_owned()), ..Options::default() };
-        assert_eq!(ask(&view, None, &options), Err(FailureKind::InvalidRequest));
-    }
-
-    #[test]
-    fn eight_equal_members_share_the_work() {
-        let view = view((0..8).map(|at| member(&format!("n{at}"), &["m"], 4)).collect());
-        let options = Options::default();
-        let mut in_flight = std::collections::HashMap::<NodeId, u32>::new();
-        let mut seed = 1_u64;
-        for _ in 0..800 {
-            let chosen = choose(
-                &view,
-                &Wish { model: None, options: &options },
-                &[],
-                |id| Tally { in_flight: in_flight.get(id).copied().unwrap_or(0), failing: false },
-                |below| {
-                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    usize::try_from(seed >> 33).unwrap() % below
-                },
-            )
-            .unwrap();
-            *in_flight.entry(chosen.id.clone()).or_default() += 1;
-        }
-        assert!(in_flight.values().all(|&count| (90..=110).contains(&count)), "{in_flight:?}");
-    }
-
-    #[test]
-    fn no_name_means_the_only_cluster_or_the_default_one() {
-        let ids = |names: &[&str]| names.iter().map(|name| ClusterId::new(name).unwrap()).collect::<Vec<_>>();
-        let name = |names: &[&str]| default_cluster(ids(names).iter()).map(ToString::to_string);
-        assert_eq!(name(&["home"]), Some("home".to_owned()));
-        assert_eq!(name(&["home", "gatewayai-poc"]), Some("gatewayai-poc".to_owned()));
-        assert_eq!(name(&["home", "lab"]), None);
-        assert_eq!(name(&[]), None);
-    }
-}
+mod tests;

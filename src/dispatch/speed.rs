@@ -12,7 +12,7 @@ const MAX_SEEN: usize = 4096;
 /// Weight of a new answer in the running means.
 const WEIGHT: f64 = 0.3;
 /// After this long without an answer half of what was seen is doubted.
-const HALF_LIFE: Duration = Duration::from_secs(300);
+const HALF_LIFE: Duration = Duration::from_secs(900);
 /// After this long nothing of it is believed.
 const FORGET: Duration = Duration::from_secs(3600);
 /// No answer counts as faster than this: pieces that came all at once say nothing of a rate.

@@ -13,3 +13,6 @@ pub const PEER_PROTOCOLS: &[&str] = &[KAD_PROTOCOL, MEMBER_PROTOCOL, INFERENCE_P
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit it was built from; `None` in debug builds and where the build knew none.
 pub const COMMIT: Option<&str> = option_env!("OPENGATEWAY_COMMIT");
+/// Version of the membership stream from which on a member hears of models in detail, and understands conversations, raw
+/// text, nucleus sampling and stop texts.
+pub const MEMBER_VERSION_TWO: u16 = 2;

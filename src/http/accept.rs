@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 
-use super::connections::Watched;
+use super::connections::{Watch, Watched};
 use super::listen::{self, Listener};
 use super::{Shared, service};
 use crate::config::HttpAddress;
@@ -139,10 +139,11 @@ where
         }
         return;
     };
-    let shared = Arc::clone(shared);
+    let place = Place { shared: Arc::clone(shared), watch };
     tokio::spawn(async move {
-        let io = TokioIo::new(Watched { stream, watch: Arc::clone(&watch) });
-        let answering = service_fn(|request| service::answer(&shared, &watch, uid, request));
+        let Place { shared, watch } = &place;
+        let io = TokioIo::new(Watched { stream, watch: Arc::clone(watch) });
+        let answering = service_fn(|request| service::answer(shared, watch, uid, request));
         let mut builder = http1::Builder::new();
         // Time is kept by `Connections`, for all of them at once.
         builder.header_read_timeout(None).max_header_size(MAX_HEAD_BYTES).max_buf_size(MAX_BUFFER_BYTES);
@@ -159,8 +160,19 @@ where
                 }
             }
         }
-        shared.connections.leave(&watch);
     });
+}
+
+/// The place of a connection, given back whatever ends it.
+struct Place {
+    shared: Arc<Shared>,
+    watch: Arc<Watch>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.connections.leave(&self.watch);
+    }
 }
 
 /// Says why, and lets the client read it: to close on what it has sent would take the words back.

@@ -357,7 +357,7 @@ impl Task {
         let mut ended = Vec::new();
         for (name, entry) in &mut self.models {
             match (&absent, &entry.serving) {
-                (Some(_), Some(_)) if !settings.enabled => ended.extend(entry.serving.take()),
+                (Some(_), Some(_)) => ended.extend(entry.serving.take()),
                 (None, None) if !entry.leaving => {
                     let Some(spec) = entry.spec(&settings, cores) else { continue };
                     let (policy, receiver) = watch::channel(settings.policy(name));
@@ -466,7 +466,7 @@ impl Task {
             Request::Verify { name, progress, reply } => self.verify(&name, progress, reply),
             Request::Remove(name, reply) => self.remove(name, reply),
             Request::Load(name, reply) => {
-                self.with_engine(&name, reply, |engine| async move { engine.load().await.map_err(ModelError::Refused) })
+                self.with_engine(&name, reply, |engine| async move { engine.load().await.map_err(ModelError::Refused) });
             }
             Request::Unload(name, reply) => self.with_engine(&name, reply, |engine| async move {
                 engine.unload().await;

@@ -216,6 +216,8 @@ async fn queued(
     let mut bytes = 0_u64;
     let mut model: Option<String> = None;
     let mut told_model = false;
+    // Prompts before this one while it waits: told again with each keep-alive.
+    let mut position = None;
     loop {
         out.clear();
         // Dropping `events` on any of the early returns tells the backend to stop.
@@ -231,7 +233,7 @@ async fn queued(
         };
         let mut ready = match event {
             Next::Quiet => {
-                infer::encode_keepalive(out, &id);
+                infer::encode_keepalive(out, &id, position);
                 if matches!(write(lane, out).await, Fate::Drop) {
                     return Fate::Drop;
                 }
@@ -242,8 +244,14 @@ async fn queued(
         let mut ended = false;
         while let Some(event) = ready {
             match event {
-                AnswerEvent::Queued { .. } => infer::encode_keepalive(out, &id),
-                AnswerEvent::Started { model: name } => model = Some(name),
+                AnswerEvent::Queued { position: now } => {
+                    position = Some(now);
+                    infer::encode_keepalive(out, &id, position);
+                }
+                AnswerEvent::Started { model: name } => {
+                    position = None;
+                    model = Some(name);
+                }
                 AnswerEvent::Text(text) => {
                     hash.update(text.as_bytes());
                     bytes += text.len() as u64;

@@ -18,6 +18,9 @@ use crate::wire::frame::FrameError;
 use crate::wire::infer::{self, AnswerHash, InferError, Response};
 use crate::wire::limits::{MAX_RESPONSE_FRAME_BYTES, STALL};
 
+/// Between two places in the queue that the asker hears of.
+const POSITION_AGAIN: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 enum Stage {
     /// Waiting for a lane.
@@ -47,6 +50,8 @@ pub(crate) struct Asking {
     /// A frame for this request arrived: the node has it.
     taken_up: bool,
     retried: bool,
+    /// The place in the serving node's queue that was told last.
+    position: Option<(u32, Instant)>,
 }
 
 impl Asking {
@@ -76,6 +81,7 @@ impl Asking {
             pending: VecDeque::new(),
             taken_up: false,
             retried: false,
+            position: None,
         };
         asking.take_lane()?;
         Ok(asking)
@@ -198,6 +204,18 @@ impl Asking {
         }
     }
 
+    /// Passes a place in the queue on, when it is another one and the last was not told a moment ago: the serving node
+    /// says it again with every keep-alive.
+    fn queued(&mut self, position: Option<u32>) -> Option<AnswerEvent> {
+        let position = position.filter(|_| self.model.is_none())?;
+        let now = Instant::now();
+        if self.position.is_some_and(|(told, at)| told == position || now.duration_since(at) < POSITION_AGAIN) {
+            return None;
+        }
+        self.position = Some((position, now));
+        Some(AnswerEvent::Queued { position })
+    }
+
     fn protocol_error(&mut self, what: &str) -> Option<AnswerEvent> {
         self.end(Err(Failure::new(FailureKind::ProtocolError, format!("the serving node broke the protocol: {what}"))))
     }
@@ -205,9 +223,9 @@ impl Asking {
     fn on_response(&mut self, response: Result<Response<'static>, InferError>) -> Option<AnswerEvent> {
         match response {
             Err(error) => self.protocol_error(&error.to_string()),
-            Ok(Response::KeepAlive) => {
+            Ok(Response::KeepAlive { position }) => {
                 self.taken_up = true;
-                None
+                self.queued(position)
             }
             Ok(Response::Token { text, model }) => {
                 self.taken_up = true;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::behaviour::ConnectionCaps;
+use crate::wire::version::Versions;
 
 /// Periods and deadlines. The defaults are those of `docs/protocol.md`; tests shorten them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,4 +65,6 @@ pub struct Config {
     pub timings: Timings,
     /// How many connections there may be.
     pub caps: ConnectionCaps,
+    /// Versions of the membership stream to speak; tests play older nodes.
+    pub versions: Versions,
 }

@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use super::session::Generation;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{FoundBy, Liveness, Member, NodeId};
+use crate::domain::node::{FoundBy, Liveness, Member, ModelOffer, NodeId};
 use crate::wire::control::{Heartbeat, State, View};
+use crate::wire::models::Models;
 
 /// Weight of a new round trip in the running mean: an eighth, as TCP does (RFC 6298).
 const SMOOTHING: u64 = 8;
@@ -43,6 +44,8 @@ struct Entry {
     sent: Option<(u64, Instant)>,
     latency_us: Option<u64>,
     state: Option<State>,
+    /// Details of that state's models, from version 2 on.
+    models: Option<Models>,
     /// The peers of the last view that was sent.
     told: Vec<Vec<u8>>,
 }
@@ -110,6 +113,7 @@ impl Members {
             heard: None,
             sent: None,
             latency_us: old.as_ref().and_then(|old| old.latency_us),
+            models: old.as_ref().and_then(|old| old.models.clone()),
             state: old.and_then(|old| old.state),
             told: Vec::new(),
         };
@@ -171,6 +175,22 @@ impl Members {
         self.heard(cluster, peer, generation, now);
         let Some(entry) = self.held(cluster, peer, generation) else { return false };
         entry.state.replace(state).is_none()
+    }
+
+    /// Takes details of models in; true when they are those of the state that is known.
+    pub(crate) fn on_models(
+        &mut self,
+        cluster: &ClusterId,
+        peer: &PeerId,
+        generation: Generation,
+        models: Models,
+        now: Instant,
+    ) -> bool {
+        self.heard(cluster, peer, generation, now);
+        let Some(entry) = self.held(cluster, peer, generation) else { return false };
+        let fits = entry.state.as_ref().is_some_and(|state| state.version == models.state_version);
+        entry.models = Some(models);
+        fits
     }
 
     /// Remembers when a heartbeat left, to time its echo.
@@ -259,6 +279,15 @@ impl Members {
 }
 
 impl Entry {
+    /// The models of a state with what is known of them besides.
+    fn models(&self, state: &State) -> Vec<ModelOffer> {
+        let mut models = state.models.clone();
+        if let Some(told) = self.models.as_ref().filter(|told| told.state_version == state.version) {
+            models.iter_mut().zip(&told.details).for_each(|(model, details)| details.enter(model));
+        }
+        models
+    }
+
     fn show(&self, peer: &PeerId) -> Option<Arc<Member>> {
         let state = self.state.as_ref()?;
         Some(Arc::new(Member {
@@ -277,7 +306,7 @@ impl Entry {
             draining: self.heartbeat.draining,
             free_slots: self.heartbeat.free_slots,
             queued: self.heartbeat.queued,
-            models: state.models.clone(),
+            models: self.models(state),
             tiers: state.tiers.clone(),
             liveness: if self.suspect { Liveness::Suspect } else { Liveness::Alive },
         }))
@@ -287,6 +316,8 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::node::ModelState;
+    use crate::wire::models::Details;
     use proptest::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -348,6 +379,29 @@ mod tests {
         assert!(!members.on_state(&cluster, &peer, 1, state, now));
         assert_eq!(members.list(&cluster)[0].name, "NodeA");
         assert!(members.list(&ClusterId::new("other").unwrap()).is_empty());
+    }
+
+    #[test]
+    fn details_of_models_count_with_the_state_that_they_belong_to() {
+        let (mut members, cluster, peer, now) = table();
+        enter(&mut members, &cluster, peer, 1, now);
+        let models = vec![ModelOffer::named("m"), ModelOffer::named("n")];
+        let state = State { version: 4, models, ..State::default() };
+        let details = |state_version| Models {
+            state_version,
+            details: vec![Details { state: ModelState::Ready, slots: 2, size: Some(9), ..Details::default() }],
+        };
+        assert!(!members.on_models(&cluster, &peer, 1, details(4), now), "no state yet");
+        members.on_state(&cluster, &peer, 1, state.clone(), now);
+        let known = |members: &Members| members.list(&cluster)[0].models.clone();
+        let ready = ModelOffer { state: ModelState::Ready, slots: 2, size: Some(9), ..ModelOffer::named("m") };
+        assert_eq!(known(&members), [ready.clone(), ModelOffer::named("n")]);
+        assert!(!members.on_models(&cluster, &peer, 1, details(3), now));
+        assert_eq!(known(&members), state.models);
+        assert!(members.on_models(&cluster, &peer, 1, details(4), now));
+        assert_eq!(known(&members)[0], ready);
+        members.on_state(&cluster, &peer, 1, State { version: 5, ..state.clone() }, now);
+        assert_eq!(known(&members), state.models);
     }
 
     #[test]

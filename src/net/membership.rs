@@ -17,7 +17,7 @@ use super::streams::Inbound;
 use super::task::{Due, Session, Task};
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{GoneReason, NodeId};
-use crate::wire::control::{ByeReason, Control, Heartbeat, State};
+use crate::wire::control::{ByeReason, Control, Heartbeat};
 use crate::wire::frame;
 use crate::wire::limits::{MAX_HELLOS_FROM_PEER, MAX_HELLOS_PER_PEER};
 use crate::wire::version::MEMBER_PROTOCOL;
@@ -34,8 +34,6 @@ const HELLO_AGAIN: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_millis(50);
 /// Between two looks for silent members, at least.
 const EXPIRE_AGAIN: Duration = Duration::from_millis(10);
-/// Between two rounds of heartbeats because the last free slot was taken or given back.
-const BEAT_AGAIN: Duration = Duration::from_millis(100);
 
 /// A peer is not in a cluster, or let go of our hello.
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +139,14 @@ impl Task<'_> {
 
     fn context(&mut self, peer: PeerId, connection: ConnectionId) -> Context {
         self.lasting.next_generation += 1;
-        Context { generation: self.lasting.next_generation, local: self.local, peer, connection, reports: self.reports.clone() }
+        Context {
+            generation: self.lasting.next_generation,
+            local: self.local,
+            peer,
+            connection,
+            reports: self.reports.clone(),
+            versions: self.lasting.config.versions,
+        }
     }
 
     /// Hellos under way with a peer: those that we began, or those that it began.
@@ -232,6 +237,7 @@ impl Task<'_> {
                 cluster: cluster.clone(),
                 peer,
                 connection,
+                protocol,
                 opened_by_lower,
                 outbox,
                 since: std::time::Instant::now(),
@@ -269,11 +275,12 @@ impl Task<'_> {
     /// The first frames of a session: heartbeat, state and view, written together.
     fn introduce(&mut self, generation: Generation, cluster: &ClusterId, now: Instant) {
         let heartbeat = self.heartbeat_for(generation, now);
-        let state = self.state_for(cluster);
-        let peer = self.sessions.get(&generation).map(|session| session.peer);
-        let view = peer.and_then(|peer| self.view_for(cluster, &peer, now));
+        let Some((peer, protocol)) = self.sessions.get(&generation).map(|session| (session.peer, session.protocol)) else {
+            return;
+        };
+        let view = self.view_for(cluster, &peer, now);
         self.send(generation, &Control::Heartbeat(heartbeat));
-        self.send(generation, &Control::State(state));
+        self.send_state(generation, cluster, protocol);
         if let Some(view) = view {
             self.send(generation, &Control::View(view));
         }
@@ -284,8 +291,10 @@ impl Task<'_> {
         if let Err(tokio::sync::mpsc::error::TrySendError::Full(_)) = session.outbox.try_send(framed(control)) {
             // It does not read just now. The next heartbeat says the same and more; a state that it missed it would never
             // hear of. (A session that has ended reports that itself.)
-            if matches!(control, Control::State(_)) {
-                self.bury(generation, GoneReason::Timeout);
+            match control {
+                Control::State(_) => drop(self.bury(generation, GoneReason::Timeout)),
+                Control::Models(_) => self.agenda.no_later(Due::Models, Instant::now() + super::offers::MODELS_AGAIN),
+                _ => {}
             }
         }
     }
@@ -308,18 +317,6 @@ impl Task<'_> {
             state_version: self.state_version,
             echo_seq: echo.map_or(0, |(seq, _)| seq),
             echo_delay_us: echo.map_or(0, |(_, delay)| u32::try_from(delay.as_micros()).unwrap_or(u32::MAX)),
-        }
-    }
-
-    fn state_for(&self, cluster: &ClusterId) -> State {
-        let serving = self.clusters.get(cluster).is_some_and(|cluster| cluster.serve);
-        let offer = self.offer.borrow();
-        State {
-            version: self.state_version,
-            node_name: self.lasting.config.node_name.clone(),
-            software: self.lasting.config.version.clone(),
-            models: if serving { offer.models.clone() } else { Vec::new() },
-            tiers: offer.tiers.clone(),
         }
     }
 
@@ -371,38 +368,6 @@ impl Task<'_> {
         }
     }
 
-    /// What this node offers has changed: models at once, and whether a slot is free; the rest waits for a heartbeat.
-    pub(super) fn on_offer(&mut self) {
-        let (models_changed, free) = {
-            let offer = self.offer.borrow_and_update();
-            let fingerprint = (offer.models.clone(), offer.tiers.clone(), offer.draining);
-            let changed = self.last_offer.as_ref() != Some(&fingerprint);
-            self.last_offer = Some(fingerprint);
-            (changed, offer.free_slots > 0)
-        };
-        if models_changed {
-            self.state_changed();
-        } else if free != self.last_free {
-            // At once, but not a hundred times a second when short prompts come and go.
-            self.agenda.no_later(Due::Beat, Instant::now().max(self.last_beat + BEAT_AGAIN));
-        }
-        self.last_free = free;
-    }
-
-    /// Tells every member the new state, with a heartbeat that carries the flags.
-    pub(super) fn state_changed(&mut self) {
-        self.state_version = self.state_version.wrapping_add(1);
-        let now = Instant::now();
-        let generations: Vec<(Generation, ClusterId)> =
-            self.sessions.iter().map(|(&generation, session)| (generation, session.cluster.clone())).collect();
-        for (generation, cluster) in generations {
-            let state = self.state_for(&cluster);
-            self.send(generation, &Control::State(state));
-        }
-        self.beat(now, |_, _| true);
-        self.publish_permits();
-    }
-
     fn on_control(&mut self, generation: Generation, control: Control) {
         let Some(session) = self.sessions.get(&generation) else { return };
         let (cluster, peer) = (session.cluster.clone(), session.peer);
@@ -418,6 +383,9 @@ impl Task<'_> {
                 if first {
                     self.on_member_known(&cluster, peer, now);
                 }
+            }
+            Control::Models(models) => {
+                self.dirty |= self.members.on_models(&cluster, &peer, generation, models, now);
             }
             Control::View(view) => {
                 self.dirty |= self.members.heard(&cluster, &peer, generation, now);

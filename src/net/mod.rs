@@ -26,6 +26,7 @@ mod listen;
 mod mdns_meter;
 mod members;
 mod membership;
+mod offers;
 mod port;
 mod publish;
 mod session;

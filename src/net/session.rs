@@ -19,6 +19,7 @@ use crate::wire::keys::Root;
 use crate::wire::limits::{
     CONTROL_BURST, CONTROL_PER_SECOND, CONTROL_STALL, H1_BYTES, HELLO_DEADLINE, MAX_CONTROL_FRAME_BYTES, MAX_HELLO_FRAME_BYTES,
 };
+use crate::wire::version::Versions;
 
 /// Control frames that may wait for a slow reader; a heartbeat more is left out, a state more ends the session.
 const OUTBOX: usize = 16;
@@ -91,6 +92,7 @@ pub(crate) struct Context {
     pub peer: PeerId,
     pub connection: ConnectionId,
     pub reports: mpsc::Sender<Report>,
+    pub versions: Versions,
 }
 
 impl From<HelloError> for End {
@@ -185,7 +187,8 @@ async fn put(writer: &mut Writer, body: &[u8]) -> Result<(), End> {
 async fn greet(context: &Context, root: &Root, stream: Stream) -> Result<(Reader, Writer, u16, Heartbeat), End> {
     let (read, mut writer) = stream.split();
     let mut reader = FrameReader::new(read);
-    let (initiator, h1) = hello::Initiator::new(root, &context.local.to_bytes(), &context.peer.to_bytes(), nonce()?);
+    let (initiator, h1) =
+        hello::Initiator::new(context.versions, root, &context.local.to_bytes(), &context.peer.to_bytes(), nonce()?);
     put(&mut writer, &h1).await?;
     // A reset or a close without one byte is the answer of a node that is not in the cluster.
     let h2 = match reader.next(MAX_HELLO_FRAME_BYTES).await {
@@ -211,7 +214,7 @@ async fn answer(context: &Context, roots: &[(ClusterId, Root)], stream: Stream) 
     let h1 = reader.next(H1_BYTES).await?.ok_or(End::Refused)?;
     let candidates: Vec<&Root> = roots.iter().map(|(_, root)| root).collect();
     let (opener, accepter) = (context.peer.to_bytes(), context.local.to_bytes());
-    let (matched, responder) = hello::Responder::on_h1(&candidates, &opener, &accepter, &h1, nonce()?)?;
+    let (matched, responder) = hello::Responder::on_h1(context.versions, &candidates, &opener, &accepter, &h1, nonce()?)?;
     put(&mut writer, responder.h2()).await?;
     let protocol = responder.version()?;
     let h3 = reader.next(MAX_HELLO_FRAME_BYTES).await?.ok_or(End::Refused)?;
@@ -258,6 +261,9 @@ async fn converse(
             };
             match Control::decode(&frame) {
                 Ok(Control::Bye(reason)) => return End::Bye(reason),
+                Ok(control) if control.since() > protocol => {
+                    return End::Violation(format!("a frame of version {} in version {protocol}", control.since()));
+                }
                 Ok(control) => {
                     if context.reports.send(Report::Frame(context.generation, control)).await.is_err() {
                         return End::Closed;

@@ -57,6 +57,8 @@ const FAREWELL: Duration = Duration::from_millis(200);
 pub(crate) enum Due {
     /// Heartbeats to the members whose turn it is.
     Heartbeat,
+    /// Details of this node's models to the members that understand them.
+    Models,
     /// Heartbeats to all members because a slot became free or the last one was taken.
     Beat,
     /// Look for members that are silent.
@@ -111,6 +113,8 @@ pub(crate) struct Leaving {
 pub(crate) struct Session {
     pub cluster: ClusterId,
     pub peer: PeerId,
+    /// Version that was agreed on.
+    pub protocol: u16,
     pub connection: ConnectionId,
     pub opened_by_lower: bool,
     pub since: std::time::Instant,
@@ -167,7 +171,8 @@ pub(crate) struct Task<'a> {
     pub(super) working: Arc<AtomicUsize>,
     /// The same, for each connection that carried one.
     pub(super) serving: HashMap<ConnectionId, Arc<AtomicUsize>>,
-    pub(super) last_offer: Option<(Vec<crate::domain::node::ModelOffer>, Vec<String>, bool)>,
+    pub(super) last_offer: Option<Offer>,
+    pub(super) models_told: Instant,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) violations: mpsc::Sender<PeerId>,
     pub(super) resolved: mpsc::Sender<(usize, Vec<Multiaddr>)>,
@@ -267,6 +272,7 @@ pub(crate) async fn run(
         working: Arc::default(),
         serving: HashMap::new(),
         last_offer: None,
+        models_told: Instant::now(),
         reports: reports_sender,
         violations: violations_sender,
         resolved: resolved_sender,
@@ -424,6 +430,7 @@ impl Task<'_> {
             match due {
                 Due::Heartbeat => self.heartbeat(now),
                 Due::Beat => self.beat(now, |_, _| true),
+                Due::Models => self.tell_models(now),
                 Due::Expire => self.expire(now),
                 Due::Views => self.exchange_views(now),
                 Due::Dial => self.dial(now),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::backend::Backend;
-use crate::domain::node::{NodeId, Offer};
+use super::backend::{Availability, Backend};
+use crate::domain::node::{ModelState, NodeId, Offer};
 use crate::domain::prompt::{Ask, Failure, FailureKind};
 use crate::net::{AnswerEvent, AnswerNow, InboundPrompt, Service};
 use crate::wire::infer;
@@ -53,12 +53,33 @@ pub(crate) enum Command {
     Probe(oneshot::Sender<()>),
 }
 
-/// What the worker shares with its handles, for answers that need no queue.
+/// One backend as prompts find it.
 #[derive(Debug)]
+pub(crate) struct Source {
+    pub id: BackendId,
+    pub backend: Arc<dyn Backend>,
+    availability: watch::Receiver<Availability>,
+    /// A prompt would begin at once; the worker keeps it.
+    pub free: AtomicBool,
+}
+
+impl Source {
+    /// What the backend can do now; held for a look.
+    pub(crate) fn now(&self) -> watch::Ref<'_, Availability> {
+        self.availability.borrow()
+    }
+}
+
+/// How good a model of a source is for a prompt: its rank, a real model, loaded, nobody waits for it.
+type Worth = ((u8, u64), bool, bool, bool);
+
+/// What the worker shares with its handles, for answers that need no queue.
+#[derive(Debug, Default)]
 pub(crate) struct Shared {
-    /// Held for a look or one change, never across an await.
-    pub backends: RwLock<Vec<(BackendId, Arc<dyn Backend>)>>,
-    pub next_backend: AtomicU64,
+    /// In the order in which they are asked, the last resort last. Held for a look or one change, never across an await; a
+    /// prompt takes the list as it is, without a copy.
+    sources: RwLock<Arc<[Arc<Source>]>>,
+    next_backend: AtomicU64,
     pub draining: AtomicBool,
     /// Prompts that wait: while there are any, nobody is answered past them.
     pub waiting: AtomicUsize,
@@ -71,47 +92,75 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn enter(&self, backend: Arc<dyn Backend>) -> BackendId {
         let id = BackendId(self.next_backend.fetch_add(1, Ordering::Relaxed));
-        self.backends.write().unwrap_or_else(PoisonError::into_inner).push((id, backend));
+        let availability = backend.availability();
+        let source = Arc::new(Source { id, backend, availability, free: AtomicBool::new(true) });
+        self.change(|sources| {
+            let at = sources.partition_point(|known| known.backend.is_last_resort() <= source.backend.is_last_resort());
+            sources.insert(at, source);
+        });
         id
     }
 
-    /// All backends in the order in which they are asked: the last resort last.
-    pub(crate) fn backends(&self) -> Vec<(BackendId, Arc<dyn Backend>)> {
-        let mut backends = self.backends.read().unwrap_or_else(PoisonError::into_inner).clone();
-        backends.sort_by_key(|(_, backend)| backend.is_last_resort());
-        backends
+    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Source>>)) {
+        let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
+        let mut list = sources.to_vec();
+        change(&mut list);
+        *sources = list.into();
     }
 
-    /// The backend for a prompt and the model it will use.
+    /// All backends in the order in which they are asked: the last resort last.
+    pub(crate) fn sources(&self) -> Arc<[Arc<Source>]> {
+        Arc::clone(&self.sources.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The backend for a prompt and the model it will use: the one that was named, else the greatest. Of several that have
+    /// it, one where it is loaded, then one where nobody waits, then the first.
     ///
     /// # Errors
     /// `ModelUnavailable`, naming the models that there are.
-    pub(crate) fn pick(&self, wanted: Option<&str>) -> Result<(BackendId, Arc<dyn Backend>, String), Failure> {
-        let backends = self.backends();
-        for (id, backend) in &backends {
-            let availability = backend.availability();
-            let availability = availability.borrow();
-            let model = match wanted {
-                Some(wanted) => availability.models.iter().find(|model| model.name == wanted),
-                None => availability.models.first(),
-            };
-            if let Some(model) = model {
-                return Ok((*id, Arc::clone(backend), model.name.clone()));
+    pub(crate) fn pick(&self, wanted: Option<&str>) -> Result<(Arc<Source>, String), Failure> {
+        let sources = self.sources();
+        let mut best: Option<(Worth, &Arc<Source>, String)> = None;
+        for source in sources.iter() {
+            let free = source.free.load(Ordering::Relaxed);
+            for model in &source.now().models {
+                if model.state == ModelState::Failed || wanted.is_some_and(|wanted| model.name != wanted) {
+                    continue;
+                }
+                let rank = if wanted.is_none() { model.rank() } else { (0, 0) };
+                let worth = (rank, !source.backend.is_last_resort(), model.state == ModelState::Ready, free);
+                if best.as_ref().is_none_or(|(known, ..)| *known < worth) {
+                    best = Some((worth, source, model.name.clone()));
+                }
             }
         }
-        let names: Vec<String> = backends
-            .iter()
-            .flat_map(|(_, backend)| {
-                backend.availability().borrow().models.iter().map(|model| model.name.clone()).collect::<Vec<_>>()
-            })
-            .take(16)
-            .collect();
-        let there = if names.is_empty() { "it has none now".to_owned() } else { format!("it has: {}", names.join(", ")) };
-        Err(Failure::new(
-            FailureKind::ModelUnavailable,
-            format!("this node does not have model {:?}; {there}", wanted.unwrap_or_default()),
-        ))
+        match best {
+            Some((_, source, model)) => Ok((Arc::clone(source), model)),
+            None => Err(no_model(&sources, wanted)),
+        }
     }
+}
+
+fn no_model(sources: &[Arc<Source>], wanted: Option<&str>) -> Failure {
+    let mut names = Vec::new();
+    let mut failed = false;
+    for source in sources {
+        for model in &source.now().models {
+            if model.state != ModelState::Failed {
+                names.push(model.name.clone());
+            } else {
+                failed |= wanted == Some(model.name.as_str());
+            }
+        }
+    }
+    names.truncate(16);
+    let there = if names.is_empty() { "it has none now".to_owned() } else { format!("it has: {}", names.join(", ")) };
+    let detail = match wanted {
+        Some(wanted) if failed => format!("this node could not load model {wanted:?}; {there}"),
+        Some(wanted) => format!("this node does not have model {wanted:?}; {there}"),
+        None => "this node has no model now".to_owned(),
+    };
+    Failure::new(FailureKind::ModelUnavailable, detail)
 }
 
 /// A cheap clone that submits prompts to the queue.
@@ -150,7 +199,7 @@ impl Handle {
     ///
     /// Cancel-safe.
     pub async fn remove(&self, id: BackendId) {
-        self.shared.backends.write().unwrap_or_else(PoisonError::into_inner).retain(|(known, _)| *known != id);
+        self.shared.change(|sources| sources.retain(|known| known.id != id));
         let _ = self.commands.send(Command::Removed(id)).await;
     }
 
@@ -182,10 +231,9 @@ impl Handle {
     pub fn backends(&self) -> (String, Vec<String>) {
         let mut best: Option<&Arc<dyn Backend>> = None;
         let mut problems = Vec::new();
-        let backends = self.shared.backends();
-        for (_, backend) in &backends {
-            let availability = backend.availability();
-            let availability = availability.borrow();
+        let sources = self.shared.sources();
+        for source in sources.iter() {
+            let (backend, availability) = (&source.backend, source.now());
             if let Some(problem) = &availability.problem {
                 problems.push(format!("backend {}: {problem}", backend.name()));
             }
@@ -214,11 +262,11 @@ impl Service for Handle {
         if let Err(error) = infer::check(ask) {
             return Some(Err(Failure::new(FailureKind::InvalidRequest, error.to_string())));
         }
-        let (_, backend, model) = match self.shared.pick(ask.model.as_deref()) {
+        let (source, model) = match self.shared.pick(ask.model.as_deref()) {
             Ok(picked) => picked,
             Err(failure) => return Some(Err(failure)),
         };
-        let (pieces, done) = backend.answer_now(&model, ask)?;
+        let (pieces, done) = source.backend.answer_now(&model, ask)?;
         self.shared.answered.fetch_add(1, Ordering::Relaxed);
         Some(Ok(AnswerNow { model, pieces, done }))
     }

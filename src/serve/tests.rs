@@ -7,8 +7,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::backend::{Answering, Availability, Backend, Limits};
+use super::echo::Echo;
 use super::{Config, Handle, Requester, Served, spawn};
-use crate::domain::node::{ModelOffer, NodeId};
+use crate::domain::node::{ModelOffer, ModelSource, ModelState, NodeId};
 use crate::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, MAX_ANSWER_BYTES, Text, Usage};
 use crate::net::AnswerEvent;
 
@@ -60,21 +61,37 @@ impl Backend for Played {
     }
 }
 
-fn worker(limits: Limits) -> (Handle, Arc<Played>) {
-    let models = vec![ModelOffer::named("m")];
+fn played(limits: Limits, models: Vec<ModelOffer>) -> Arc<Played> {
     let (_, availability) = watch::channel(Availability { models, problem: None });
-    let backend = Arc::new(Played { limits, availability, begun: Mutex::default() });
+    Arc::new(Played { limits, availability, begun: Mutex::default() })
+}
+
+fn worker_of(backends: Vec<Arc<dyn Backend>>) -> Handle {
     let (_, tiers) = watch::channel(Vec::new());
-    let (handle, _) = spawn(Config { backends: vec![Arc::clone(&backend) as Arc<dyn Backend>], tiers });
-    (handle, backend)
+    spawn(Config { backends, tiers }).0
+}
+
+fn worker(limits: Limits) -> (Handle, Arc<Played>) {
+    let backend = played(limits, vec![ModelOffer::named("m")]);
+    (worker_of(vec![Arc::clone(&backend) as Arc<dyn Backend>]), backend)
 }
 
 const LIMITS: Limits = Limits { slots: 2, queued: 32, running_per_peer: 2, queued_per_peer: 8 };
 
 fn submit(handle: &Handle, who: &str, prompt: &str, left: Duration) -> mpsc::Receiver<AnswerEvent> {
+    submit_for(handle, Requester::Peer(NodeId::new(who)), None, prompt, left)
+}
+
+fn submit_for(
+    handle: &Handle,
+    requester: Requester,
+    model: Option<&str>,
+    prompt: &str,
+    left: Duration,
+) -> mpsc::Receiver<AnswerEvent> {
     let (events, receiver) = mpsc::channel(64);
-    let ask = Ask { prompt: Text::new(prompt), ..Ask::default() };
-    handle.submit(Served { requester: Requester::Peer(NodeId::new(who)), ask, timeout: left, events }).unwrap();
+    let ask = Ask { model: model.map(str::to_owned), prompt: Text::new(prompt), ..Ask::default() };
+    handle.submit(Served { requester, ask, timeout: left, events }).unwrap();
     receiver
 }
 
@@ -215,4 +232,125 @@ async fn draining_lets_the_running_end_and_refuses_the_waiting() {
     assert!((4..=5).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     assert_eq!(outcome(&mut running).await, Ok(0));
     assert_eq!(outcome(&mut waiting).await, Err(FailureKind::ShuttingDown));
+}
+
+/// Seconds that each prompt of a polite asker waited beside one that keeps as many waiting as it may.
+async fn beside_a_greedy_one(greedy: &[Requester], polite: &Requester, rounds: usize) -> (Duration, usize) {
+    let (handle, backend) = worker(Limits { slots: 1, ..LIMITS });
+    // A hundred at once from each: those that find no place come again whenever one of theirs is over.
+    let flood: Vec<_> = greedy
+        .iter()
+        .flat_map(|requester| std::iter::repeat_n(requester.clone(), 100))
+        .map(|requester| {
+            let handle = handle.clone();
+            tokio::spawn(async move {
+                loop {
+                    let mut events = submit_for(&handle, requester.clone(), None, "sleep 10", LONG);
+                    if outcome(&mut events).await.is_err() {
+                        sleep(Duration::from_secs(1)).await;
+                    }
+                }
+            })
+        })
+        .collect();
+    sleep(Duration::from_secs(1)).await;
+    let began = Instant::now();
+    let before = backend.begun.lock().unwrap().len();
+    for _ in 0..rounds {
+        // It asks for the next one as soon as it has an answer.
+        let mut events = submit_for(&handle, polite.clone(), None, "sleep 10", LONG);
+        assert_eq!(outcome(&mut events).await, Ok(0));
+    }
+    let all = backend.begun.lock().unwrap().len() - before;
+    flood.iter().for_each(tokio::task::JoinHandle::abort);
+    (began.elapsed(), all)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_asks_a_hundred_times_at_once_leaves_a_polite_one_its_share() {
+    let peer = |name: &str| Requester::Peer(NodeId::new(name));
+    for (greedy, polite) in [
+        (vec![peer("greedy")], peer("polite")),
+        (vec![Requester::Local(1)], Requester::Local(2)),
+        (vec![peer("greedy"), peer("other")], peer("polite")),
+    ] {
+        let (took, all) = beside_a_greedy_one(&greedy, &polite, 50).await;
+        let share = 50.0 * (greedy.len() + 1) as f64 / all as f64;
+        assert!(share >= 0.9, "{greedy:?}: {share} of its fair share");
+        // With nobody else each would take 10 s.
+        assert!(took <= Duration::from_secs(500) * (greedy.len() as u32 + 1) * 11 / 10, "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_hears_how_many_are_before_it_and_when_that_changes() {
+    let (handle, _) = worker(Limits { slots: 1, ..LIMITS });
+    let _running = submit(&handle, "a", "sleep 10", LONG);
+    let first = submit(&handle, "a", "sleep 10", LONG);
+    let second = submit(&handle, "b", "sleep 10", LONG);
+    let places = |mut events: mpsc::Receiver<AnswerEvent>| async move {
+        let mut places = Vec::new();
+        while let Some(event) = events.recv().await {
+            match event {
+                AnswerEvent::Queued { position } => places.push(position),
+                AnswerEvent::Started { .. } | AnswerEvent::Text(_) => places.push(99),
+                AnswerEvent::End(end) => assert!(end.is_ok()),
+            }
+        }
+        places
+    };
+    let (first, second) = tokio::join!(places(first), places(second));
+    // "a" was given a prompt already, so the one of "b" goes before its second.
+    assert_eq!((first, second), (vec![0, 1, 0, 99], vec![0, 99]));
+}
+
+fn offer(name: &str, state: ModelState, size: u64) -> ModelOffer {
+    ModelOffer { state, size: Some(size), source: ModelSource::Engine, ..ModelOffer::named(name) }
+}
+
+const GIB: u64 = 1 << 30;
+
+#[tokio::test(start_paused = true)]
+async fn no_model_means_the_greatest_that_works_and_a_failed_one_is_never_asked() {
+    let small = played(LIMITS, vec![offer("small", ModelState::Ready, GIB), offer("bad", ModelState::Failed, 9 * GIB)]);
+    let great = played(LIMITS, vec![offer("great", ModelState::Available, 4 * GIB)]);
+    let handle = worker_of(vec![Arc::clone(&small) as Arc<dyn Backend>, Arc::new(Echo::default()), Arc::clone(&great) as _]);
+    let local = Requester::Local(1);
+    let mut events = submit_for(&handle, local.clone(), None, "sleep 1", LONG);
+    assert_eq!(outcome(&mut events).await, Ok(0));
+    assert_eq!((small.begun.lock().unwrap().len(), great.begun.lock().unwrap().len()), (0, 1));
+    let mut events = submit_for(&handle, local, Some("bad"), "sleep 1", LONG);
+    match events.recv().await {
+        Some(AnswerEvent::End(Err(failure))) => {
+            assert_eq!(failure.kind, FailureKind::ModelUnavailable);
+            assert!(failure.detail.contains("could not load"), "{failure}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let names: Vec<String> = handle.offer().borrow().models.iter().map(|model| model.name.clone()).collect();
+    assert_eq!(names, ["great", "small", "echo", "bad"], "best first, and what failed last");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_backends_with_a_model_the_one_where_it_is_loaded_answers_then_the_one_with_a_free_slot() {
+    let one = Limits { slots: 1, ..LIMITS };
+    let cold = played(one, vec![offer("m", ModelState::Available, GIB)]);
+    let warm = played(one, vec![offer("m", ModelState::Ready, GIB)]);
+    let twin = played(one, vec![offer("m", ModelState::Ready, GIB)]);
+    let handle = worker_of(vec![Arc::clone(&cold) as Arc<dyn Backend>, Arc::clone(&warm) as _, Arc::clone(&twin) as _]);
+    let held: Vec<_> = (0..2).map(|_| submit(&handle, "p", "hang", LONG)).collect();
+    sleep(Duration::from_millis(10)).await;
+    let begun = |backend: &Played| backend.begun.lock().unwrap().len();
+    assert_eq!((begun(&cold), begun(&warm), begun(&twin)), (0, 1, 1));
+    let models = handle.offer().borrow().models.clone();
+    assert_eq!((models.len(), models[0].slots, models[0].state), (1, 3, ModelState::Ready));
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_most_sixty_four_models_are_offered() {
+    let many = (0..80).map(|at| offer(&format!("m{at}"), ModelState::Ready, GIB * (at + 1))).collect();
+    let handle = worker_of(vec![played(LIMITS, many) as Arc<dyn Backend>]);
+    let models = handle.offer().borrow().models.clone();
+    assert_eq!((models.len(), models[0].name.as_str(), models[0].slots), (64, "m79", 2));
 }

@@ -1,8 +1,9 @@
 //! The task that owns the queues: admits, starts, ends; publishes what this node offers.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -12,13 +13,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::backend::Backend;
-use super::handle::{BackendId, Command, Handle, Requester, Served, Shared, stopping};
-use super::queue::{Admission, Queue, Ticket};
-use crate::domain::node::Offer;
+use super::handle::{BackendId, Command, Handle, Requester, Served, Shared, Source, stopping};
+use super::queue::{Admission, Cost, Queue, Ticket};
+use crate::domain::node::{ModelOffer, ModelState, Offer};
 use crate::domain::prompt::{Ask, Failure, FailureKind, MAX_ANSWER_BYTES, MAX_TIMEOUT};
 use crate::net::AnswerEvent;
 use crate::wire::infer;
-use crate::wire::limits::SLOW_CONSUMER;
+use crate::wire::limits::{MAX_MODELS, SLOW_CONSUMER};
 
 /// Prompts between two turns of the worker; more is `Busy`.
 const COMMANDS: usize = 1024;
@@ -26,6 +27,11 @@ const COMMANDS: usize = 1024;
 const TELL: Duration = Duration::from_millis(250);
 /// Pieces that a backend may be ahead of its reader.
 const PIECES: usize = 64;
+
+/// Tokens that an answer is reckoned to take when it has no bound of its own; the queue corrects it at the end.
+const USUAL_TOKENS: u32 = 256;
+/// Tokens that an answer is reckoned to take at most: clients send bounds that they do not mean.
+const MOST_TOKENS: u32 = 4096;
 
 /// What the worker is told at its start.
 #[derive(Debug)]
@@ -39,13 +45,29 @@ pub struct Config {
 struct Entry {
     backend: BackendId,
     requester: Requester,
+    cost: Cost,
+    /// Where its place in the queue is told; gone once it began, so that the end of its task is the end of the answer.
+    events: Option<mpsc::Sender<AnswerEvent>>,
+    position: Option<usize>,
     /// Lets the prompt's task begin; gone once it did.
     start: Option<oneshot::Sender<()>>,
     begun: Instant,
 }
 
 impl Entry {
+    /// Tells how many are before it, when that changed. A reader that is behind hears the next place.
+    fn tell(&mut self, position: usize) {
+        if self.position == Some(position) {
+            return;
+        }
+        let told = AnswerEvent::Queued { position: u32::try_from(position).unwrap_or(u32::MAX) };
+        if self.events.as_ref().is_some_and(|events| events.try_send(told).is_ok()) {
+            self.position = Some(position);
+        }
+    }
+
     fn begin(&mut self) {
+        self.events = None;
         if let Some(start) = self.start.take() {
             self.begun = Instant::now();
             // Its task may have ended a moment ago; then its end is on the way here and frees the slot.
@@ -59,7 +81,7 @@ struct Worker {
     queues: BTreeMap<BackendId, Queue>,
     entries: HashMap<Ticket, Entry>,
     next_ticket: Ticket,
-    ended: mpsc::UnboundedSender<Ticket>,
+    ended: mpsc::UnboundedSender<(Ticket, Option<Cost>)>,
     /// Wakes when a backend can do more or less than before.
     changes: SelectAll<BoxStream<'static, ()>>,
     tiers: watch::Receiver<Vec<String>>,
@@ -77,14 +99,7 @@ pub fn spawn(config: Config) -> (Handle, JoinHandle<()>) {
     // One ticket for every prompt that was admitted, so the queues bound it: sending never waits.
     let (ended, ends) = mpsc::unbounded_channel();
     let (commands, receiver) = mpsc::channel(COMMANDS);
-    let shared = Arc::new(Shared {
-        backends: RwLock::default(),
-        next_backend: AtomicU64::new(0),
-        draining: AtomicBool::new(false),
-        waiting: AtomicUsize::new(0),
-        answered: AtomicU64::new(0),
-        running: AtomicUsize::new(0),
-    });
+    let shared = Arc::new(Shared::default());
     let (publish, offer) = watch::channel(Offer::default());
     let mut worker = Worker {
         shared: Arc::clone(&shared),
@@ -110,7 +125,7 @@ pub fn spawn(config: Config) -> (Handle, JoinHandle<()>) {
 }
 
 impl Worker {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut ends: mpsc::UnboundedReceiver<Ticket>) {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut ends: mpsc::UnboundedReceiver<(Ticket, Option<Cost>)>) {
         let mut tiers = self.tiers.clone();
         loop {
             let tell_at = self.tell_at;
@@ -123,7 +138,7 @@ impl Worker {
                     Some(Command::Probe(reply)) => drop(reply.send(())),
                     None => return,
                 },
-                Some(ticket) = ends.recv() => self.on_end(ticket),
+                Some((ticket, used)) = ends.recv() => self.on_end(ticket, used),
                 Some(()) = self.changes.next() => self.on_change(),
                 Ok(()) = tiers.changed() => self.tell(),
                 () = async { tokio::time::sleep_until(tell_at.unwrap_or_else(Instant::now)).await }, if tell_at.is_some() => self.tell(),
@@ -142,9 +157,9 @@ impl Worker {
 
     /// A backend can do more or less than before, or takes more or less at once.
     fn on_change(&mut self) {
-        for (id, backend) in self.shared.backends() {
-            let Some(queue) = self.queues.get_mut(&id) else { continue };
-            queue.set_limits(backend.limits());
+        for source in self.shared.sources().iter() {
+            let Some(queue) = self.queues.get_mut(&source.id) else { continue };
+            queue.set_limits(source.backend.limits());
             while let Some((_, next)) = queue.next() {
                 if let Some(entry) = self.entries.get_mut(&next) {
                     entry.begin();
@@ -183,14 +198,15 @@ impl Worker {
         if let Err(error) = infer::check(&ask) {
             return Err((events, Failure::new(FailureKind::InvalidRequest, error.to_string())));
         }
-        let (id, backend, model) = match self.shared.pick(ask.model.as_deref()) {
+        let (source, model) = match self.shared.pick(ask.model.as_deref()) {
             Ok(picked) => picked,
             Err(failure) => return Err((events, failure)),
         };
         // One that was entered a moment ago: its command is on the way.
+        let (id, backend) = (source.id, Arc::clone(&source.backend));
         let queue = self.queues.entry(id).or_insert_with(|| Queue::new(backend.limits()));
-        let ticket = self.next_ticket;
-        let admission = queue.admit(&requester, ticket);
+        let (ticket, cost) = (self.next_ticket, cost(&ask));
+        let admission = queue.admit(&requester, ticket, cost);
         let whose = match admission {
             Admission::Run | Admission::Wait(_) => None,
             Admission::Full => Some("all places in the queue are taken"),
@@ -204,15 +220,26 @@ impl Worker {
         }
         self.next_ticket += 1;
         let (start, started) = oneshot::channel();
-        let mut entry = Entry { backend: id, requester, start: Some(start), begun: Instant::now() };
+        let mut entry = Entry {
+            backend: id,
+            requester,
+            cost,
+            events: Some(events.clone()),
+            position: None,
+            start: Some(start),
+            begun: Instant::now(),
+        };
         if admission == Admission::Run {
             entry.begin();
+        } else {
+            let order = queue.order();
+            entry.tell(order.iter().position(|waiting| *waiting == ticket).unwrap_or(0));
         }
         self.entries.insert(ticket, entry);
-        let ended = Ended { ticket, ended: self.ended.clone() };
+        let ended = Ended { ticket, used: None, ended: self.ended.clone() };
         let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
         tokio::spawn(async move {
-            let ended = ended;
+            let mut ended = ended;
             let outcome = tokio::select! {
                 biased;
                 () = events.closed() => None,
@@ -226,6 +253,11 @@ impl Worker {
                     "the deadline passed at the serving node before the answer was whole",
                 )),
             };
+            if let Ok(done) = &outcome {
+                let used = Cost::from(done.usage.prompt_tokens) + Cost::from(done.usage.completion_tokens);
+                // Some servers do not count.
+                ended.used = (used > 0).then_some(used);
+            }
             // The slot is free before the asker knows: who asks again at once finds it.
             drop(ended);
             let _ = tokio::time::timeout(SLOW_CONSUMER, events.send(AnswerEvent::End(outcome))).await;
@@ -233,7 +265,7 @@ impl Worker {
         Ok(())
     }
 
-    fn on_end(&mut self, ticket: Ticket) {
+    fn on_end(&mut self, ticket: Ticket, used: Option<Cost>) {
         let Some(entry) = self.entries.remove(&ticket) else { return };
         let Some(queue) = self.queues.get_mut(&entry.backend) else {
             // Its backend is gone.
@@ -243,7 +275,7 @@ impl Worker {
         if entry.start.is_some() {
             queue.withdraw(&entry.requester, ticket);
         } else {
-            queue.finished(&entry.requester);
+            queue.finished(&entry.requester, entry.cost, used);
             self.mean_seconds = self.mean_seconds.mul_add(0.9, entry.begun.elapsed().as_secs_f64() * 0.1);
             self.shared.answered.fetch_add(1, Ordering::Relaxed);
         }
@@ -281,37 +313,49 @@ impl Worker {
         let waiting = self.queues.values().map(Queue::waiting).sum();
         self.shared.waiting.store(waiting, Ordering::Relaxed);
         self.shared.running.store(self.queues.values().map(Queue::running).sum(), Ordering::Relaxed);
+        for source in self.shared.sources().iter() {
+            source.free.store(self.free_slots_of(source) > 0, Ordering::Relaxed);
+        }
         let had_slot = self.offer.borrow().free_slots > 0;
-        if had_slot != (self.current().free_slots > 0) {
+        if had_slot != (self.free_slots() > 0) {
             self.tell();
         } else if self.tell_at.is_none() {
             self.tell_at = Some((self.told + TELL).max(Instant::now()));
         }
     }
 
+    fn free_slots_of(&self, source: &Source) -> usize {
+        self.queues.get(&source.id).map_or_else(|| source.backend.limits().slots, Queue::free_slots)
+    }
+
+    fn free_slots(&self) -> usize {
+        let sources = self.shared.sources();
+        let works = |source: &&Arc<Source>| source.now().models.iter().any(|model| model.state != ModelState::Failed);
+        let real = sources.iter().filter(works).any(|source| !source.backend.is_last_resort());
+        // The slots of the echo say nothing about those of a model.
+        let counted = sources.iter().filter(works).filter(|source| !(real && source.backend.is_last_resort()));
+        counted.map(|source| self.free_slots_of(source)).sum()
+    }
+
     fn current(&self) -> Offer {
-        let mut models = Vec::new();
-        let mut free = 0;
-        let mut real = false;
-        for (id, backend) in self.shared.backends() {
-            let offered = backend.availability().borrow().models.clone();
-            if offered.is_empty() {
-                continue;
-            }
-            // The slots of the echo say nothing about those of a model.
-            if !backend.is_last_resort() || !real {
-                free += self.queues.get(&id).map_or(backend.limits().slots, Queue::free_slots);
-            }
-            real |= !backend.is_last_resort();
-            models.extend(offered);
-        }
         let clip = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
         Offer {
-            models,
+            models: offered(&self.shared.sources()),
             tiers: self.tiers.borrow().clone(),
-            free_slots: clip(free),
+            free_slots: clip(self.free_slots()),
             queued: clip(self.queues.values().map(Queue::waiting).sum()),
             draining: self.shared.draining.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Tells those that wait how many are before them: whenever the offer is told, so no more often than that.
+    fn tell_positions(&mut self) {
+        for queue in self.queues.values().filter(|queue| queue.waiting() > 0) {
+            for (position, ticket) in queue.order().into_iter().enumerate() {
+                if let Some(entry) = self.entries.get_mut(&ticket) {
+                    entry.tell(position);
+                }
+            }
         }
     }
 
@@ -324,19 +368,69 @@ impl Worker {
             *offer = current;
             changed
         });
+        self.tell_positions();
+    }
+}
+
+/// What all backends offer, best first; a model that two of them have is offered once, in the better state, with the slots of
+/// both.
+fn offered(sources: &[Arc<Source>]) -> Vec<ModelOffer> {
+    let mut models: Vec<ModelOffer> = Vec::new();
+    for source in sources {
+        let slots = u16::try_from(source.backend.limits().slots).unwrap_or(u16::MAX);
+        for model in &source.now().models {
+            let mut model = model.clone();
+            if model.slots == 0 {
+                model.slots = slots;
+            }
+            let Some(known) = models.iter_mut().find(|known| known.name == model.name) else {
+                models.push(model);
+                continue;
+            };
+            let slots = match (known.state, model.state) {
+                (ModelState::Failed, _) => model.slots,
+                (_, ModelState::Failed) => known.slots,
+                _ => known.slots.saturating_add(model.slots),
+            };
+            if readiness(&model) > readiness(known) {
+                *known = model;
+            }
+            known.slots = slots;
+        }
+    }
+    models.sort_by_key(|model| (model.state == ModelState::Failed, Reverse(model.rank())));
+    models.truncate(MAX_MODELS);
+    models
+}
+
+fn readiness(model: &ModelOffer) -> u8 {
+    match model.state {
+        ModelState::Failed => 0,
+        ModelState::Loading => 1,
+        ModelState::Available => 2,
+        ModelState::Ready => 3,
     }
 }
 
 /// Tells the worker that a prompt's task is over, however it ended.
 struct Ended {
     ticket: Ticket,
-    ended: mpsc::UnboundedSender<Ticket>,
+    /// Tokens that a whole answer took.
+    used: Option<Cost>,
+    ended: mpsc::UnboundedSender<(Ticket, Option<Cost>)>,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        let _ = self.ended.send(self.ticket);
+        let _ = self.ended.send((self.ticket, self.used));
     }
+}
+
+/// What a prompt is reckoned to take, in tokens: four bytes each, and of an answer without a bound what is usual.
+fn cost(ask: &Ask) -> Cost {
+    let texts = ask.history.iter().map(|turn| &turn.text).chain(&ask.system).chain([&ask.prompt]);
+    let bytes: usize = texts.map(|text| text.as_str().len()).sum();
+    Cost::try_from(bytes / 4).unwrap_or(Cost::MAX).saturating_add(ask.max_tokens.unwrap_or(USUAL_TOKENS).min(MOST_TOKENS).into())
 }
 
 /// A prompt from its start to the last piece of text.

@@ -1,14 +1,18 @@
-//! Control frames of a membership stream, after the hello: heartbeat, state, view, goodbye. Binary, big-endian, strict.
+//! Control frames of a membership stream, after the hello: heartbeat, state, view, models, goodbye. Binary, big-endian, strict.
 
 use super::limits::{
-    MAX_ADDRESS_BYTES, MAX_BYE_BYTES, MAX_HEARTBEAT_BYTES, MAX_MODEL_NAME_BYTES, MAX_MODELS, MAX_NODE_NAME_BYTES,
-    MAX_PEER_ID_BYTES, MAX_SOFTWARE_BYTES, MAX_STATE_BYTES, MAX_TIER_NAME_BYTES, MAX_TIERS, MAX_VIEW_ADDRESSES, MAX_VIEW_ENTRIES,
+    MAX_ADDRESS_BYTES, MAX_BYE_BYTES, MAX_HEARTBEAT_BYTES, MAX_MODEL_NAME_BYTES, MAX_MODELS, MAX_MODELS_BYTES,
+    MAX_NODE_NAME_BYTES, MAX_PEER_ID_BYTES, MAX_SOFTWARE_BYTES, MAX_STATE_BYTES, MAX_TIER_NAME_BYTES, MAX_TIERS,
+    MAX_VIEW_ADDRESSES, MAX_VIEW_ENTRIES,
 };
+use super::models::Models;
+use super::version::{MEMBER_VERSION_MIN, MEMBER_VERSION_TWO};
 use crate::domain::node::ModelOffer;
 
 const HEARTBEAT: u8 = 0x10;
 const STATE: u8 = 0x11;
 const VIEW: u8 = 0x12;
+pub(super) const MODELS: u8 = 0x13;
 const BYE: u8 = 0x1f;
 
 const SERVING: u8 = 1;
@@ -49,6 +53,8 @@ pub enum Control {
     State(State),
     /// Other members of the cluster.
     View(View),
+    /// More about the models of a state; from version 2 on.
+    Models(Models),
     /// The last frame.
     Bye(ByeReason),
 }
@@ -125,13 +131,18 @@ fn clipped(text: &str, limit: usize) -> &str {
     &text[..text.floor_char_boundary(limit)]
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str, limit: usize) {
+pub(super) fn put_text(out: &mut Vec<u8>, text: &str, limit: usize) {
     let text = clipped(text, limit.min(255));
     out.push(u8::try_from(text.len()).unwrap_or(u8::MAX));
     out.extend_from_slice(text.as_bytes());
 }
 
 impl Control {
+    /// Oldest version of the membership stream that has frames of this kind.
+    pub fn since(&self) -> u16 {
+        if matches!(self, Self::Models(_)) { MEMBER_VERSION_TWO } else { MEMBER_VERSION_MIN }
+    }
+
     /// The frame's body. Lists and texts beyond their limits are cut, and peers or addresses beyond theirs are left out: a
     /// node never sends what it would refuse.
     pub fn encode(&self) -> Vec<u8> {
@@ -148,6 +159,7 @@ impl Control {
                 out.extend_from_slice(&beat.echo_delay_us.to_be_bytes());
             }
             Self::State(state) => state.encode(&mut out),
+            Self::Models(models) => models.encode(&mut out),
             Self::View(view) => {
                 out.push(VIEW);
                 let known = view.entries.iter().filter(|entry| entry.peer.len() <= MAX_PEER_ID_BYTES);
@@ -207,6 +219,7 @@ impl Control {
             }
             STATE => State::decode(bounded("state", MAX_STATE_BYTES)?),
             VIEW => View::decode(bounded("view", super::limits::MAX_CONTROL_FRAME_BYTES)?),
+            MODELS => Models::decode(bounded("models", MAX_MODELS_BYTES)?),
             BYE => {
                 let mut fields = bounded("bye", MAX_BYE_BYTES)?;
                 let reason = match fields.u8("reason")? {
@@ -224,7 +237,7 @@ impl Control {
 }
 
 /// How many there are, in one byte, then each of them.
-fn put_list<T>(out: &mut Vec<u8>, items: impl Iterator<Item = T>, put: impl Fn(&mut Vec<u8>, T)) {
+pub(super) fn put_list<T>(out: &mut Vec<u8>, items: impl Iterator<Item = T>, put: impl Fn(&mut Vec<u8>, T)) {
     let at = out.len();
     out.push(0);
     for item in items {
@@ -305,41 +318,41 @@ impl View {
 }
 
 /// Takes fields off the front.
-struct Fields<'a> {
+pub(super) struct Fields<'a> {
     kind: &'static str,
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
-    fn bad<T>(&self, field: &'static str) -> Result<T, ControlError> {
+    pub(super) fn bad<T>(&self, field: &'static str) -> Result<T, ControlError> {
         Err(ControlError::Malformed { kind: self.kind, field })
     }
 
-    fn take<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ControlError> {
+    pub(super) fn take<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ControlError> {
         let Some((head, tail)) = self.rest.split_first_chunk::<N>() else { return self.bad(field) };
         self.rest = tail;
         Ok(*head)
     }
 
-    fn u8(&mut self, field: &'static str) -> Result<u8, ControlError> {
+    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, ControlError> {
         Ok(self.take::<1>(field)?[0])
     }
-    fn u16(&mut self, field: &'static str) -> Result<u16, ControlError> {
+    pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, ControlError> {
         Ok(u16::from_be_bytes(self.take(field)?))
     }
-    fn u32(&mut self, field: &'static str) -> Result<u32, ControlError> {
+    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, ControlError> {
         Ok(u32::from_be_bytes(self.take(field)?))
     }
-    fn u64(&mut self, field: &'static str) -> Result<u64, ControlError> {
+    pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, ControlError> {
         Ok(u64::from_be_bytes(self.take(field)?))
     }
 
-    fn count(&mut self, field: &'static str, limit: usize) -> Result<usize, ControlError> {
+    pub(super) fn count(&mut self, field: &'static str, limit: usize) -> Result<usize, ControlError> {
         let count = usize::from(self.u8(field)?);
         if count > limit { self.bad(field) } else { Ok(count) }
     }
 
-    fn bytes(&mut self, field: &'static str, limit: usize) -> Result<&'a [u8], ControlError> {
+    pub(super) fn bytes(&mut self, field: &'static str, limit: usize) -> Result<&'a [u8], ControlError> {
         let length = usize::from(self.u8(field)?);
         if length > limit || length > self.rest.len() {
             return self.bad(field);
@@ -349,7 +362,7 @@ impl<'a> Fields<'a> {
         Ok(head)
     }
 
-    fn text(&mut self, field: &'static str, limit: usize) -> Result<String, ControlError> {
+    pub(super) fn text(&mut self, field: &'static str, limit: usize) -> Result<String, ControlError> {
         let bytes = self.bytes(field, limit)?;
         match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
@@ -357,13 +370,14 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn end(self, control: Control) -> Result<Control, ControlError> {
+    pub(super) fn end(self, control: Control) -> Result<Control, ControlError> {
         if self.rest.is_empty() { Ok(control) } else { self.bad("trailing bytes") }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::models::Details;
     use super::*;
     use proptest::prelude::*;
 
@@ -396,16 +410,21 @@ mod tests {
         })
     }
 
+    fn models() -> Control {
+        let known = Details { size: Some(1), quantisation: Some("Q8_0".to_owned()), digest: Some([7; 32]), ..Details::default() };
+        Control::Models(Models { state_version: 2, details: vec![known, Details::default()] })
+    }
+
     #[test]
     fn every_kind_reads_back() {
-        for control in [heartbeat(), Control::State(state()), view(), Control::Bye(ByeReason::Leave)] {
+        for control in [heartbeat(), Control::State(state()), view(), models(), Control::Bye(ByeReason::Leave)] {
             assert_eq!(Control::decode(&control.encode()), Ok(control));
         }
     }
 
     #[test]
     fn every_truncation_and_every_extension_is_refused() {
-        for control in [heartbeat(), Control::State(state()), view(), Control::Bye(ByeReason::Leave)] {
+        for control in [heartbeat(), Control::State(state()), view(), models(), Control::Bye(ByeReason::Leave)] {
             let bytes = control.encode();
             for length in 0..bytes.len() {
                 assert!(Control::decode(&bytes[..length]).is_err(), "{control:?} cut to {length}");

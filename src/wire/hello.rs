@@ -14,7 +14,7 @@ use hmac::Mac as _;
 
 use super::keys::Root;
 use super::limits::H1_BYTES;
-use super::version::{MEMBER_VERSION_MAX, MEMBER_VERSION_MIN};
+use super::version::{MEMBER_VERSION_MAX, MEMBER_VERSION_MIN, Versions};
 
 const TAG_BYTES: usize = 32;
 const NONCE_BYTES: usize = 32;
@@ -88,18 +88,19 @@ pub struct Initiator {
     opener: Vec<u8>,
     accepter: Vec<u8>,
     h1: Vec<u8>,
+    versions: Versions,
 }
 
 impl Initiator {
     /// Begins a hello from `opener` to `accepter` (binary peer ids, as the connection proved them). Gives H1.
-    pub fn new(root: &Root, opener: &[u8], accepter: &[u8], nonce: Nonce) -> (Self, Vec<u8>) {
+    pub fn new(versions: Versions, root: &Root, opener: &[u8], accepter: &[u8], nonce: Nonce) -> (Self, Vec<u8>) {
         let mut h1 = Vec::with_capacity(H1_BYTES);
         h1.push(0x01);
-        h1.extend_from_slice(&MEMBER_VERSION_MIN.to_be_bytes());
-        h1.extend_from_slice(&MEMBER_VERSION_MAX.to_be_bytes());
+        h1.extend_from_slice(&versions.min.to_be_bytes());
+        h1.extend_from_slice(&versions.max.to_be_bytes());
         h1.extend_from_slice(&nonce);
         seal(root, b"I", opener, accepter, &[], &mut h1);
-        (Self { root: root.clone(), opener: opener.to_vec(), accepter: accepter.to_vec(), h1: h1.clone() }, h1)
+        (Self { root: root.clone(), opener: opener.to_vec(), accepter: accepter.to_vec(), h1: h1.clone(), versions }, h1)
     }
 
     /// Checks H2. Gives the agreed version and H3.
@@ -121,7 +122,7 @@ impl Initiator {
         if version == 0 {
             return Err(HelloError::VersionMismatch { min: 0, max: 0 });
         }
-        if !(MEMBER_VERSION_MIN..=MEMBER_VERSION_MAX).contains(&version) {
+        if !self.versions.has(version) {
             return Err(HelloError::VersionMismatch { min: version, max: version });
         }
         if u16_at(h2, 3 + NONCE_BYTES) != 0 {
@@ -152,7 +153,14 @@ impl Responder {
     ///
     /// # Errors
     /// [`HelloError::NoMatch`] or [`HelloError::Malformed`]: send nothing.
-    pub fn on_h1(roots: &[&Root], opener: &[u8], accepter: &[u8], h1: &[u8], nonce: Nonce) -> Result<(usize, Self), HelloError> {
+    pub fn on_h1(
+        versions: Versions,
+        roots: &[&Root],
+        opener: &[u8],
+        accepter: &[u8],
+        h1: &[u8],
+        nonce: Nonce,
+    ) -> Result<(usize, Self), HelloError> {
         if h1.len() != H1_BYTES {
             return malformed("H1", "wrong length");
         }
@@ -168,12 +176,7 @@ impl Responder {
         let Some(index) = matched else { return Err(HelloError::NoMatch) };
         let root = roots[index].clone();
         let (min, max) = (u16_at(h1, 1), u16_at(h1, 3));
-        let common = max.min(MEMBER_VERSION_MAX);
-        let version = if min <= max && common >= min.max(MEMBER_VERSION_MIN) {
-            Ok(common)
-        } else {
-            Err(HelloError::VersionMismatch { min, max })
-        };
+        let version = versions.common(Versions { min, max }).ok_or(HelloError::VersionMismatch { min, max });
         let mut h2 = Vec::with_capacity(H2_BYTES);
         h2.push(0x02);
         h2.extend_from_slice(&version.as_ref().copied().unwrap_or(0).to_be_bytes());
@@ -225,6 +228,7 @@ mod tests {
     use super::*;
     use crate::domain::cluster::ClusterId;
 
+    const OURS: Versions = Versions::OURS;
     const A: &[u8] = b"peer-a";
     const B: &[u8] = b"peer-b";
 
@@ -242,11 +246,11 @@ mod tests {
             }
             bytes
         };
-        let (initiator, h1) = Initiator::new(&ours, A, B, [1; 32]);
-        let (_, responder) = Responder::on_h1(&[&root("other"), &ours], A, B, &damage(1, h1), [2; 32])?;
+        let (initiator, h1) = Initiator::new(OURS, &ours, A, B, [1; 32]);
+        let (_, responder) = Responder::on_h1(OURS, &[&root("other"), &ours], A, B, &damage(1, h1), [2; 32])?;
         responder.version()?;
         let (version, h3) = initiator.on_h2(&damage(2, responder.h2().to_vec()))?;
-        assert_eq!(version, 1);
+        assert_eq!(version, 2);
         responder.on_h3(&damage(3, h3))
     }
 
@@ -266,35 +270,35 @@ mod tests {
 
     #[test]
     fn a_stranger_gets_no_byte() {
-        let (_, h1) = Initiator::new(&root("away"), A, B, [1; 32]);
+        let (_, h1) = Initiator::new(OURS, &root("away"), A, B, [1; 32]);
         let (ours, other) = (root("home"), root("lab"));
-        assert_eq!(Responder::on_h1(&[&ours, &other], A, B, &h1, [2; 32]).unwrap_err(), HelloError::NoMatch);
-        assert_eq!(Responder::on_h1(&[], A, B, &h1, [2; 32]).unwrap_err(), HelloError::NoMatch);
+        assert_eq!(Responder::on_h1(OURS, &[&ours, &other], A, B, &h1, [2; 32]).unwrap_err(), HelloError::NoMatch);
+        assert_eq!(Responder::on_h1(OURS, &[], A, B, &h1, [2; 32]).unwrap_err(), HelloError::NoMatch);
     }
 
     #[test]
     fn a_recorded_h1_is_useless_to_another_peer_and_at_another_node() {
         let ours = root("home");
-        let (_, h1) = Initiator::new(&ours, A, B, [1; 32]);
-        assert!(Responder::on_h1(&[&ours], b"peer-c", B, &h1, [2; 32]).is_err());
-        assert!(Responder::on_h1(&[&ours], A, b"peer-c", &h1, [2; 32]).is_err());
+        let (_, h1) = Initiator::new(OURS, &ours, A, B, [1; 32]);
+        assert!(Responder::on_h1(OURS, &[&ours], b"peer-c", B, &h1, [2; 32]).is_err());
+        assert!(Responder::on_h1(OURS, &[&ours], A, b"peer-c", &h1, [2; 32]).is_err());
     }
 
     #[test]
     fn a_message_is_not_accepted_back_by_its_sender() {
         let ours = root("home");
-        let (initiator, h1) = Initiator::new(&ours, A, B, [1; 32]);
-        assert!(Responder::on_h1(&[&ours], B, A, &h1, [2; 32]).is_err());
+        let (initiator, h1) = Initiator::new(OURS, &ours, A, B, [1; 32]);
+        assert!(Responder::on_h1(OURS, &[&ours], B, A, &h1, [2; 32]).is_err());
         assert!(initiator.on_h2(&h1).is_err());
     }
 
     #[test]
     fn a_replay_by_the_same_pair_dies_at_the_last_tag() {
         let ours = root("home");
-        let (initiator, h1) = Initiator::new(&ours, A, B, [1; 32]);
-        let (_, first) = Responder::on_h1(&[&ours], A, B, &h1, [2; 32]).unwrap();
+        let (initiator, h1) = Initiator::new(OURS, &ours, A, B, [1; 32]);
+        let (_, first) = Responder::on_h1(OURS, &[&ours], A, B, &h1, [2; 32]).unwrap();
         let (_, h3) = initiator.on_h2(first.h2()).unwrap();
-        let (_, again) = Responder::on_h1(&[&ours], A, B, &h1, [3; 32]).unwrap();
+        let (_, again) = Responder::on_h1(OURS, &[&ours], A, B, &h1, [3; 32]).unwrap();
         assert_eq!(again.on_h3(&h3), Err(HelloError::BadTag("H3")));
     }
 
@@ -304,22 +308,45 @@ mod tests {
         let mut h1 = vec![0x01, 0, 9, 0, 12];
         h1.extend_from_slice(&[1; 32]);
         seal(&ours, b"I", A, B, &[], &mut h1);
-        let (_, responder) = Responder::on_h1(&[&ours], A, B, &h1, [2; 32]).unwrap();
+        let (_, responder) = Responder::on_h1(OURS, &[&ours], A, B, &h1, [2; 32]).unwrap();
         assert_eq!(responder.version(), Err(HelloError::VersionMismatch { min: 9, max: 12 }));
-        let initiator = Initiator { root: ours, opener: A.to_vec(), accepter: B.to_vec(), h1 };
+        let initiator = Initiator { root: ours, opener: A.to_vec(), accepter: B.to_vec(), h1, versions: OURS };
         assert_eq!(initiator.on_h2(responder.h2()), Err(HelloError::VersionMismatch { min: 0, max: 0 }));
+    }
+
+    #[test]
+    fn the_newest_version_that_both_speak_is_taken() {
+        let ours = root("home");
+        let range = |min, max| Versions { min, max };
+        for (opening, accepting, agreed) in [
+            (range(1, 2), range(1, 2), Some(2)),
+            (range(1, 1), range(1, 2), Some(1)),
+            (range(1, 2), range(1, 1), Some(1)),
+            (range(2, 3), range(1, 2), Some(2)),
+            (range(2, 2), range(1, 1), None),
+            (range(3, 1), range(1, 3), None),
+        ] {
+            let (initiator, h1) = Initiator::new(opening, &ours, A, B, [1; 32]);
+            let (_, responder) = Responder::on_h1(accepting, &[&ours], A, B, &h1, [2; 32]).unwrap();
+            assert_eq!(responder.version().ok(), agreed, "{opening:?} {accepting:?}");
+            let greeted = initiator.on_h2(responder.h2());
+            assert_eq!(greeted.as_ref().ok().map(|(version, _)| *version), agreed);
+            if let Ok((_, h3)) = greeted {
+                assert_eq!(responder.on_h3(&h3), Ok(()));
+            }
+        }
     }
 
     #[test]
     fn lengths_must_match_exactly() {
         let ours = root("home");
-        let (initiator, h1) = Initiator::new(&ours, A, B, [1; 32]);
+        let (initiator, h1) = Initiator::new(OURS, &ours, A, B, [1; 32]);
         for length in 0..H1_BYTES {
-            assert!(Responder::on_h1(&[&ours], A, B, &h1[..length], [2; 32]).is_err());
+            assert!(Responder::on_h1(OURS, &[&ours], A, B, &h1[..length], [2; 32]).is_err());
         }
         let longer = [h1.as_slice(), &[0]].concat();
-        assert!(Responder::on_h1(&[&ours], A, B, &longer, [2; 32]).is_err());
-        let (_, responder) = Responder::on_h1(&[&ours], A, B, &h1, [2; 32]).unwrap();
+        assert!(Responder::on_h1(OURS, &[&ours], A, B, &longer, [2; 32]).is_err());
+        let (_, responder) = Responder::on_h1(OURS, &[&ours], A, B, &h1, [2; 32]).unwrap();
         // A longer H2 with a valid tag: still refused.
         let mut h2 = responder.h2()[..H2_BYTES - TAG_BYTES].to_vec();
         h2.push(0);
@@ -330,7 +357,7 @@ mod tests {
     #[test]
     fn a_proof_is_refused_in_version_one() {
         let ours = root("home");
-        let (initiator, h1) = Initiator::new(&ours, A, B, [1; 32]);
+        let (initiator, h1) = Initiator::new(OURS, &ours, A, B, [1; 32]);
         let mut h2 = vec![0x02, 0, 1];
         h2.extend_from_slice(&[2; 32]);
         h2.extend_from_slice(&[0, 1, 0xff]);

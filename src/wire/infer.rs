@@ -2,9 +2,12 @@
 //! version may add some; known ones are checked.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -12,10 +15,14 @@ use super::frame;
 use super::keys::REFERENCE_BYTES;
 use super::limits::{MAX_MESSAGE_BYTES, MAX_MODEL_NAME_BYTES, MAX_REQUEST_FRAME_BYTES};
 use super::version::INFERENCE_VERSION;
-use crate::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, MAX_TIMEOUT, Text, Usage};
+use crate::domain::prompt::{
+    Ask, Done, Failure, FailureKind, FinishReason, MAX_STOP_BYTES, MAX_STOPS, MAX_TIMEOUT, MAX_TURNS, Role, Text, Turn, Usage,
+};
 
 const REQUEST: &str = "inference_request";
 const RESPONSE: &str = "inference_response";
+/// Characters that are shown of an error's name that is not known.
+const MAX_ERROR_NAME_CHARS: usize = 64;
 /// Highest temperature that the OpenAI API takes.
 pub const MAX_TEMPERATURE: f64 = 2.0;
 
@@ -32,6 +39,9 @@ pub enum InferError {
         /// Column of the first error.
         column: usize,
     },
+    /// Text that is to be continued as it stands has no conversation around it.
+    #[error("raw text has no system text and no earlier messages")]
+    RawConversation,
     /// A field is out of range.
     #[error("{field} is out of range")]
     Field {
@@ -81,6 +91,50 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
+/// A list that is refused while it is being read once it has more than `MOST` items.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Bounded<T, const MOST: usize>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Bounded<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items<T, const MOST: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Items<T, MOST> {
+            type Value = Vec<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list of at most {MOST}")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+                let mut list = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    if list.len() == MOST {
+                        return Err(serde::de::Error::invalid_length(MOST + 1, &self));
+                    }
+                    list.push(item);
+                }
+                Ok(list)
+            }
+        }
+        deserializer.deserialize_seq(Items::<T, MOST>(PhantomData)).map(Self)
+    }
+}
+
+impl<T, const MOST: usize> Bounded<T, MOST> {
+    /// `None` for an empty list, which is written as no list at all.
+    fn of(items: impl Iterator<Item = T>) -> Option<Self> {
+        let items: Vec<T> = items.collect();
+        (!items.is_empty()).then_some(Self(items))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct RawTurn<'a> {
+    #[serde(borrow)]
+    role: Cow<'a, str>,
+    #[serde(borrow)]
+    text: Cow<'a, str>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct RawRequest<'a> {
     #[serde(rename = "type", borrow)]
@@ -96,12 +150,20 @@ struct RawRequest<'a> {
     prompt: Cow<'a, str>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     system: Option<Cow<'a, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    messages: Option<Bounded<RawTurn<'a>, MAX_TURNS>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    raw: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     temperature: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    top_p: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     seed: Option<u64>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    stop: Option<Bounded<Cow<'a, str>, MAX_STOPS>>,
     timeout_ms: u64,
 }
 
@@ -139,9 +201,15 @@ pub fn encode_request(
         model: ask.model.as_deref().map(Cow::Borrowed),
         prompt: ask.prompt.as_str().into(),
         system: ask.system.as_ref().map(|system| system.as_str().into()),
+        messages: Bounded::of(
+            ask.history.iter().map(|turn| RawTurn { role: turn.role.as_str().into(), text: turn.text.as_str().into() }),
+        ),
+        raw: ask.raw,
         max_tokens: ask.max_tokens,
         temperature: ask.temperature,
+        top_p: ask.top_p,
         seed: ask.seed,
+        stop: Bounded::of(ask.stop.iter().map(|text| text.as_str().into())),
         // A deadline that is nearly over is no zero, which the other side would have to take for a broken request.
         timeout_ms: u64::try_from(timeout.min(MAX_TIMEOUT).as_millis()).unwrap_or(u64::MAX).max(1),
     };
@@ -178,6 +246,18 @@ pub fn check(ask: &Ask) -> Result<(), InferError> {
     if ask.temperature.is_some_and(|temperature| !(0.0..=MAX_TEMPERATURE).contains(&temperature)) {
         return out_of_range("temperature");
     }
+    if ask.top_p.is_some_and(|top_p| !(top_p > 0.0 && top_p <= 1.0)) {
+        return out_of_range("top_p");
+    }
+    if ask.history.len() > MAX_TURNS {
+        return out_of_range("messages");
+    }
+    if ask.stop.len() > MAX_STOPS || ask.stop.iter().any(|text| !(1..=MAX_STOP_BYTES).contains(&text.as_str().len())) {
+        return out_of_range("stop");
+    }
+    if ask.raw && (ask.system.is_some() || !ask.history.is_empty()) {
+        return Err(InferError::RawConversation);
+    }
     Ok(())
 }
 
@@ -201,14 +281,26 @@ impl Request {
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
             return Err(field("timeout_ms"));
         }
+        let turn = |turn: RawTurn<'_>| {
+            let role = Role::from_name(&turn.role).ok_or_else(|| field("messages"))?;
+            Ok(Turn { role, text: Text::new(turn.text) })
+        };
         let ask = Ask {
             model: raw.model.map(Cow::into_owned),
             prompt: Text::new(raw.prompt),
             system: raw.system.map(Text::new),
+            history: raw
+                .messages
+                .map_or_else(Vec::new, |list| list.0)
+                .into_iter()
+                .map(turn)
+                .collect::<Result<_, InferError>>()?,
+            raw: raw.raw,
             max_tokens: raw.max_tokens,
             temperature: raw.temperature,
+            top_p: raw.top_p,
             seed: raw.seed,
-            ..Ask::default()
+            stop: raw.stop.map_or_else(Vec::new, |list| list.0).into_iter().map(Text::new).collect(),
         };
         check(&ask)?;
         Ok(Self { request_id, cluster_ref, ask, timeout })
@@ -241,8 +333,12 @@ struct RawResponse<'a> {
     text_bytes: Option<u64>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     hash: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    position: Option<u32>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     error: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    reason: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     message: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -260,7 +356,10 @@ pub enum Response<'a> {
         model: Option<Cow<'a, str>>,
     },
     /// Nothing yet, but the server lives.
-    KeepAlive,
+    KeepAlive {
+        /// Prompts before this one, while it waits.
+        position: Option<u32>,
+    },
     /// The whole answer is there.
     End {
         /// How it ended and what it took.
@@ -285,8 +384,8 @@ pub fn encode_token(out: &mut Vec<u8>, id: &Uuid, text: &str, model: Option<&str
 }
 
 /// Appends a keep-alive frame.
-pub fn encode_keepalive(out: &mut Vec<u8>, id: &Uuid) {
-    finish_response(out, id, blank("keepalive"));
+pub fn encode_keepalive(out: &mut Vec<u8>, id: &Uuid, position: Option<u32>) {
+    finish_response(out, id, RawResponse { position, ..blank("keepalive") });
 }
 
 /// Appends the last frame of a whole answer.
@@ -303,10 +402,24 @@ pub fn encode_end(out: &mut Vec<u8>, id: &Uuid, model: &str, done: Done, text_by
 /// Appends the last frame of an answer that is not whole.
 pub fn encode_error(out: &mut Vec<u8>, id: &Uuid, failure: &Failure) {
     let mut raw = blank("error");
-    raw.error = Some(failure.kind.as_str().into());
+    let known = failure.kind.in_version_one();
+    raw.error = Some(known.as_str().into());
+    raw.reason = (known != failure.kind).then(|| failure.kind.as_str().into());
     raw.message = Some(sentence(&failure.detail).into());
     raw.retry_after_ms = failure.retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
     finish_response(out, id, raw);
+}
+
+/// What an error means to this software. A name that it does not know is of a later version: the backend failed, for all
+/// that can be said, and the name stands in the detail.
+fn named(reason: Option<FailureKind>, error: &str, message: &str) -> (FailureKind, String) {
+    match reason.or_else(|| FailureKind::from_name(error)) {
+        Some(kind) => (kind, sentence(message)),
+        None => {
+            let name: String = error.chars().take(MAX_ERROR_NAME_CHARS).collect();
+            (FailureKind::BackendFailed, sentence(&format!("the serving node says {name}: {message}")))
+        }
+    }
 }
 
 /// The message of an error: one line, at most [`MAX_MESSAGE_BYTES`], for the sender and for the reader alike.
@@ -327,7 +440,9 @@ fn blank(event: &'static str) -> RawResponse<'static> {
         usage: None,
         text_bytes: None,
         hash: None,
+        position: None,
         error: None,
+        reason: None,
         message: None,
         retry_after_ms: None,
     }
@@ -348,7 +463,7 @@ impl<'a> Response<'a> {
         let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
         match self {
             Self::Token { text, model } => Response::Token { text: own(text), model: model.map(own) },
-            Self::KeepAlive => Response::KeepAlive,
+            Self::KeepAlive { position } => Response::KeepAlive { position },
             Self::End { done, model, text_bytes, hash } => Response::End { done, model: own(model), text_bytes, hash: own(hash) },
             Self::Error(failure) => Response::Error(failure),
         }
@@ -372,7 +487,7 @@ impl<'a> Response<'a> {
         }
         match raw.event.as_ref() {
             "token" => Ok(Self::Token { text: raw.text.ok_or_else(|| field("text"))?, model: raw.model }),
-            "keepalive" => Ok(Self::KeepAlive),
+            "keepalive" => Ok(Self::KeepAlive { position: raw.position }),
             "end" => {
                 let finish = match raw.finish_reason.as_deref() {
                     Some("stop") => FinishReason::Stop,
@@ -389,8 +504,11 @@ impl<'a> Response<'a> {
                 })
             }
             "error" => {
-                let kind = raw.error.as_deref().and_then(FailureKind::from_name).ok_or_else(|| field("error"))?;
-                let detail = sentence(&raw.message.unwrap_or_default());
+                let (kind, detail) = named(
+                    raw.reason.as_deref().and_then(FailureKind::from_name),
+                    &raw.error.ok_or_else(|| field("error"))?,
+                    &raw.message.unwrap_or_default(),
+                );
                 let retry_after = raw.retry_after_ms.map(|after| Duration::from_millis(after.min(3_600_000)));
                 Ok(Self::Error(Failure { kind, detail, retry_after }))
             }
@@ -400,177 +518,4 @@ impl<'a> Response<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::limits::{MAX_RESPONSE_FRAME_BYTES, MAX_TOKEN_TEXT_BYTES};
-    use super::*;
-    use proptest::prelude::*;
-
-    const ID: Uuid = Uuid::from_u128(0x0123_4567_89ab_4def_8123_4567_89ab_cdef);
-
-    fn request(ask: &Ask) -> Result<Request, InferError> {
-        let mut out = Vec::new();
-        encode_request(&mut out, &ID, &[3; 16], ask, Duration::from_secs(9)).unwrap();
-        Request::decode(&out[4..])
-    }
-
-    #[test]
-    fn a_request_reads_back() {
-        let ask = Ask {
-            model: Some("m".to_owned()),
-            prompt: Text::new("What is \"2+2\"?\n\u{1f600}"),
-            system: Some(Text::new("be brief")),
-            max_tokens: Some(7),
-            temperature: Some(0.5),
-            seed: Some(u64::MAX),
-            ..Ask::default()
-        };
-        let read = request(&ask).unwrap();
-        assert_eq!((read.ask, read.request_id, read.cluster_ref, read.timeout), (ask, ID, [3; 16], Duration::from_secs(9)));
-    }
-
-    #[test]
-    fn a_prompt_fits_up_to_the_frame_and_one_byte_more_does_not() {
-        let sized = |length: usize| {
-            let mut out = Vec::new();
-            let ask = Ask { prompt: Text::new("a".repeat(length)), ..Ask::default() };
-            encode_request(&mut out, &ID, &[3; 16], &ask, Duration::from_secs(9)).map(|()| out.len() - 4)
-        };
-        let envelope = sized(0).unwrap();
-        let most = MAX_REQUEST_FRAME_BYTES - envelope;
-        assert_eq!(sized(most).unwrap(), MAX_REQUEST_FRAME_BYTES);
-        assert_eq!(sized(most + 1).unwrap_err().kind, FailureKind::InvalidRequest);
-    }
-
-    #[test]
-    fn fields_out_of_range_are_named() {
-        for (ask, field) in [
-            (Ask { temperature: Some(2.1), ..Ask::default() }, "temperature"),
-            (Ask { temperature: Some(f64::NAN), ..Ask::default() }, "temperature"),
-            (Ask { max_tokens: Some(0), ..Ask::default() }, "max_tokens"),
-            (Ask { model: Some("m".repeat(129)), ..Ask::default() }, "model"),
-            (Ask { model: Some(String::new()), ..Ask::default() }, "model"),
-        ] {
-            let failure = encode_request(&mut Vec::new(), &ID, &[0; 16], &ask, Duration::from_secs(1)).unwrap_err();
-            assert!(failure.detail.contains(field), "{failure}");
-        }
-    }
-
-    #[test]
-    fn requests_that_lie_are_refused() {
-        let good = r#"{"type":"inference_request","version":1,"request_id":"01234567-89ab-4def-8123-456789abcdef","cluster_ref":"03030303030303030303030303030303","prompt":"p","timeout_ms":5,"new_key":[1]}"#;
-        assert!(Request::decode(good.as_bytes()).is_ok(), "unknown keys are ignored");
-        for (from, to) in [
-            ("inference_request", "inference_response"),
-            ("\"version\":1", "\"version\":2"),
-            ("01234567", "0123456"),
-            ("0303\"", "03\""),
-            ("0303\"", "03zz\""),
-            ("\"timeout_ms\":5", "\"timeout_ms\":0"),
-            ("\"timeout_ms\":5", "\"timeout_ms\":3600001"),
-            ("\"timeout_ms\":5", "\"timeout_ms\":-5"),
-            ("\"prompt\":\"p\",", ""),
-        ] {
-            assert!(Request::decode(good.replace(from, to).as_bytes()).is_err(), "{from} → {to}");
-        }
-        for length in 0..good.len() {
-            assert!(Request::decode(&good.as_bytes()[..length]).is_err());
-        }
-    }
-
-    #[test]
-    fn parse_errors_do_not_quote_the_text() {
-        let error = Request::decode(br#"{"prompt":"canary","version":"canary"}"#).unwrap_err();
-        assert!(!error.to_string().contains("canary") && !format!("{error:?}").contains("canary"));
-    }
-
-    #[test]
-    fn the_worst_token_still_fits_its_frame() {
-        let mut out = Vec::new();
-        encode_token(&mut out, &ID, &"\u{1}".repeat(MAX_TOKEN_TEXT_BYTES), Some(&"\u{1}".repeat(MAX_MODEL_NAME_BYTES)));
-        assert!(out.len() - 4 <= MAX_RESPONSE_FRAME_BYTES, "{}", out.len());
-    }
-
-    #[test]
-    fn responses_read_back() {
-        let done = Done { finish: FinishReason::Length, usage: Usage { prompt_tokens: 1, completion_tokens: 2 } };
-        let read = |write: &dyn Fn(&mut Vec<u8>), check: &dyn Fn(Response<'_>)| {
-            let mut out = Vec::new();
-            write(&mut out);
-            check(Response::decode(&out[4..], &ID).unwrap());
-        };
-        read(&|out| encode_token(out, &ID, "hé", Some("m")), &|got| {
-            assert_eq!(got, Response::Token { text: "hé".into(), model: Some("m".into()) });
-        });
-        read(&|out| encode_keepalive(out, &ID), &|got| assert_eq!(got, Response::KeepAlive));
-        read(&|out| encode_end(out, &ID, "m", done.clone(), 5, "ab"), &|got| {
-            assert_eq!(got, Response::End { done: done.clone(), model: "m".into(), text_bytes: 5, hash: "ab".into() });
-        });
-        let failure = Failure::busy("come back", Duration::from_millis(1500));
-        read(&|out| encode_error(out, &ID, &failure), &|got| assert_eq!(got, Response::Error(failure.clone())));
-    }
-
-    #[test]
-    fn the_message_of_an_error_is_one_line_of_at_most_512_bytes_on_both_sides() {
-        let read = |detail: &str| {
-            let mut out = Vec::new();
-            encode_error(&mut out, &ID, &Failure::new(FailureKind::BackendFailed, detail));
-            let Ok(Response::Error(failure)) = Response::decode(&out[4..], &ID) else { panic!("not read") };
-            failure.detail
-        };
-        for sentence in ["", "the model \"größer\" is gone: C:\\x", &"m".repeat(MAX_MESSAGE_BYTES)] {
-            assert_eq!(read(sentence), sentence);
-        }
-        assert_eq!(read("two\nlines\u{1b}[0m"), "twolines[0m");
-        assert_eq!(read(&"m".repeat(MAX_MESSAGE_BYTES + 1)).len(), MAX_MESSAGE_BYTES);
-        assert_eq!(read(&format!("m{}", "\u{1f600}".repeat(MAX_MESSAGE_BYTES))).len(), MAX_MESSAGE_BYTES - 3);
-        let long = "\u{1f600}".repeat(MAX_MESSAGE_BYTES);
-        let frame =
-            format!(r#"{{"type":"inference_response","request_id":"{ID}","event":"error","error":"Busy","message":"{long}"}}"#);
-        let Ok(Response::Error(failure)) = Response::decode(frame.as_bytes(), &ID) else { panic!("not read") };
-        assert_eq!(failure.detail.len(), MAX_MESSAGE_BYTES);
-    }
-
-    #[test]
-    fn a_deadline_that_is_nearly_over_or_far_away_is_still_one_that_is_accepted() {
-        for (timeout, read) in [
-            (Duration::ZERO, Duration::from_millis(1)),
-            (Duration::from_micros(999), Duration::from_millis(1)),
-            (Duration::from_micros(2999), Duration::from_millis(2)),
-            (MAX_TIMEOUT, MAX_TIMEOUT),
-            (Duration::MAX, MAX_TIMEOUT),
-        ] {
-            let mut out = Vec::new();
-            encode_request(&mut out, &ID, &[3; 16], &Ask::default(), timeout).unwrap();
-            assert_eq!(Request::decode(&out[4..]).unwrap().timeout, read, "{timeout:?}");
-        }
-    }
-
-    #[test]
-    fn an_answer_to_another_request_is_refused() {
-        let mut out = Vec::new();
-        encode_keepalive(&mut out, &Uuid::from_u128(1));
-        assert!(Response::decode(&out[4..], &ID).is_err());
-    }
-
-    #[test]
-    fn the_hash_is_sha256_over_all_pieces() {
-        let mut hash = AnswerHash::new();
-        hash.update(b"ab");
-        hash.update(b"c");
-        assert_eq!(hash.finish(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_survives(prompt in ".*", system in proptest::option::of(".*")) {
-            let ask = Ask { prompt: Text::new(prompt), system: system.map(Text::new), ..Ask::default() };
-            prop_assert_eq!(request(&ask).unwrap().ask, ask);
-        }
-
-        #[test]
-        fn nonsense_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(Request::decode(&bytes).is_err());
-            prop_assert!(Response::decode(&bytes, &ID).is_err());
-        }
-    }
-}
+mod tests;

@@ -41,6 +41,10 @@ pub const MAX_SOFTWARE_BYTES: usize = 32;
 pub const MAX_MODELS: usize = 64;
 /// Name of a model.
 pub const MAX_MODEL_NAME_BYTES: usize = 128;
+/// The details of the models of a state.
+pub const MAX_MODELS_BYTES: usize = 8 * 1024;
+/// Quantisation of a model, such as "Q4_K_M".
+pub const MAX_QUANTISATION_BYTES: usize = 16;
 /// Tiers in a state.
 pub const MAX_TIERS: usize = 32;
 /// Name of a tier.

@@ -9,4 +9,5 @@ pub mod hello;
 pub mod infer;
 pub mod keys;
 pub mod limits;
+pub mod models;
 pub mod version;

@@ -127,6 +127,7 @@ fn options(random: &mut Seeded, depth: usize) -> HashMap<String, Variant<'static
         "TopP",
         "Stop",
         "Digest",
+        "Renew",
     ];
     let entry = |random: &mut Seeded| {
         let key = if random.below(8) == 0 { text(random) } else { KEYS[random.below(KEYS.len())].to_owned() };

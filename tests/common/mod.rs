@@ -5,6 +5,7 @@
 
 pub mod bus;
 pub mod calls;
+pub mod gguf;
 pub mod node;
 pub mod seeded;
 pub mod system_bus;

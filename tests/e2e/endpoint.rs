@@ -91,6 +91,12 @@ fn who_has_no_key_or_comes_by_another_name_is_refused() {
     let hers = said.stdout.trim();
     assert_ne!(hers, key);
     is_4(&chat(host, hers, "What is 2+2?"));
+
+    // The socket file is for the group, and asks for no key.
+    let by_file =
+        "curl -s -m 20 -o /dev/null -w '%{http_code}' --unix-socket /run/opengateway-http.sock http://localhost/v1/models";
+    assert_eq!(host.as_user("alice", by_file).stdout, "200");
+    assert_eq!(host.as_user("bob", by_file).stdout, "000");
 }
 
 #[test]

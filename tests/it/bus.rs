@@ -57,6 +57,22 @@ fn resources() -> Resources {
     }
 }
 
+fn no_engine() -> opengateway::models::Settings {
+    opengateway::models::Settings {
+        directory: "/nowhere".into(),
+        also: Vec::new(),
+        enabled: true,
+        program: "/nowhere/opengateway-engine".into(),
+        threads: None,
+        context: None,
+        slots: None,
+        keep: Vec::new(),
+        idle: None,
+        file_template: false,
+        gpu_layers: None,
+    }
+}
+
 fn id(name: &str) -> ClusterId {
     ClusterId::new(name).unwrap()
 }
@@ -125,6 +141,7 @@ impl Played {
             serve: serve.clone(),
             dispatch,
             models: files,
+            engine: watch::channel(no_engine()).1,
             gauge,
             http: opengateway::http::start(parts, Vec::new()),
             control,

@@ -13,6 +13,8 @@ mod config;
 #[cfg(feature = "daemon")]
 mod daemon;
 #[cfg(feature = "daemon")]
+mod engine;
+#[cfg(feature = "daemon")]
 mod gauge;
 #[cfg(feature = "daemon")]
 mod http;
@@ -27,6 +29,8 @@ mod ogctl;
 mod openai;
 #[cfg(feature = "daemon")]
 mod polkit;
+#[cfg(feature = "daemon")]
+mod routing;
 #[cfg(feature = "daemon")]
 mod upstreams;
 #[cfg(feature = "daemon")]

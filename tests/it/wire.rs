@@ -12,8 +12,8 @@ use std::time::Duration;
 use futures::AsyncRead;
 use futures::io::Cursor;
 use opengateway::domain::cluster::ClusterId;
-use opengateway::domain::node::ModelOffer;
-use opengateway::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, Text, Usage};
+use opengateway::domain::node::{ModelOffer, ModelSource, ModelState};
+use opengateway::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, Role, Text, Turn, Usage};
 use opengateway::wire::control::{ByeReason, Control, ControlError, Heartbeat, State, View, ViewEntry};
 use opengateway::wire::frame::{self, Decoder, FrameError, FrameReader};
 use opengateway::wire::hello::{HelloError, Initiator, Responder};
@@ -21,12 +21,16 @@ use opengateway::wire::infer::{self, AnswerHash, InferError, Request, Response};
 use opengateway::wire::keys::{self, Root};
 use opengateway::wire::limits::{
     H1_BYTES, MAX_BYE_BYTES, MAX_CONTROL_FRAME_BYTES, MAX_HEARTBEAT_BYTES, MAX_HELLO_FRAME_BYTES, MAX_MESSAGE_BYTES,
-    MAX_MODEL_NAME_BYTES, MAX_REQUEST_FRAME_BYTES, MAX_RESPONSE_FRAME_BYTES, MAX_STATE_BYTES,
+    MAX_MODEL_NAME_BYTES, MAX_MODELS_BYTES, MAX_REQUEST_FRAME_BYTES, MAX_RESPONSE_FRAME_BYTES, MAX_STATE_BYTES,
 };
+use opengateway::wire::models::{Details, Models};
+use opengateway::wire::version::Versions;
 use proptest::prelude::*;
 use uuid::Uuid;
 
 const ID: Uuid = Uuid::from_u128(0x0123_4567_89ab_4def_8123_4567_89ab_cdef);
+const OURS: Versions = Versions::OURS;
+const OLD: Versions = Versions::only(1);
 const NONCES: [[u8; 32]; 2] = [[1; 32], [2; 32]];
 
 fn folder() -> PathBuf {
@@ -121,22 +125,27 @@ fn cluster_keys_are_the_golden_ones() {
 #[test]
 fn the_hello_is_the_golden_one() {
     let (opener, accepter, root) = (opener(), accepter(), poc());
-    let (initiator, h1) = Initiator::new(&root, &opener, &accepter, NONCES[0]);
-    assert_eq!(framed(&h1), golden_frame("member-1-h1"));
     let other = Root::public(&id("other"));
-    let (matched, responder) = Responder::on_h1(&[&other, &root], &opener, &accepter, &golden("member-1-h1"), NONCES[1]).unwrap();
-    assert_eq!((matched, responder.version()), (1, Ok(1)));
-    assert_eq!(framed(responder.h2()), golden_frame("member-1-h2"));
-    let (version, h3) = initiator.on_h2(&golden("member-1-h2")).unwrap();
-    assert_eq!((version, framed(&h3)), (1, golden_frame("member-1-h3")));
-    assert_eq!(responder.on_h3(&golden("member-1-h3")), Ok(()));
+    // An old node with an old one, an old one with us, and us among ourselves.
+    for (opening, accepting, version) in [(OLD, OLD, 1), (OLD, OURS, 1), (OURS, OURS, 2)] {
+        let name = |message: &str| format!("member-{version}-{message}");
+        let (initiator, h1) = Initiator::new(opening, &root, &opener, &accepter, NONCES[0]);
+        assert_eq!(framed(&h1), golden_frame(&name("h1")));
+        let (matched, responder) =
+            Responder::on_h1(accepting, &[&other, &root], &opener, &accepter, &golden(&name("h1")), NONCES[1]).unwrap();
+        assert_eq!((matched, responder.version()), (1, Ok(version)));
+        assert_eq!(framed(responder.h2()), golden_frame(&name("h2")));
+        let (agreed, h3) = initiator.on_h2(&golden(&name("h2"))).unwrap();
+        assert_eq!((agreed, framed(&h3)), (version, golden_frame(&name("h3"))));
+        assert_eq!(responder.on_h3(&golden(&name("h3"))), Ok(()));
+    }
 }
 
 #[test]
 fn a_later_version_is_told_that_there_is_none_in_common() {
     let root = poc();
     let later = golden("member-1-h1-later-versions");
-    let (_, responder) = Responder::on_h1(&[&root], &opener(), &accepter(), &later, NONCES[1]).unwrap();
+    let (_, responder) = Responder::on_h1(OURS, &[&root], &opener(), &accepter(), &later, NONCES[1]).unwrap();
     assert_eq!(responder.version(), Err(HelloError::VersionMismatch { min: 9, max: 12 }));
     assert_eq!(framed(responder.h2()), golden_frame("member-1-h2-no-common-version"));
 }
@@ -174,7 +183,34 @@ fn controls() -> BTreeMap<String, Control> {
             ViewEntry { peer: opener(), age_seconds: 0, addresses: vec![quic] },
         ],
     };
-    [
+    let models = Models {
+        state_version: 2,
+        details: vec![
+            Details {
+                state: ModelState::Ready,
+                source: ModelSource::Engine,
+                slots: 4,
+                size: Some(386_404_992),
+                parameters: Some(361_821_120),
+                quantisation: Some("Q8_0".to_owned()),
+                digest: Some(std::array::from_fn(|at| u8::try_from(at).unwrap())),
+            },
+            Details {
+                state: ModelState::Loading,
+                source: ModelSource::Upstream,
+                slots: 1,
+                parameters: Some(8_030_261_248),
+                ..Details::default()
+            },
+            Details { state: ModelState::Failed, size: Some(1), quantisation: Some(String::new()), ..Details::default() },
+            Details { source: ModelSource::Echo, slots: u16::MAX, ..Details::default() },
+        ],
+    };
+    let later = [
+        ("member-2-models".to_owned(), Control::Models(models)),
+        ("member-2-models-none".to_owned(), Control::Models(Models { state_version: 1 << 31, details: Vec::new() })),
+    ];
+    let first = [
         ("heartbeat", Control::Heartbeat(beat)),
         ("heartbeat-draining", Control::Heartbeat(draining)),
         ("state", Control::State(state)),
@@ -185,8 +221,8 @@ fn controls() -> BTreeMap<String, Control> {
         ("bye-duplicate", Control::Bye(ByeReason::Duplicate)),
         ("bye-revoked", Control::Bye(ByeReason::Revoked)),
     ]
-    .map(|(name, control)| (format!("member-1-{name}"), control))
-    .into()
+    .map(|(name, control)| (format!("member-1-{name}"), control));
+    first.into_iter().chain(later).collect()
 }
 
 #[test]
@@ -208,9 +244,26 @@ fn requests() -> BTreeMap<String, (Ask, Duration)> {
         seed: Some(u64::MAX),
         ..Ask::default()
     };
-    [("request-minimal", (minimal, Duration::from_secs(120))), ("request-all", (all, Duration::from_secs(3600)))]
-        .map(|(name, request)| (format!("inference-1-{name}"), request))
-        .into()
+    let turn = |role, text: &str| Turn { role, text: Text::new(text) };
+    let conversation = Ask {
+        model: Some("llama3.2:3b".to_owned()),
+        prompt: Text::new("And 3+3?"),
+        system: Some(Text::new("be brief")),
+        history: vec![turn(Role::User, "What is \"2+2\"?"), turn(Role::Assistant, "Four\n"), turn(Role::System, "")],
+        top_p: Some(0.25),
+        seed: Some(1),
+        stop: vec![Text::new("\n\n"), Text::new("</s>")],
+        ..Ask::default()
+    };
+    let raw = Ask { prompt: Text::new("2+2="), raw: true, max_tokens: Some(1), ..Ask::default() };
+    [
+        ("request-minimal", (minimal, Duration::from_secs(120))),
+        ("request-all", (all, Duration::from_secs(3600))),
+        ("request-conversation", (conversation, Duration::from_millis(1))),
+        ("request-raw", (raw, Duration::from_secs(120))),
+    ]
+    .map(|(name, request)| (format!("inference-1-{name}"), request))
+    .into()
 }
 
 #[test]
@@ -238,18 +291,24 @@ fn responses() -> BTreeMap<String, Response<'static>> {
     };
     let error = |kind, detail: &str| Response::Error(Failure::new(kind, detail));
     let usage = Usage { prompt_tokens: 12, completion_tokens: 3 };
+    let after = Some(Duration::from_secs(2));
+    let loading = Failure { kind: FailureKind::ModelLoading, detail: "40 % are read".to_owned(), retry_after: after };
     let busy = Failure::busy("every slot is taken and 16 prompts wait", Duration::from_millis(1500));
     [
         ("token-first", token(ANSWER[0], Some("llama3.2:3b"))),
         ("token", token(ANSWER[1], None)),
         ("token-escaped", token(ANSWER[2], None)),
-        ("keepalive", Response::KeepAlive),
+        ("keepalive", Response::KeepAlive { position: None }),
+        ("keepalive-queued", Response::KeepAlive { position: Some(3) }),
         ("end-stop", end(FinishReason::Stop, usage, "llama3.2:3b", &ANSWER)),
         ("end-length", end(FinishReason::Length, Usage::default(), "echo", &[])),
         ("error-busy", Response::Error(busy)),
         ("error-not-authorized", error(FailureKind::NotAuthorized, "this node does not serve this cluster")),
         ("error-model", error(FailureKind::ModelUnavailable, "no model \"größer\" here")),
         ("error-backend", error(FailureKind::BackendFailed, "")),
+        ("error-context", error(FailureKind::ContextOverflow, "9000 tokens, the window is 8192")),
+        ("error-loading", Response::Error(loading)),
+        ("error-quarantined", error(FailureKind::PromptQuarantined, "it ended the engine twice")),
     ]
     .map(|(name, response)| (format!("inference-1-response-{name}"), response))
     .into()
@@ -259,7 +318,7 @@ fn encoded(response: Response<'_>) -> Vec<u8> {
     let mut out = Vec::new();
     match response {
         Response::Token { text, model } => infer::encode_token(&mut out, &ID, &text, model.as_deref()),
-        Response::KeepAlive => infer::encode_keepalive(&mut out, &ID),
+        Response::KeepAlive { position } => infer::encode_keepalive(&mut out, &ID, position),
         Response::End { done, model, text_bytes, hash } => infer::encode_end(&mut out, &ID, &model, done, text_bytes, &hash),
         Response::Error(failure) => infer::encode_error(&mut out, &ID, &failure),
     }
@@ -278,9 +337,10 @@ fn every_response_is_the_golden_one() {
 
 #[test]
 fn no_golden_message_is_forgotten() {
-    let hello = ["h1", "h2", "h3", "h1-later-versions", "h2-no-common-version"].map(|name| format!("member-1-{name}"));
+    let only = ["member-1-h1-later-versions", "member-1-h2-no-common-version"];
+    let hello = HELLO.iter().chain(&HELLO_TWO).chain(&only).map(ToString::to_string);
     let known: BTreeSet<String> =
-        hello.into_iter().chain(controls().into_keys()).chain(requests().into_keys()).chain(responses().into_keys()).collect();
+        hello.chain(controls().into_keys()).chain(requests().into_keys()).chain(responses().into_keys()).collect();
     assert_eq!(names(""), known.into_iter().collect::<Vec<_>>());
 }
 
@@ -318,7 +378,7 @@ fn the_examples_of_the_description_are_read() {
         match Response::decode(&message, &ID).unwrap() {
             Response::Token { text, .. } => hash.update(text.as_bytes()),
             Response::End { hash: told, text_bytes, .. } => assert_eq!((told.as_ref(), text_bytes), (hash.finish().as_str(), 4)),
-            Response::KeepAlive | Response::Error(_) => {}
+            Response::KeepAlive { .. } | Response::Error(_) => {}
         }
     }
     assert_eq!(events, 4);
@@ -329,21 +389,23 @@ fn the_examples_of_the_description_are_read() {
 /// One message of the golden hello, delivered to the side that waits for it.
 fn deliver(message: &str, bytes: &[u8]) -> Result<(), HelloError> {
     let (opener, accepter, root) = (opener(), accepter(), poc());
-    let (initiator, h1) = Initiator::new(&root, &opener, &accepter, NONCES[0]);
-    let accept = |h1: &[u8]| Responder::on_h1(&[&root], &opener, &accepter, h1, NONCES[1]);
-    match message {
-        "member-1-h1" => accept(bytes).map(|_| ()),
-        "member-1-h2" => initiator.on_h2(bytes).map(|_| ()),
-        "member-1-h3" => accept(&h1)?.1.on_h3(bytes),
+    let versions = if message.starts_with("member-1-") { OLD } else { OURS };
+    let (initiator, h1) = Initiator::new(versions, &root, &opener, &accepter, NONCES[0]);
+    let accept = |h1: &[u8]| Responder::on_h1(versions, &[&root], &opener, &accepter, h1, NONCES[1]);
+    match message.split_at("member-1-".len()).1 {
+        "h1" => accept(bytes).map(|_| ()),
+        "h2" => initiator.on_h2(bytes).map(|_| ()),
+        "h3" => accept(&h1)?.1.on_h3(bytes),
         other => panic!("{other}"),
     }
 }
 
 const HELLO: [&str; 3] = ["member-1-h1", "member-1-h2", "member-1-h3"];
+const HELLO_TWO: [&str; 3] = ["member-2-h1", "member-2-h2", "member-2-h3"];
 
 #[test]
 fn a_hello_of_another_length_is_refused() {
-    for name in HELLO {
+    for name in HELLO.into_iter().chain(HELLO_TWO) {
         let whole = golden(name);
         assert_eq!(deliver(name, &whole), Ok(()));
         for length in 0..whole.len() {
@@ -360,7 +422,7 @@ fn a_hello_of_another_length_is_refused() {
 
 #[test]
 fn every_flipped_bit_of_a_hello_is_refused() {
-    for name in HELLO {
+    for name in HELLO.into_iter().chain(HELLO_TWO) {
         let whole = golden(name);
         for bit in 0..whole.len() * 8 {
             let mut bytes = whole.clone();
@@ -372,10 +434,11 @@ fn every_flipped_bit_of_a_hello_is_refused() {
 
 #[test]
 fn a_message_of_the_hello_in_the_place_of_another_is_refused() {
-    for place in HELLO {
+    for place in HELLO.into_iter().chain(HELLO_TWO) {
         for name in names("") {
             // What another version would open with is no less a hello.
-            let fits = place == name || (place == HELLO[0] && name == "member-1-h1-later-versions");
+            let opening = |name: &str| name.contains("-h1");
+            let fits = place == name || (opening(place) && opening(&name));
             assert_eq!(deliver(place, &golden(&name)).is_ok(), fits, "{name} for {place}");
         }
     }
@@ -386,7 +449,7 @@ fn a_recorded_hello_is_of_no_use_to_anybody() {
     let (opener, accepter, root) = (opener(), accepter(), poc());
     let stranger = peer(&"11".repeat(32));
     let [h1, h2, h3] = HELLO.map(golden);
-    let accept = |from: &[u8], at: &[u8], nonce| Responder::on_h1(&[&root], from, at, &h1, nonce);
+    let accept = |from: &[u8], at: &[u8], nonce| Responder::on_h1(OURS, &[&root], from, at, &h1, nonce);
     // By another peer, at another node, back to its sender.
     for (from, at) in [(&stranger, &accepter), (&opener, &stranger), (&accepter, &opener)] {
         assert_eq!(accept(from, at, NONCES[1]).unwrap_err(), HelloError::NoMatch);
@@ -396,14 +459,14 @@ fn a_recorded_hello_is_of_no_use_to_anybody() {
     assert_ne!(again.h2(), h2);
     assert_eq!(again.on_h3(&h3), Err(HelloError::BadTag("H3")));
     // A recorded H2 for a new H1.
-    let (initiator, _) = Initiator::new(&root, &opener, &accepter, [4; 32]);
+    let (initiator, _) = Initiator::new(OURS, &root, &opener, &accepter, [4; 32]);
     assert_eq!(initiator.on_h2(&h2).unwrap_err(), HelloError::BadTag("H2"));
     // Both open to each other at once: what one sent does not do for the other.
-    let (reverse, _) = Initiator::new(&root, &accepter, &opener, NONCES[0]);
+    let (reverse, _) = Initiator::new(OURS, &root, &accepter, &opener, NONCES[0]);
     assert_eq!(reverse.on_h2(&h2).unwrap_err(), HelloError::BadTag("H2"));
     // In a cluster with another root.
     let other = Root::public(&id("gatewayai-poc2"));
-    let (initiator, _) = Initiator::new(&other, &opener, &accepter, NONCES[0]);
+    let (initiator, _) = Initiator::new(OURS, &other, &opener, &accepter, NONCES[0]);
     assert_eq!(initiator.on_h2(&h2).unwrap_err(), HelloError::BadTag("H2"));
 }
 
@@ -433,7 +496,10 @@ fn read_inference(bytes: &[u8]) -> Result<(), InferError> {
     };
     let request = Request::decode(bytes).map_err(quiet);
     if let Ok(request) = &request {
-        let Ask { model, max_tokens, temperature, .. } = &request.ask;
+        let Ask { model, max_tokens, temperature, top_p, history, stop, raw, system, .. } = &request.ask;
+        assert!(top_p.is_none_or(|top_p| top_p > 0.0 && top_p <= 1.0) && history.len() <= 1024 && stop.len() <= 16);
+        assert!(stop.iter().all(|text| (1..=256).contains(&text.as_str().len())));
+        assert!(!raw || (system.is_none() && history.is_empty()));
         assert!(model.as_ref().is_none_or(|model| (1..=MAX_MODEL_NAME_BYTES).contains(&model.len())));
         assert!(*max_tokens != Some(0) && temperature.is_none_or(|temperature| (0.0..=2.0).contains(&temperature)));
         assert!(!request.timeout.is_zero() && request.timeout <= Duration::from_secs(3600));
@@ -447,7 +513,7 @@ fn read_inference(bytes: &[u8]) -> Result<(), InferError> {
             assert!(failure.detail.len() <= MAX_MESSAGE_BYTES && !failure.detail.contains(char::is_control));
             assert!(failure.retry_after.is_none_or(|after| after <= Duration::from_secs(3600)));
         }
-        Ok(Response::Token { model: None, .. } | Response::KeepAlive) | Err(_) => {}
+        Ok(Response::Token { model: None, .. } | Response::KeepAlive { .. }) | Err(_) => {}
     }
     assert!(request.is_err() || response.is_err(), "one message is never both");
     request.map(|_| ()).or(response.map(|_| ()))
@@ -523,9 +589,13 @@ fn every_limit_of_a_frame_holds_at_the_limit_and_one_past_it() {
 #[test]
 fn every_limit_of_a_control_frame_holds_at_the_limit_and_one_past_it() {
     let too_long = |bytes: &[u8]| matches!(Control::decode(bytes), Err(ControlError::TooLong { .. }));
-    for (kind, limit) in
-        [(0x10, MAX_HEARTBEAT_BYTES), (0x11, MAX_STATE_BYTES), (0x12, MAX_CONTROL_FRAME_BYTES), (0x1f, MAX_BYE_BYTES)]
-    {
+    for (kind, limit) in [
+        (0x10, MAX_HEARTBEAT_BYTES),
+        (0x11, MAX_STATE_BYTES),
+        (0x12, MAX_CONTROL_FRAME_BYTES),
+        (0x13, MAX_MODELS_BYTES),
+        (0x1f, MAX_BYE_BYTES),
+    ] {
         let sized = |length: usize| std::iter::once(kind).chain(std::iter::repeat_n(0, length - 1)).collect::<Vec<u8>>();
         assert!(!too_long(&sized(limit)), "{kind:#x}");
         assert!(too_long(&sized(limit + 1)), "{kind:#x}");
@@ -588,7 +658,7 @@ impl AsyncRead for Trickle {
 
 #[test]
 fn ten_thousand_frames_arrive_one_byte_at_a_time() {
-    let bodies: Vec<Vec<u8>> = names("member-1-").iter().map(|name| golden(name)).collect();
+    let bodies: Vec<Vec<u8>> = names("member-").iter().map(|name| golden(name)).collect();
     let sent: Vec<&[u8]> = bodies.iter().cycle().take(10_000).map(Vec::as_slice).collect();
     let mut bytes = Vec::new();
     sent.iter().for_each(|body| frame::encode(body, &mut bytes));
@@ -638,7 +708,31 @@ fn any_control() -> impl Strategy<Value = Control> {
     let entry = (bytes(70), any::<u32>(), proptest::collection::vec(bytes(110), 0..6))
         .prop_map(|(peer, age_seconds, addresses)| ViewEntry { peer, age_seconds, addresses });
     let view = proptest::collection::vec(entry, 0..40).prop_map(|entries| Control::View(View { entries }));
-    prop_oneof![heartbeat, state, view]
+    prop_oneof![heartbeat, state, view, any_models()]
+}
+
+fn any_models() -> impl Strategy<Value = Control> {
+    let state = prop::sample::select(vec![ModelState::Available, ModelState::Loading, ModelState::Ready, ModelState::Failed]);
+    let source = prop::sample::select(vec![ModelSource::Unknown, ModelSource::Echo, ModelSource::Engine, ModelSource::Upstream]);
+    let numbers = any::<(u16, Option<u64>, Option<u64>, Option<[u8; 32]>)>();
+    let details = (state, source, numbers, proptest::option::of(".{0,20}")).prop_map(
+        |(state, source, (slots, size, parameters, digest), quantisation)| Details {
+            state,
+            source,
+            slots,
+            size,
+            parameters,
+            quantisation,
+            digest,
+        },
+    );
+    (any::<u32>(), proptest::collection::vec(details, 0..80))
+        .prop_map(|(state_version, details)| Control::Models(Models { state_version, details }))
+}
+
+fn any_turns() -> impl Strategy<Value = Vec<Turn>> {
+    let role = prop::sample::select(vec![Role::System, Role::User, Role::Assistant]);
+    proptest::collection::vec((role, ".*").prop_map(|(role, text)| Turn { role, text: Text::new(text) }), 0..6)
 }
 
 fn any_ask() -> impl Strategy<Value = Ask> {
@@ -648,15 +742,22 @@ fn any_ask() -> impl Strategy<Value = Ask> {
         proptest::option::of((0..=200).prop_map(|hundredths| f64::from(hundredths) / 100.0)),
         any::<Option<u64>>(),
     );
-    (option(".{1,30}"), ".*", option(".*"), numbers).prop_map(|(model, prompt, system, (max_tokens, temperature, seed))| Ask {
-        model,
-        prompt: Text::new(prompt),
-        system: system.map(Text::new),
-        max_tokens,
-        temperature,
-        seed,
-        ..Ask::default()
-    })
+    let top_p = proptest::option::of((1..=100).prop_map(|hundredths| f64::from(hundredths) / 100.0));
+    let stop = proptest::collection::vec(".{1,60}".prop_map(Text::new), 0..=16);
+    (option(".{1,30}"), ".*", option(".*"), numbers, (any_turns(), any::<bool>(), top_p, stop)).prop_map(
+        |(model, prompt, system, (max_tokens, temperature, seed), (history, raw, top_p, stop))| Ask {
+            model,
+            prompt: Text::new(prompt),
+            system: system.map(Text::new).filter(|_| !raw),
+            history: if raw { Vec::new() } else { history },
+            raw,
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            stop,
+        },
+    )
 }
 
 proptest! {
@@ -668,14 +769,14 @@ proptest! {
     ) {
         prop_assume!(secrets[0] != secrets[1] && peers[0] != peers[1] && peers[1] != peers[2] && peers[0] != peers[2]);
         let roots = secrets.map(|secret| Root::private(&secret, 0));
-        let (initiator, h1) = Initiator::new(&roots[0], &peers[0], &peers[1], nonces[0]);
-        let accept = |root: &Root, from: usize, at: usize| Responder::on_h1(&[root], &peers[from], &peers[at], &h1, nonces[1]);
+        let (initiator, h1) = Initiator::new(OURS, &roots[0], &peers[0], &peers[1], nonces[0]);
+        let accept = |root: &Root, from: usize, at: usize| Responder::on_h1(OURS, &[root], &peers[from], &peers[at], &h1, nonces[1]);
         prop_assert_eq!(accept(&roots[1], 0, 1).unwrap_err(), HelloError::NoMatch);
         prop_assert_eq!(accept(&roots[0], 2, 1).unwrap_err(), HelloError::NoMatch);
         prop_assert_eq!(accept(&roots[0], 0, 2).unwrap_err(), HelloError::NoMatch);
         let (_, responder) = accept(&roots[0], 0, 1).unwrap();
         let (version, h3) = initiator.on_h2(responder.h2()).unwrap();
-        prop_assert_eq!(version, 1);
+        prop_assert_eq!(version, 2);
         prop_assert_eq!(responder.on_h3(&h3), Ok(()));
     }
 
@@ -702,7 +803,7 @@ proptest! {
 
     #[test]
     fn control_frames_of_nonsense_are_refused_or_have_one_way_to_be_written(
-        kind in prop_oneof![Just(0x10_u8), Just(0x11), Just(0x12), Just(0x1f)], rest in proptest::collection::vec(any::<u8>(), 0..80),
+        kind in prop_oneof![Just(0x10_u8), Just(0x11), Just(0x12), Just(0x13), Just(0x1f)], rest in proptest::collection::vec(any::<u8>(), 0..80),
     ) {
         let _ = read_control(&[&[kind], rest.as_slice()].concat());
     }

@@ -22,7 +22,7 @@ use opengateway::net::identity::Identity;
 use opengateway::net::{AnswerNow, Config, ConnectionCaps, InboundPrompt, JoinOptions, Service, Timings, start};
 use opengateway::wire::infer;
 use opengateway::wire::keys::Root;
-use opengateway::wire::version::INFERENCE_PROTOCOL;
+use opengateway::wire::version::{INFERENCE_PROTOCOL, Versions};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -70,6 +70,7 @@ pub async fn play() {
         mdns: false,
         timings: Timings::default(),
         caps: ConnectionCaps::default(),
+        versions: Versions::OURS,
     };
     let (net, _running) = start(config, &identity, Arc::new(Nothing(offer))).await.unwrap();
     let red = ClusterId::new("red").unwrap();

@@ -17,9 +17,9 @@
 //! - A ping is answered at once by a thread that never computes: also while loading, and in the middle of a batch.
 //! - It queues nothing: a request while all slots are taken, or before `ready`, gets the error `busy`. A slot is free before
 //!   the `done` or `error` of its request is sent.
-//! - A cancelled request ends with its `done` after the batch that is being computed: one token of every slot and a chunk of
-//!   the prompts, which the child makes so small that it takes about 0.4 s (at least 16 tokens). A cancel of an unknown or
-//!   ended request does nothing.
+//! - A cancelled request ends with its `done` at once when nobody else is in the batch that is being computed, and else after
+//!   it: a token of every slot and 64 tokens of prompts, or up to 128 on a machine that computes those in 0.4 s. A cancel of
+//!   an unknown or ended request does nothing.
 //! - Numbers out of range are cut to their bounds, texts out of bounds are refused with `invalid`.
 //! - The answer's first token is sampled from the prompt's last batch: `started`, then `delta`. A `delta` has whole characters
 //!   and nothing that may be the beginning of a stop text, so tokens and deltas are not one to one, and the tokens of all

@@ -166,6 +166,10 @@ fn the_child_is_the_first_to_go_and_leaves_no_core() {
     let status = read("status");
     let fact = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
     assert_eq!((fact("NoNewPrivs:").as_str(), fact("Seccomp:").as_str()), ("1", "2"));
+    // Only root may look at the environment of a process that is not dumpable.
+    if let Ok(environment) = std::fs::read_to_string(format!("/proc/{pid}/environ")) {
+        assert!(!environment.contains("OPENGATEWAY_CANARY") && environment.contains("GGML_NO_BACKTRACE=1"), "{environment}");
+    }
     // A crash is a plain signal, and quick.
     rustix::process::kill_process(rustix::process::Pid::from_child(&engine.child), rustix::process::Signal::ABORT).unwrap();
     assert_eq!(engine.ended().signal(), Some(6));

@@ -13,7 +13,7 @@ use crate::wire::frame::FrameReader;
 use crate::wire::hello::{Initiator, Responder};
 use crate::wire::keys::Root;
 use crate::wire::limits::{MAX_HELLO_FRAME_BYTES, MAX_HELLOS_FROM_PEER};
-use crate::wire::version::{INFERENCE_PROTOCOL, MEMBER_PROTOCOL};
+use crate::wire::version::{INFERENCE_PROTOCOL, MEMBER_PROTOCOL, Versions};
 
 /// A rogue that is a member of "home" as "rogue", and lower than the node, so that the node does not greet it first.
 async fn member(node: &Node) -> (Rogue, libp2p::swarm::ConnectionId, super::rogue::Session) {
@@ -90,7 +90,8 @@ async fn a_stranger_gets_no_byte_and_learns_nothing() {
     let connection = rogue.connect(&node.address().await).await;
     let mut stream = rogue.open(&node, connection, MEMBER_PROTOCOL).await;
     let theirs: libp2p::PeerId = node.id().as_str().parse().unwrap();
-    let (_, h1) = Initiator::new(&Root::public(&id("another")), &rogue.peer.to_bytes(), &theirs.to_bytes(), [7; 32]);
+    let (_, h1) =
+        Initiator::new(Versions::OURS, &Root::public(&id("another")), &rogue.peer.to_bytes(), &theirs.to_bytes(), [7; 32]);
     put(&mut stream, &h1).await.unwrap();
     assert!(rest(&mut stream).await.is_empty());
     // The same for a prompt: a node that is a member of nothing is not read.
@@ -148,7 +149,8 @@ async fn a_goodbye_in_place_of_the_first_heartbeat_is_no_violation() {
         let mut reader = FrameReader::new(inbound.stream);
         let h1 = reader.next(MAX_HELLO_FRAME_BYTES).await.unwrap().unwrap().to_vec();
         let root = Root::public(&id("home"));
-        let (_, responder) = Responder::on_h1(&[&root], &theirs.to_bytes(), &rogue.peer.to_bytes(), &h1, [1; 32]).unwrap();
+        let (_, responder) =
+            Responder::on_h1(Versions::OURS, &[&root], &theirs.to_bytes(), &rogue.peer.to_bytes(), &h1, [1; 32]).unwrap();
         put(reader.get_mut(), responder.h2()).await.unwrap();
         responder.on_h3(&reader.next(MAX_HELLO_FRAME_BYTES).await.unwrap().unwrap()).unwrap();
         put(reader.get_mut(), &Control::Bye(ByeReason::Duplicate).encode()).await.unwrap();
@@ -262,7 +264,8 @@ async fn a_peer_that_is_started_anew_is_a_member_again_at_once() {
     let theirs: libp2p::PeerId = node.id().as_str().parse().unwrap();
     // Its own greeting is told that another stream stays, which it does not know of …
     let mut reader = FrameReader::new(own);
-    let (opener, h1) = Initiator::new(&Root::public(&id("home")), &after.peer.to_bytes(), &theirs.to_bytes(), [7; 32]);
+    let (opener, h1) =
+        Initiator::new(Versions::OURS, &Root::public(&id("home")), &after.peer.to_bytes(), &theirs.to_bytes(), [7; 32]);
     put(reader.get_mut(), &h1).await.unwrap();
     let h2 = reader.next(MAX_HELLO_FRAME_BYTES).await.unwrap().unwrap().to_vec();
     put(reader.get_mut(), &opener.on_h2(&h2).unwrap().1).await.unwrap();

@@ -74,7 +74,7 @@ async fn a_waiting_asker_hears_a_keep_alive_every_two_seconds() {
     let mut reader = FrameReader::new(lane);
     for _ in 0..2 {
         let asked = Instant::now();
-        assert!(matches!(response(&mut reader, 1).await, Response::KeepAlive));
+        assert!(matches!(response(&mut reader, 1).await, Response::KeepAlive { position: None }));
         let waited = asked.elapsed();
         assert!((Duration::from_millis(1500)..Duration::from_secs(4)).contains(&waited), "{waited:?}");
     }
@@ -367,7 +367,7 @@ async fn ten_silent_seconds_are_a_stall_and_keep_alives_prevent_it() {
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let mut out = Vec::new();
-        infer::encode_keepalive(&mut out, &id);
+        infer::encode_keepalive(&mut out, &id, None);
         write(&mut lane, &out).await;
     }
     assert_eq!(answer.await.unwrap().unwrap_err().kind, FailureKind::Stalled);

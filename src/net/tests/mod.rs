@@ -6,6 +6,7 @@ mod dht;
 mod door;
 mod lanes;
 mod rogue;
+mod versions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use super::{
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};
 use crate::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, Text, Usage};
+use crate::wire::version::Versions;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
@@ -62,6 +64,8 @@ struct Plan {
     interactive: bool,
     timings: Timings,
     caps: ConnectionCaps,
+    versions: Versions,
+    models: Vec<ModelOffer>,
 }
 
 fn plan(name: &'static str) -> Plan {
@@ -73,13 +77,14 @@ fn plan(name: &'static str) -> Plan {
         interactive: false,
         timings: Timings { views: Duration::from_millis(300), patience: Duration::from_millis(100), ..Timings::default() },
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
+        versions: Versions::OURS,
+        models: vec![ModelOffer::named("echo")],
     }
 }
 
 impl Plan {
     async fn start(self) -> Node {
-        let offer =
-            Offer { models: vec![ModelOffer::named("echo")], tiers: Vec::new(), free_slots: 4, queued: 0, draining: false };
+        let offer = Offer { models: self.models, tiers: Vec::new(), free_slots: 4, queued: 0, draining: false };
         let (offer_of, offer) = watch::channel(offer);
         let (sender, prompts) = mpsc::channel(512);
         let stub: Arc<dyn Service> = Arc::new(Stub { offer, prompts: self.interactive.then_some(sender) });
@@ -92,16 +97,17 @@ impl Plan {
             mdns: false,
             timings: self.timings,
             caps: self.caps,
+            versions: self.versions,
         };
         let (handle, _) = start(config, &self.identity, stub).await.unwrap();
-        Node { handle, prompts, _offer: offer_of }
+        Node { handle, prompts, offer: offer_of }
     }
 }
 
 struct Node {
     handle: Handle,
     prompts: mpsc::Receiver<InboundPrompt>,
-    _offer: watch::Sender<Offer>,
+    offer: watch::Sender<Offer>,
 }
 
 fn id(name: &str) -> ClusterId {

@@ -18,7 +18,7 @@ use super::super::transport;
 use super::{DEADLINE, id};
 use crate::wire::control::{Control, Heartbeat, State};
 use crate::wire::keys::Root;
-use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL};
+use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL, Versions};
 
 #[derive(NetworkBehaviour)]
 struct Manners {
@@ -242,6 +242,8 @@ impl Session {
             peer: node.id().as_str().parse().unwrap(),
             connection: ConnectionId::new_unchecked(0),
             reports: sender,
+            // As a node of the first version.
+            versions: Versions::only(1),
         };
         let (cluster, root) = (id(cluster), Root::public(&id(cluster)));
         if opener {

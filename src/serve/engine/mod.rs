@@ -5,6 +5,7 @@
 //! child is reached through one socket (`child.rs`); it is trusted with nothing but computing.
 
 mod child;
+mod frames;
 mod quarantine;
 mod request;
 mod task;
@@ -199,13 +200,22 @@ impl Engine {
             };
             match event {
                 Event::Text(mut text) => {
+                    // Large ones are cut, so that what waits behind this is bounded too.
+                    while text.len() > PIECE {
+                        let rest = text.split_off(text.floor_char_boundary(PIECE));
+                        send(&out, std::mem::replace(&mut text, rest)).await?;
+                    }
                     next = events.join(&mut text, PIECE);
-                    out.send(Text::new(text)).await.map_err(|_| Failure::new(FailureKind::Cancelled, "the asker is gone"))?;
+                    send(&out, text).await?;
                 }
                 Event::End(outcome) => return outcome,
             }
         }
     }
+}
+
+async fn send(out: &mpsc::Sender<Text>, text: String) -> Result<(), Failure> {
+    out.send(Text::new(text)).await.map_err(|_| Failure::new(FailureKind::Cancelled, "the asker is gone"))
 }
 
 /// Tells the task that nobody waits for a prompt any more; after its end that is nothing new.

@@ -7,16 +7,16 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use opengateway_engine_protocol::{Down, ErrorKind, Finish, Ready, Up, VERSION};
+use opengateway_engine_protocol::{Down, Ready, Up};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::child::Child;
-use super::quarantine::{Quarantine, Verdict};
-use super::request::{Command, Request};
+use super::quarantine::{PromptDigest, Quarantine, Verdict};
+use super::request::{Answer, Command, Request};
 use super::{MayStart, Policy, Spec, Status};
 use crate::domain::node::ModelState;
-use crate::domain::prompt::{Done, Failure, FailureKind, FinishReason, Usage};
+use crate::domain::prompt::{Failure, FailureKind};
 use crate::serve::backend::Availability;
 
 /// How often a child that works or loads is looked after.
@@ -50,7 +50,7 @@ pub(super) struct Publish {
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     /// No child, and nobody wants one.
     Down,
     /// The memory is being looked at.
@@ -64,57 +64,60 @@ enum State {
 }
 
 #[derive(Debug)]
-struct Running {
-    child: Child,
-    since: Instant,
-    greeted: bool,
-    progress: f32,
-    ready: Option<Ready>,
+pub(super) struct Running {
+    pub child: Child,
+    pub since: Instant,
+    pub greeted: bool,
+    pub progress: f32,
+    pub ready: Option<Ready>,
     /// When it last said anything.
-    heard: Instant,
+    pub heard: Instant,
     pinged: Instant,
     /// The nonce of a ping that was not answered.
-    ping: Option<u64>,
+    pub ping: Option<u64>,
     /// It was told to end; killed at this time.
     ending: Option<Instant>,
 }
 
 /// A prompt that the child has.
 #[derive(Debug)]
-struct Flight {
-    request: Request,
+pub(super) struct Flight {
+    pub digest: PromptDigest,
+    /// Where its text goes; `None` once it ended for its reader, though not yet for the child.
+    pub answer: Option<Answer>,
     alone: bool,
-    started: bool,
-    said: u32,
+    pub started: bool,
     /// Nobody waits for it; the child is to let go of it by this time.
-    cancelled: Option<Instant>,
+    pub cancelled: Option<Instant>,
 }
 
-struct Task {
-    spec: Spec,
+pub(super) struct Task {
+    pub spec: Spec,
     policy: watch::Receiver<Policy>,
     permits: mpsc::Sender<MayStart>,
     publish: Publish,
-    state: State,
+    pub state: State,
     /// Prompts that the child does not have yet, the oldest first.
     waiting: VecDeque<Request>,
-    flights: BTreeMap<u64, Flight>,
-    quarantine: Quarantine,
+    pub flights: BTreeMap<u64, Flight>,
+    pub quarantine: Quarantine,
     /// The child is to be there although nobody asks.
-    wanted: bool,
+    pub wanted: bool,
     /// The child ends as soon as it has nothing to do.
     unload: bool,
     unloading: Vec<oneshot::Sender<()>>,
     idle_replies: Vec<oneshot::Sender<bool>>,
     stopping: Option<oneshot::Sender<()>>,
-    idle_since: Option<Instant>,
+    pub idle_since: Option<Instant>,
     /// Deaths in a row, for the pause; while loading, for giving up.
-    deaths: u32,
-    load_crashes: u32,
+    pub deaths: u32,
+    pub load_crashes: u32,
     next_ping: u64,
+    /// When the child is looked after next, however much it says meanwhile.
+    next_tick: Instant,
     /// What `Status` counts.
-    counts: Status,
-    problem: Option<String>,
+    pub counts: Status,
+    pub problem: Option<String>,
 }
 
 /// Starts the task; it ends when its engine is dropped or stopped.
@@ -143,6 +146,7 @@ pub(super) fn spawn(
         deaths: 0,
         load_crashes: 0,
         next_ping: 0,
+        next_tick: Instant::now(),
         counts: Status::default(),
         problem: None,
     };
@@ -177,6 +181,7 @@ impl Task {
         loop {
             self.proceed();
             self.show();
+            self.settle_unload();
             if self.stopping.is_some() && matches!(self.state, State::Down) {
                 break;
             }
@@ -188,8 +193,8 @@ impl Task {
                     None => break,
                 },
                 happened = self.state.next() => self.on_happened(happened),
-                changed = policy.changed() => {
-                    let keep = changed.is_ok() && policy.borrow_and_update().keep;
+                Ok(()) = policy.changed() => {
+                    let keep = policy.borrow_and_update().keep;
                     self.wanted |= keep && !matches!(self.state, State::Up(_) | State::Failed(_));
                 }
                 () = async { tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)).await }, if alarm.is_some() => self.on_alarm(),
@@ -202,13 +207,13 @@ impl Task {
 
     /// When to look again without being called.
     fn alarm(&self) -> Option<Instant> {
-        let now = Instant::now();
         match &self.state {
             State::Up(running) if running.ready.is_some() && running.ending.is_none() && self.flights.is_empty() => {
                 self.idle_end()
             }
-            State::Up(_) | State::Asking(_) => Some(now + TICK),
-            State::Resting(until) => Some((*until).min(if self.waiting.is_empty() { *until } else { now + TICK })),
+            State::Up(_) | State::Asking(_) => Some(self.next_tick),
+            State::Resting(until) if self.waiting.is_empty() => Some(*until),
+            State::Resting(until) => Some(self.next_tick.min(*until)),
             State::Down | State::Failed(_) => None,
         }
     }
@@ -229,7 +234,7 @@ impl Task {
             Command::Load(reply) => {
                 if matches!(self.state, State::Failed(_)) {
                     self.state = State::Down;
-                    self.load_crashes = 0;
+                    (self.load_crashes, self.deaths) = (0, 0);
                 }
                 self.problem = None;
                 self.unload = false;
@@ -239,6 +244,9 @@ impl Task {
             Command::Unload(reply) => {
                 self.unload = true;
                 self.wanted = false;
+                if matches!(self.state, State::Asking(_)) && self.waiting.is_empty() {
+                    self.state = State::Down;
+                }
                 self.unloading.push(reply);
             }
             Command::UnloadIfIdle(reply) => {
@@ -254,9 +262,7 @@ impl Task {
             Command::Digest(digest) => self.spec.offer.digest = Some(digest),
             Command::Stop(why, reply) => {
                 self.fail_waiting(&why);
-                for flight in std::mem::take(&mut self.flights).into_values() {
-                    flight.request.answer.end(Err(why.clone()));
-                }
+                self.fail_flights(&why);
                 self.stopping = Some(reply);
                 self.wanted = false;
                 self.end_child();
@@ -280,7 +286,7 @@ impl Task {
         }
     }
 
-    fn on_cancel(&mut self, id: u64) {
+    pub(super) fn on_cancel(&mut self, id: u64) {
         self.waiting.retain(|request| request.id != id);
         if let Some(flight) = self.flights.get_mut(&id)
             && flight.cancelled.is_none()
@@ -292,7 +298,7 @@ impl Task {
         }
     }
 
-    fn model(&self) -> &str {
+    pub(super) fn model(&self) -> &str {
         &self.spec.offer.name
     }
 
@@ -300,23 +306,24 @@ impl Task {
     fn proceed(&mut self) {
         match &self.state {
             State::Down if self.stopping.is_none() && (self.wanted || !self.waiting.is_empty()) => self.ask_for_memory(),
-            State::Down => self.settle_unload(),
             State::Resting(until) => {
                 if !self.wanted && self.waiting.is_empty() {
                     self.state = State::Down;
-                    self.settle_unload();
                 } else if *until <= Instant::now() {
                     self.ask_for_memory();
                 }
             }
             State::Up(running) if running.ready.is_some() && running.ending.is_none() => self.dispatch(),
             State::Up(running) if running.ending.is_none() && self.unload => self.end_child(),
-            State::Up(_) | State::Asking(_) => {}
-            State::Failed(_) => self.settle_unload(),
+            State::Up(_) | State::Down | State::Asking(_) | State::Failed(_) => {}
         }
     }
 
+    /// Tells those who wait for the end of the child, once everybody can see it.
     fn settle_unload(&mut self) {
+        if matches!(self.state, State::Up(_)) {
+            return;
+        }
         self.unload = false;
         for reply in self.unloading.drain(..) {
             let _ = reply.send(());
@@ -327,7 +334,6 @@ impl Task {
     }
 
     fn ask_for_memory(&mut self) {
-        self.settle_unload();
         let (reply, answer) = oneshot::channel();
         let question = MayStart { model: self.model().to_owned(), needed: self.spec.needed, reply };
         // Nobody to ask, or too many who ask: the answer is no, for now.
@@ -396,140 +402,9 @@ impl Task {
         }
     }
 
-    fn on_frame(&mut self, frame: Up) -> Result<(), String> {
-        let State::Up(running) = &mut self.state else { return Ok(()) };
-        running.heard = Instant::now();
-        match frame {
-            Up::Hello { protocol, version, build } if !running.greeted => {
-                if protocol != VERSION {
-                    let why = format!(
-                        "the engine program (version {version}) speaks protocol {protocol}, this daemon {VERSION}; install both of one version"
-                    );
-                    self.end_for_good(why);
-                    return Ok(());
-                }
-                running.greeted = true;
-                tracing::debug!(version, build, "engine {version}: {build}");
-                running.child.send(&Down::Load(self.spec.load.clone())).map_err(|error| error.to_string())
-            }
-            Up::Loading { progress } if running.greeted && running.ready.is_none() => {
-                running.progress = if progress.is_finite() { progress.clamp(0.0, 1.0).max(running.progress) } else { 0.0 };
-                Ok(())
-            }
-            Up::Ready(ready) if running.greeted && running.ready.is_none() && ready.slots > 0 && ready.context > 0 => {
-                self.on_ready(ready);
-                Ok(())
-            }
-            Up::LoadFailed { reason } if running.greeted && running.ready.is_none() => {
-                self.end_for_good(sentence(&reason));
-                Ok(())
-            }
-            Up::Pong { nonce, .. } if running.ping == Some(nonce) => {
-                running.ping = None;
-                Ok(())
-            }
-            Up::Started { id, .. } => self.flight(id, "started").and_then(|flight| {
-                if std::mem::replace(&mut flight.started, true) { Err("it started a prompt twice".to_owned()) } else { Ok(()) }
-            }),
-            Up::Delta { id, text, tokens } => self.on_delta(id, text, tokens),
-            Up::Done { id, finish, prompt_tokens, completion_tokens, generate_us, .. } => {
-                self.flight(id, "done")?;
-                self.on_done(id, finish, Usage { prompt_tokens, completion_tokens }, generate_us);
-                Ok(())
-            }
-            Up::Error { id, kind, message } => {
-                self.flight(id, "error")?;
-                self.on_error(id, kind, &message);
-                Ok(())
-            }
-            Up::Hello { .. } | Up::Loading { .. } | Up::Ready(_) | Up::LoadFailed { .. } | Up::Pong { .. } => {
-                Err("it sent a frame that has no place there".to_owned())
-            }
-        }
-    }
-
-    fn flight(&mut self, id: u64, what: &str) -> Result<&mut Flight, String> {
-        self.flights.get_mut(&id).ok_or_else(|| format!("it sent \"{what}\" of a prompt that it does not have"))
-    }
-
-    fn on_ready(&mut self, ready: Ready) {
-        let State::Up(running) = &mut self.state else { return };
-        tracing::info!(
-            model = self.spec.offer.name,
-            "{} is loaded: {} prompts at once, {} tokens each, on {}, in {:.1} s",
-            self.spec.offer.name,
-            ready.slots,
-            ready.context,
-            sentence(&ready.device),
-            running.since.elapsed().as_secs_f64()
-        );
-        self.counts.context = Some(ready.context);
-        self.counts.slots = Some(ready.slots);
-        self.counts.memory = Some(ready.memory);
-        self.counts.device = Some(sentence(&ready.device));
-        running.ready = Some(ready);
-        self.load_crashes = 0;
-        self.wanted = false;
-        self.problem = None;
-        self.idle_since = Some(Instant::now());
-    }
-
-    fn on_delta(&mut self, id: u64, text: String, tokens: u32) -> Result<(), String> {
-        let flight = self.flight(id, "delta")?;
-        flight.said = flight.said.saturating_add(tokens);
-        if flight.cancelled.is_some() {
-            return Ok(());
-        }
-        if let Err(failure) = flight.request.answer.text(text) {
-            // It ends here for its reader; the child still has it.
-            let digest = flight.request.digest;
-            let abandoned = Request::new(id, &crate::domain::prompt::Ask::default(), flight.request.deadline).0;
-            let request = std::mem::replace(&mut flight.request, Request { digest, ..abandoned });
-            request.answer.end(Err(failure));
-            self.on_cancel(id);
-        }
-        Ok(())
-    }
-
-    fn on_done(&mut self, id: u64, finish: Finish, usage: Usage, generate_us: u64) {
-        let Some(flight) = self.flights.remove(&id) else { return };
-        self.quarantine.survived(flight.request.digest);
-        self.deaths = 0;
-        self.landed();
-        let finish = match finish {
-            Finish::Stop => FinishReason::Stop,
-            Finish::Length => FinishReason::Length,
-            Finish::Cancelled => {
-                let failure = Failure::new(FailureKind::BackendFailed, "the engine ended the prompt");
-                return flight.request.answer.end(Err(failure));
-            }
-        };
-        self.counts.answered += 1;
-        self.counts.prompt_tokens += u64::from(usage.prompt_tokens);
-        self.counts.completion_tokens += u64::from(usage.completion_tokens);
-        if usage.completion_tokens >= 4 && generate_us > 0 {
-            let speed = f64::from(usage.completion_tokens) * 1e6 / generate_us as f64;
-            self.counts.tokens_per_second = Some(self.counts.tokens_per_second.map_or(speed, |mean| mean * 0.8 + speed * 0.2));
-        }
-        flight.request.answer.end(Ok(Done { finish, usage }));
-    }
-
-    fn on_error(&mut self, id: u64, kind: ErrorKind, message: &str) {
-        let Some(flight) = self.flights.remove(&id) else { return };
-        self.quarantine.survived(flight.request.digest);
-        self.landed();
-        let kind = match kind {
-            ErrorKind::ContextOverflow => FailureKind::ContextOverflow,
-            ErrorKind::Invalid => FailureKind::InvalidRequest,
-            ErrorKind::Busy => FailureKind::Busy,
-            ErrorKind::Internal => FailureKind::BackendFailed,
-        };
-        flight.request.answer.end(Err(Failure::new(kind, sentence(message))));
-    }
-
-    fn landed(&mut self) {
-        if self.flights.is_empty() {
-            self.idle_since = Some(Instant::now());
+    fn fail_flights(&mut self, why: &Failure) {
+        for answer in std::mem::take(&mut self.flights).into_values().filter_map(|flight| flight.answer) {
+            answer.end(Err(why.clone()));
         }
     }
 
@@ -555,8 +430,9 @@ impl Task {
                 continue;
             }
             self.idle_since = None;
+            let Request { id, digest, answer, .. } = request;
             let alone = verdict == Verdict::Alone;
-            self.flights.insert(request.id, Flight { request, alone, started: false, said: 0, cancelled: None });
+            self.flights.insert(id, Flight { digest, answer: Some(answer), alone, started: false, cancelled: None });
         }
         if self.unload && self.flights.is_empty() && self.waiting.is_empty() {
             self.end_child();
@@ -576,7 +452,7 @@ impl Task {
     }
 
     /// The child says that it cannot, and is not asked again.
-    fn end_for_good(&mut self, why: String) {
+    pub(super) fn end_for_good(&mut self, why: String) {
         self.kill();
         self.fail(why);
     }
@@ -603,11 +479,9 @@ impl Task {
         self.counts.crashes += 1;
         self.deaths = self.deaths.saturating_add(1);
         tracing::error!(model = self.model(), pid, "the engine of {} died: {why}", self.model());
-        let digests: HashSet<_> = self.flights.values().map(|flight| flight.request.digest).collect();
+        let digests: HashSet<_> = self.flights.values().map(|flight| flight.digest).collect();
         self.quarantine.died_with(digests, Instant::now());
-        for flight in std::mem::take(&mut self.flights).into_values() {
-            flight.request.answer.end(Err(Failure::new(FailureKind::EngineCrashed, format!("the engine died: {why}"))));
-        }
+        self.fail_flights(&Failure::new(FailureKind::EngineCrashed, format!("the engine died: {why}")));
         if !was_ready {
             self.load_crashes += 1;
             if self.load_crashes >= LOAD_CRASHES {
@@ -624,6 +498,7 @@ impl Task {
     fn on_alarm(&mut self) {
         self.refuse_late();
         let now = Instant::now();
+        self.next_tick = now + TICK;
         let idle_over = self.idle_end().is_some_and(|end| end <= now);
         let busy = !self.flights.is_empty();
         let stuck = self.flights.values().any(|flight| flight.cancelled.is_some_and(|until| until <= now));
@@ -725,7 +600,7 @@ fn quarantined() -> Failure {
 }
 
 /// What the child says, bounded and without control characters.
-fn sentence(text: &str) -> String {
+pub(super) fn sentence(text: &str) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     text[..text.floor_char_boundary(SENTENCE)].trim().to_owned()
 }

@@ -14,7 +14,8 @@ use crate::errors::{Failure, Stop};
 use crate::output::Output;
 use crate::term::{self, Filter};
 use command::Command;
-use input::{Input, Read};
+pub use input::Input;
+use input::Read;
 use opengateway::api::keys::prompt_option;
 use opengateway::api::names::{MAX_PROMPT_BYTES, exit};
 use opengateway::api::stream::{Line, ServedBy, Timings, Usage};
@@ -47,11 +48,10 @@ struct Answer {
 }
 
 /// Reads turns until there are no more.
-pub async fn run(bus: &mut Bus, out: &Output, wishes: Wishes, timeout: Option<Duration>) -> Result<(), Stop> {
+pub async fn run(bus: &mut Bus, out: &Output, wishes: Wishes, timeout: Option<Duration>, mut input: Input) -> Result<(), Stop> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Finds the bus that has the daemon before anything is typed, and tells at once when there is none.
     bus.ask(async |manager| manager.get_status().await).await?;
-    let mut input = Input::open(out.json)?;
     let mut chat = Chat { out, wishes, timeout, messages: Vec::new() };
     if input.is_terminal() {
         out.note("/help tells the commands; Ctrl-C stops an answer, Ctrl-D leaves");

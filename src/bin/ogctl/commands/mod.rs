@@ -48,6 +48,12 @@ pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
         }
         _ => None,
     };
+    // Before any signal is listened for: the line editor takes SIGINT, and tokio, which comes after it, takes it too and
+    // hands it on. The other way round Ctrl-C would not be heard while an answer comes.
+    let input = match &args.command {
+        Command::Chat(_) => Some(chat::Input::open(out.json)?),
+        _ => None,
+    };
     // One thread: a client waits most of its life, and threads cost time at the start.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new("System", format!("cannot start: {error}"), "", exit::FAILED))?;
@@ -56,14 +62,20 @@ pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
         let signal = signalled(!own_interrupt)?;
         tokio::select! {
             biased;
-            result = Box::pin(run_on_bus(args, out, question.as_deref().unwrap_or_default(), source)) => result,
+            result = Box::pin(run_on_bus(args, out, question.as_deref().unwrap_or_default(), source, input)) => result,
             stop = signal => Err(stop),
         }
     })
 }
 
 /// Runs a command that needs the bus.
-async fn run_on_bus(args: Args, out: &Output, question: &str, source: Option<models::Source>) -> Result<(), Stop> {
+async fn run_on_bus(
+    args: Args,
+    out: &Output,
+    question: &str,
+    source: Option<models::Source>,
+    input: Option<chat::Input>,
+) -> Result<(), Stop> {
     let globals = &args.globals;
     if let Command::Version = args.command {
         return version::run(globals, out).await;
@@ -78,7 +90,10 @@ async fn run_on_bus(args: Args, out: &Output, question: &str, source: Option<mod
         Command::Eligible { fresh, tier, explain } => resources::eligible(&mut bus, out, fresh, tier.as_deref(), explain).await,
         Command::Peers { cluster } => peers::peers(&mut bus, out, cluster).await,
         Command::Models(options) => models::run(&mut bus, out, options, source).await,
-        Command::Chat(options) => chat::run(&mut bus, out, options.wishes, globals.timeout).await,
+        Command::Chat(options) => match input {
+            Some(input) => chat::run(&mut bus, out, options.wishes, globals.timeout, input).await,
+            None => Ok(()), // opened above
+        },
         Command::Prompt(options) => prompt::run(&mut bus, out, &options, question, globals.timeout).await,
         Command::Jobs { cancel: Some(id) } => jobs::cancel(&mut bus, out, id).await,
         Command::Jobs { cancel: None } => jobs::list(&mut bus, out).await,

@@ -91,7 +91,6 @@ fn editor() -> rustyline::Result<Editor<(), MemHistory>> {
 fn edit(mut editor: Editor<(), MemHistory>, wished: &blocking::Receiver<()>, send: &mpsc::Sender<Result<Read, Failure>>) {
     while wished.recv().is_ok() {
         let read = match editor.readline("> ") {
-            Ok(text) if text.len() > MAX_PROMPT_BYTES => Ok(Read::Text(String::new())),
             Ok(text) => Ok(Read::Text(text)),
             Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(Read::End),
             // The window has another size.
