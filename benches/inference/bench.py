@@ -28,6 +28,7 @@ def arguments():
     target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
     parser = argparse.ArgumentParser(prog="bench.sh --inference", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds: to see that it works, not to compare")
+    parser.add_argument("--rounds", type=int, default=20, help="of latency and throughput, one second for everybody in each")
     parser.add_argument("--only", default="", help=f"figures: {', '.join(ENDPOINT + ENGINE)}")
     parser.add_argument("--litellm", action="store_true", help="LiteLLM's proxy beside it (750 MB by pip into the cache)")
     parser.add_argument("--threads", type=int, default=0, help="of the engine and of llama.cpp; 0: as the engine chooses")

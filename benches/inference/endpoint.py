@@ -58,11 +58,10 @@ class Endpoint:
         for server in reversed(self.live):
             server.close()
 
-    def load(self, *arguments, without=(), scale=1.0):
-        quick = self.options.quick
-        rounds, seconds = (3, 0.3) if quick else (20, 1.0)
+    def load(self, *arguments, without=()):
+        rounds, seconds = (3, 0.3) if self.options.quick else (self.options.rounds, 1.0)
         targets = [f"{name}={server.url}" for name, server in self.targets.items() if name not in without]
-        argv = [self.tools.client, "load", *targets, "--rounds", str(rounds), "--seconds", str(seconds * scale), *arguments]
+        argv = [self.tools.client, "load", *targets, "--rounds", str(rounds), "--seconds", str(seconds), *arguments]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=900)
         if done.returncode:
             raise RuntimeError(done.stdout.strip() or done.stderr)

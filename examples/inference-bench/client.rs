@@ -49,9 +49,8 @@ impl Client {
         let (mut answer, mut first) = (Vec::new(), None);
         while let Some(frame) = response.body_mut().frame().await {
             if let Some(data) = frame?.data_ref() {
-                let from = answer.len().saturating_sub(16);
                 answer.extend_from_slice(data);
-                if first.is_none() && says_something(&answer[from..]) {
+                if first.is_none() && says_something(data) {
                     first = Some(begun.elapsed().as_secs_f64());
                 }
             }
@@ -66,7 +65,13 @@ impl Client {
 
 /// Whether there is text of an answer: a role alone, or a comment, is none.
 fn says_something(body: &[u8]) -> bool {
-    [&br#""content":""#[..], br#""content": ""#, br#""text":""#]
-        .iter()
-        .any(|key| body.windows(key.len() + 1).any(|window| window.starts_with(key) && window.last() != Some(&b'"')))
+    let mut rest = std::str::from_utf8(body).unwrap_or_default();
+    while let Some((key, value)) = rest.split_once(':') {
+        let is_text = key.ends_with("\"content\"") || key.ends_with("\"text\"");
+        if is_text && value.trim_start().strip_prefix('"').is_some_and(|text| !text.is_empty() && !text.starts_with('"')) {
+            return true;
+        }
+        rest = value;
+    }
+    false
 }
