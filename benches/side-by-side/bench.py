@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
 """Every figure of OpenGateway's performance beside the best peer and the machine's own floor, in one run. See README.md."""
 import argparse
-import datetime
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -402,15 +400,6 @@ class Bench:
     }
 
 
-def machine():
-    with open("/proc/cpuinfo") as info:
-        cpu = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "?")
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "kernel": platform.release(), "cpu": cpu,
-        "cpus": len(os.sched_getaffinity(0)), "load": os.getloadavg(), "niceness": lab.NICE,
-    }
-
-
 def main():
     parser = argparse.ArgumentParser(prog="bench.sh", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 12: to see that it works, not to compare")
@@ -436,7 +425,7 @@ def main():
         parser.error(str(missing))
     if lab.NICE:
         os.setpriority(os.PRIO_PROCESS, 0, lab.NICE)
-    bench, begun, failed = Bench(options, tools), machine(), {}
+    bench, begun, failed = Bench(options, tools), lab.machine(), {}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for name in Bench.NAMES:

@@ -1,8 +1,10 @@
 """The laboratory: network namespaces on a bridge, processes with JSON events, what /proc says of them, statistics."""
 import contextlib
 import ctypes
+import datetime
 import json
 import os
+import platform
 import queue
 import signal
 import statistics
@@ -14,6 +16,15 @@ import time
 NICE = int(os.environ.get("BENCH_NICE", "-20"))
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def machine():
+    with open("/proc/cpuinfo") as info:
+        cpu = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "?")
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "kernel": platform.release(), "cpu": cpu,
+        "cpus": len(os.sched_getaffinity(0)), "load": os.getloadavg(), "niceness": NICE,
+    }
 
 
 def sh(*argv):

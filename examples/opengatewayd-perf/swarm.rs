@@ -51,7 +51,8 @@ async fn start(arguments: &Arguments) -> Result<Node, Failed> {
 
 impl Node {
     async fn prompt(&self, cluster: &ClusterId, text: &str) -> Result<usize, Failed> {
-        let ask = Ask { prompt: Text::new(text), ..Ask::default() };
+        // By name: a member may have a real model beside its echo.
+        let ask = Ask { prompt: Text::new(text), model: Some("echo".to_owned()), ..Ask::default() };
         let options = dispatch::Options { no_local: true, ..dispatch::Options::default() };
         let mut job = self.dispatch.start(0, cluster.clone(), ask, options)?;
         let mut bytes = 0;

@@ -217,6 +217,18 @@ async fn a_reader_that_goes_away_ends_it_quietly_and_cancels_the_work() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_goes_away_before_there_is_any_text_cancels_the_work() {
+    let Some(bus) = bus_or_skip() else { return };
+    let daemon = Fake::serve(&bus).await;
+    let mut child = ogctl_on(&bus, &["prompt", "waiting"]).spawn().unwrap();
+    daemon.wait_for(|seen| seen.calls.iter().any(|call| call == "StartPrompt")).await;
+    drop(child.stdout.take());
+    let out = tokio::time::timeout(LIMIT, child.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!((out.status.code(), out.stderr.as_slice()), (Some(0), b"".as_slice()));
+    daemon.wait_for(|seen| seen.closed_pipes == 1 && seen.calls.iter().any(|call| call == "Cancel")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_just_stops_is_no_answer() {
     let Some(bus) = bus_or_skip() else { return };
     let _daemon = Fake::serve(&bus).await;

@@ -7,10 +7,14 @@ use crate::errors::{Failure, Stop};
 use crate::json::{self, Schema};
 use crate::render::Style;
 use opengateway::api::names::exit;
+use rustix::fs::FileType;
 use serde::Serialize;
 use std::cell::Cell;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
 
 /// How this run prints.
 #[derive(Debug)]
@@ -25,6 +29,25 @@ pub struct Output {
     stderr_terminal: bool,
     /// A line on it is to be overwritten.
     passing: Cell<bool>,
+}
+
+/// Waits until nobody reads standard output any more; a write would notice that only when there is something to write. What
+/// is no pipe is never left by its reader.
+pub async fn reader_gone() {
+    if watch_stdout().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn watch_stdout() -> io::Result<()> {
+    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&stdout)?.st_mode) != FileType::Fifo {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // Unchecked: it would be made non-blocking, for everybody who has it. Nothing is written by this one.
+    let pipe = pipe::Sender::from_owned_fd_unchecked(stdout)?;
+    while !pipe.ready(Interest::ERROR).await?.is_error() {}
+    Ok(())
 }
 
 /// The error object of `--json`.

@@ -312,6 +312,13 @@ fn answer(prompt: &str, mut pipe: std::io::PipeWriter, shared: &Shared) {
     if prompt == "queued" {
         say(Line::Queued { position: 3 });
     }
+    if prompt == "waiting" {
+        while say(Line::Queued { position: 1 }) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        shared.note(|seen| seen.closed_pipes += 1);
+        return;
+    }
     say(Line::Start { model: "echo".into(), served_by: ServedBy { peer_id: "12D3KooWa".into(), name: "NodeA".into() } });
     match prompt {
         "endless" => {

@@ -6,6 +6,7 @@ use super::micros;
 use crate::args::Wishes;
 use crate::bus::Bus;
 use crate::errors::{Failure, Stop};
+use crate::output::reader_gone;
 use crate::render::short_id;
 use crate::term;
 use opengateway::api::keys::prompt_option;
@@ -51,6 +52,7 @@ where
         biased;
         _ = interrupt.recv() => Err(Stop::Interrupted),
         ended = read(Lines::new(stream.into())?) => ended,
+        () = reader_gone() => Err(Stop::Closed),
         () = tokio::time::sleep_until(until) => {
             Err(Failure::timeout(format!("no whole answer within {} s", timeout.unwrap_or(DEFAULT_TIMEOUT).as_secs_f32())).into())
         }
