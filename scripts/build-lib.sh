@@ -61,7 +61,8 @@ build_engine() {
   rm -rf "$folder"
   mkdir -p "$folder/libexec" "$libraries"
   cp "$(release_dir "$1")/opengateway-engine" "$folder/libexec/"
-  cp "$out"/backends/libggml-cpu-*.so "$libraries/"
+  # As engine/build.rs leaves them beside the program: without those that GCC 12 compiles wrongly.
+  cp "$(release_dir "$1")"/ggml/libggml-cpu-*.so "$libraries/"
   # Under the names that programs ask the loader for.
   for name in llama ggml ggml-base; do
     for file in "$out"/lib*/lib"$name".so.?; do

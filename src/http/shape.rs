@@ -1,5 +1,7 @@
 //! The JSON of answers, whole and in pieces.
 
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -84,10 +86,12 @@ fn quoted(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }
 
-/// A name that no other answer has.
+/// A name that no other answer has: random for each run of the daemon, counted within it. It is no secret.
 fn identifier(surface: Surface) -> String {
+    static RUN: LazyLock<u64> = LazyLock::new(|| uuid::Uuid::new_v4().as_u64_pair().0);
+    static ANSWERS: AtomicU64 = AtomicU64::new(0);
     let prefix = if surface == Surface::Chat { "chatcmpl" } else { "cmpl" };
-    format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
+    format!("{prefix}-{:016x}{:016x}", *RUN, ANSWERS.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Shape {

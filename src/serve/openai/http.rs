@@ -72,7 +72,7 @@ pub(super) struct Client {
     headers: HeaderMap,
     suspicion: Notify,
     /// The one that waited longest is first. Never locked across an await.
-    kept: Mutex<Vec<Line>>,
+    kept: Mutex<Vec<Box<Line>>>,
     dialled: AtomicU64,
 }
 
@@ -241,13 +241,13 @@ impl Client {
         }
     }
 
-    async fn dial(&self) -> Result<Line, HttpError> {
+    async fn dial(&self) -> Result<Box<Line>, HttpError> {
         let (sender, connection) = Builder::new().handshake(TokioIo::new(self.connect().await?)).await.map_err(broken)?;
-        Ok(Line { sender, connection, ended: false, kept_for: KEPT_FOR, since: Instant::now() })
+        Ok(Box::new(Line { sender, connection, ended: false, kept_for: KEPT_FOR, since: Instant::now() }))
     }
 
     /// The connection that was used last: the others may grow too old.
-    async fn take_kept(&self) -> Option<Line> {
+    async fn take_kept(&self) -> Option<Box<Line>> {
         loop {
             let mut line = {
                 let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -260,7 +260,7 @@ impl Client {
         }
     }
 
-    fn keep(&self, mut line: Line) {
+    fn keep(&self, mut line: Box<Line>) {
         line.since = Instant::now();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|line| line.since.elapsed() < line.kept_for);
@@ -285,7 +285,7 @@ impl Client {
     }
 
     /// Sends the request; on a kept connection that turns out to be closed once more on a new one.
-    async fn send(&self, method: &Method, path: &str, body: &Bytes) -> Result<(Line, Response<Incoming>), HttpError> {
+    async fn send(&self, method: &Method, path: &str, body: &Bytes) -> Result<(Box<Line>, Response<Incoming>), HttpError> {
         if let Some(mut line) = self.take_kept().await {
             let request = self.request(method, path, body)?;
             let begun = Instant::now();
@@ -352,7 +352,7 @@ fn broken(error: hyper::Error) -> HttpError {
 pub(super) struct Body {
     incoming: Incoming,
     event_stream: bool,
-    line: Option<Line>,
+    line: Option<Box<Line>>,
     client: Arc<Client>,
 }
 
