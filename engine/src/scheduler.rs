@@ -16,11 +16,14 @@ use crate::sequence::Sequence;
 
 /// Most tokens of prompts in a batch.
 pub const MAX_CHUNK: u32 = 512;
+/// Prompts alone while all slots are taken: nobody can come. A cancel stops the batch between two operations, which must not be
+/// too large for that.
+const FULL_HOUSE: Chunks = Chunks { least: 64, time: Duration::from_secs(30) };
 /// Prompts alone, where small batches cost: with chunks of 256 tokens a model of 360 million parameters computes 120 tokens in a
 /// second of a processor, with 128 115, with 64 106, with 32 90. A cancel stops the batch in the middle, so it only must not
 /// keep a newcomer waiting for long.
 const ALONE: Chunks = Chunks { least: 64, time: Duration::from_millis(2500) };
-/// Prompts beside answers, which stand still for as long as the batch takes.
+/// Prompts beside answers, which stand still for as long as the batch takes; and where a cancel waits for it.
 const BESIDE_ANSWERS: Chunks = Chunks { least: 32, time: Duration::from_millis(500) };
 /// Batches that may fail one after another before the process gives up.
 const MAX_FAILURES: u32 = 3;
@@ -197,8 +200,12 @@ impl Scheduler {
         let count = self.slots.len();
         let left = |slot: &Option<Sequence>| slot.as_ref().map_or(0, Sequence::prompt_left);
         let mut prompts = self.slots.iter().filter(|slot| left(slot) > 0).count();
-        let bounds = if content.parts.is_empty() { &ALONE } else { &BESIDE_ANSWERS };
-        let mut budget = bounds.size(self.rate) as usize;
+        let stops_for_none = self.stopped || (prompts > 1 && !self.can_take_back);
+        let mut budget = match content.parts.is_empty() && !stops_for_none {
+            true if self.slots.iter().all(Option::is_some) => FULL_HOUSE.size(self.rate),
+            true => ALONE.size(self.rate),
+            false => BESIDE_ANSWERS.size(self.rate),
+        } as usize;
         for slot in (0..count).map(|offset| (self.turn + offset) % count) {
             let Some(sequence) = self.slots[slot].as_mut().filter(|sequence| sequence.prompt_left() > 0) else { continue };
             let whole = sequence.prompt_tokens();
@@ -310,6 +317,7 @@ mod tests {
     #[test]
     fn a_chunk_is_as_large_as_the_model_is_fast() {
         let of = |chunks: &Chunks| [0.0, 40.0, 120.0, 1e9, f64::INFINITY].map(|rate| chunks.size(rate));
+        assert_eq!(of(&FULL_HOUSE), [64, 512, 512, 512, 512]);
         assert_eq!(of(&ALONE), [64, 64, 256, 512, 512]);
         assert_eq!(of(&BESIDE_ANSWERS), [32, 32, 32, 512, 512]);
     }
