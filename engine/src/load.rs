@@ -24,8 +24,6 @@ use crate::{cpu, log, requests};
 
 /// Largest context window of a slot, whatever the file says.
 const MAX_CONTEXT: u32 = 1 << 24;
-/// Tokens that a CPU computes at once: more are no faster, and take larger buffers.
-const CPU_BATCH: u32 = 128;
 /// Kinds of models that compute, but answer nothing.
 const ANSWERLESS: &[&str] = &["bert", "clip", "t5encoder", "wavtokenizer", "gemma-embedding", "llama-embed"];
 
@@ -129,7 +127,8 @@ impl Plan {
             .with_n_ctx(NonZeroU32::new(cells))
             .with_n_seq_max(slots)
             .with_n_batch(batch)
-            .with_n_ubatch(if gpu { batch } else { batch.min(CPU_BATCH) })
+            // In one go: what is stopped in the middle leaves nothing behind.
+            .with_n_ubatch(batch)
             .with_n_threads(threads)
             .with_n_threads_batch(threads)
             // One pass over the weights for all slots, whichever of them are in use.

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::mpsc::Receiver;
+use std::thread;
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
@@ -29,6 +30,12 @@ pub struct Prepared {
     /// Texts that end the answer.
     pub stops: Vec<String>,
 }
+
+/// A text of at most this many bytes is read with the stack that every thread has.
+const SHORT_BYTES: usize = 2 << 10;
+/// Stack for a longer one: what every thread has, and for each byte twice what was measured (350 MB for 1 MiB of one letter).
+const STACK_BYTES: usize = 2 << 20;
+const STACK_PER_BYTE: usize = 700;
 
 type Refusal = (ErrorKind, String);
 
@@ -66,10 +73,11 @@ impl Preparer {
         let settings = Settings::new(&request, RandomState::new().hash_one(request.id));
         let mut stops = request.stop;
         let prompt = match request.input {
-            Input::Raw(text) => vocabulary::tokenize_raw(self.model, &text),
+            Input::Raw(text) => with_stack_for(&text, || vocabulary::tokenize_raw(self.model, &text))?,
             Input::Chat(messages) => {
                 stops.extend(self.template.stops().iter().map(ToString::to_string));
-                vocabulary::tokenize_chat(self.model, &self.render(messages)?)
+                let text = self.render(messages)?;
+                with_stack_for(&text, || vocabulary::tokenize_chat(self.model, &text))?
             }
         };
         if prompt.is_empty() {
@@ -84,6 +92,20 @@ impl Preparer {
         let messages: Vec<_> = messages.into_iter().map(neutral).collect();
         self.template.render(&messages).map_err(|message| (ErrorKind::Invalid, message))
     }
+}
+
+/// Runs `work` with a stack for a text of this length. The regular expressions of some vocabularies recurse in llama.cpp for
+/// every character of a match, some 350 bytes each: ten thousand equal letters overflow an ordinary stack, and so end the
+/// process. The pages are given back with the thread.
+fn with_stack_for<T: Send>(text: &str, work: impl FnOnce() -> T + Send) -> Result<T, Refusal> {
+    if text.len() <= SHORT_BYTES {
+        return Ok(work());
+    }
+    let failed = || (ErrorKind::Internal, "there is no memory to read so long a prompt".to_owned());
+    thread::scope(|scope| {
+        let reading = thread::Builder::new().stack_size(STACK_BYTES + text.len() * STACK_PER_BYTE).spawn_scoped(scope, work);
+        reading.map_err(|_| failed())?.join().map_err(|_| failed())
+    })
 }
 
 /// Tokens that an answer may have after a prompt of so many.

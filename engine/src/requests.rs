@@ -8,7 +8,7 @@ use opengateway_engine_protocol::ErrorKind;
 
 use crate::prepare::Prepared;
 
-/// Whether the batch that is being computed is of no use to anyone. llama.cpp looks here between any two operations.
+/// Whether the batch that is being computed should be stopped. llama.cpp looks here between any two operations.
 static ABORT: AtomicBool = AtomicBool::new(false);
 
 /// Whether llama.cpp should stop computing.
@@ -29,15 +29,18 @@ struct State {
     slots: usize,
     admitted: HashSet<u64>,
     cancelled: HashSet<u64>,
-    /// Those in the batch.
+    /// Those that wait for the batch.
     computing: Vec<u64>,
+    /// Whether a cancel of one of them stops the batch, or only that of all.
+    stops_for_one: bool,
     prepared: Vec<Prepared>,
 }
 
 impl State {
-    /// Each request of the batch was cancelled.
-    fn is_useless(&self) -> bool {
-        !self.computing.is_empty() && self.computing.iter().all(|id| self.cancelled.contains(id))
+    fn should_abort(&self) -> bool {
+        let cancelled = |id| self.cancelled.contains(id);
+        let all = !self.computing.is_empty() && self.computing.iter().all(cancelled);
+        all || (self.stops_for_one && self.computing.iter().any(cancelled))
     }
 }
 
@@ -87,16 +90,17 @@ impl Requests {
         let mut state = self.lock();
         if state.admitted.contains(&id) {
             state.cancelled.insert(id);
-            ABORT.store(state.is_useless(), Ordering::Relaxed);
+            ABORT.store(state.should_abort(), Ordering::Relaxed);
         }
     }
 
-    /// A batch of these is going to be computed.
-    pub fn computing(&self, ids: impl Iterator<Item = u64>) {
+    /// A batch is going to be computed while these wait. It is stopped when one of them is cancelled, or only when all are.
+    pub fn computing(&self, ids: impl Iterator<Item = u64>, stops_for_one: bool) {
         let mut state = self.lock();
+        state.stops_for_one = stops_for_one;
         state.computing.clear();
         state.computing.extend(ids);
-        ABORT.store(state.is_useless(), Ordering::Relaxed);
+        ABORT.store(state.should_abort(), Ordering::Relaxed);
     }
 
     /// The batch is done: whether it was, or might have been, stopped in the middle.
@@ -154,7 +158,7 @@ mod tests {
         let requests = Requests::default();
         requests.open(3);
         (1..4).for_each(|id| requests.admit(id).unwrap());
-        requests.computing([1, 2].into_iter());
+        requests.computing([1, 2].into_iter(), false);
         requests.cancel(3);
         requests.cancel(1);
         assert!(!should_abort());
@@ -164,8 +168,26 @@ mod tests {
         // Cancelled between batches, and what is not computed stops nothing.
         requests.cancel(3);
         assert!(!should_abort());
-        requests.computing([3].into_iter());
+        requests.computing([3].into_iter(), false);
         assert!(requests.aborted());
+    }
+
+    #[test]
+    fn a_batch_that_can_be_repeated_is_stopped_for_one() {
+        let requests = Requests::default();
+        requests.open(3);
+        (1..4).for_each(|id| requests.admit(id).unwrap());
+        requests.computing([1, 2].into_iter(), true);
+        requests.cancel(3);
+        assert!(!should_abort());
+        requests.cancel(2);
+        assert!(should_abort() && requests.aborted());
+        // A cancel between batches, of one that has not ended yet.
+        requests.computing([1, 2].into_iter(), true);
+        assert!(requests.aborted());
+        requests.release(2);
+        requests.computing([1].into_iter(), true);
+        assert!(!requests.aborted());
     }
 
     #[test]

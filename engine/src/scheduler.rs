@@ -16,10 +16,15 @@ use crate::sequence::Sequence;
 
 /// Most tokens of prompts in a batch.
 pub const MAX_CHUNK: u32 = 512;
-/// A prompt that is alone in its batch: a cancel stops it in the middle, so it only must not keep a newcomer waiting for long.
-const ALONE: Chunks = Chunks { least: 64, most: MAX_CHUNK, time: Duration::from_millis(1500) };
-/// Prompts beside others: a cancel of one waits for the batch, and so do the answers that are under way.
-const SHARED: Chunks = Chunks { least: 64, most: 128, time: Duration::from_millis(400) };
+/// Prompts alone while all slots are taken: nobody can come. A cancel stops the batch between two operations, which must not be
+/// too large for that.
+const FULL_HOUSE: Chunks = Chunks { least: 64, time: Duration::from_secs(30) };
+/// Prompts alone, where small batches cost: with chunks of 256 tokens a model of 360 million parameters computes 120 tokens in a
+/// second of a processor, with 128 115, with 64 106, with 32 90. A cancel stops the batch in the middle, so it only must not
+/// keep a newcomer waiting for long.
+const ALONE: Chunks = Chunks { least: 64, time: Duration::from_millis(2500) };
+/// Prompts beside answers, which stand still for as long as the batch takes; and where a cancel waits for it.
+const BESIDE_ANSWERS: Chunks = Chunks { least: 32, time: Duration::from_millis(500) };
 /// Batches that may fail one after another before the process gives up.
 const MAX_FAILURES: u32 = 3;
 
@@ -36,14 +41,35 @@ pub struct Scheduler {
     rate: f64,
     /// The slot whose prompt comes first in the next batch.
     turn: usize,
+    /// Whether the model forgets the last tokens of a slot alone; a state that every token changes cannot.
+    can_take_back: bool,
+    /// The last batch was stopped for one of its requests.
+    stopped: bool,
     failures: u32,
     /// Frames of this step, sent together.
     frames: Vec<u8>,
     piece: Vec<u8>,
 }
 
-/// The slot whose logits lie at a place of the batch.
-type Place = (usize, i32);
+/// What a batch holds of one slot.
+#[derive(Debug)]
+struct Part {
+    slot: usize,
+    /// Where in the slot its first token belongs.
+    first: usize,
+    /// Where in the batch the logits will lie for the next token of the answer.
+    logits: Option<i32>,
+}
+
+/// What a batch holds.
+#[derive(Debug, Default)]
+struct Content {
+    parts: Vec<Part>,
+    /// There are tokens of prompts in it.
+    prompts: bool,
+    /// And as many as there may be.
+    full: bool,
+}
 
 impl Scheduler {
     /// With `slots` slots.
@@ -63,6 +89,8 @@ impl Scheduler {
             batch: LlamaBatch::new((MAX_CHUNK + slots) as usize, 1),
             rate: 0.0,
             turn: 0,
+            can_take_back: !model.is_recurrent() && !model.is_hybrid(),
+            stopped: false,
             failures: 0,
             frames: Vec::new(),
             piece: Vec::new(),
@@ -81,11 +109,17 @@ impl Scheduler {
                     self.end(slot, Finish::Cancelled);
                 }
             }
+            // Nobody waits a whole batch to hear that a request has begun or was cancelled.
+            self.tell();
             self.step();
-            if !self.frames.is_empty() {
-                self.output.write(&self.frames);
-                self.frames.clear();
-            }
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        if !self.frames.is_empty() {
+            self.output.write(&self.frames);
+            self.frames.clear();
         }
     }
 
@@ -107,52 +141,71 @@ impl Scheduler {
 
     /// Computes one batch and takes a token for every answer.
     fn step(&mut self) {
-        let Ok((places, prompt_tokens)) = self.fill() else { exit(Exit::Fault) };
+        let Ok(content) = self.fill() else { exit(Exit::Fault) };
         if self.batch.n_tokens() == 0 {
             return;
         }
-        self.requests.computing(self.slots.iter().flatten().map(|sequence| sequence.id));
+        // Never twice in a row: who cancels all the time must not keep the others from getting on.
+        let stops_for_one = content.prompts && self.can_take_back && !self.stopped;
+        self.requests.computing(self.slots.iter().flatten().map(|sequence| sequence.id), stops_for_one);
         let before = Instant::now();
         let computed = self.context.decode(&mut self.batch);
-        if self.requests.aborted() {
+        let aborted = self.requests.aborted();
+        self.stopped = aborted && computed.is_err();
+        match computed {
+            Err(_) if aborted && stops_for_one => return self.take_back(&content.parts),
             // Each of them was cancelled; the next orders end them.
-            return;
+            Err(_) if aborted => return,
+            Err(error) => return self.fail(&format!("llama.cpp cannot compute: {error}")),
+            Ok(()) => self.failures = 0,
         }
-        if let Err(error) = computed {
-            return self.fail(&format!("llama.cpp cannot compute: {error}"));
-        }
-        self.failures = 0;
-        if prompt_tokens > 0 {
+        if content.full {
             self.context.synchronize();
             self.learn(self.batch.n_tokens().unsigned_abs(), before.elapsed());
         }
-        for (slot, place) in places {
-            self.sample(slot, place);
+        for part in content.parts {
+            if let Some(place) = part.logits {
+                self.sample(part.slot, place);
+            }
         }
     }
 
-    /// The next batch: where the logits of which slot will lie, and how many tokens are of prompts.
-    fn fill(&mut self) -> Result<(Vec<Place>, u32), BatchAddError> {
-        self.batch.clear();
-        let mut places = Vec::with_capacity(self.slots.len());
-        for (slot, sequence) in self.slots.iter().enumerate() {
-            let Some((token, position)) = sequence.as_ref().and_then(Sequence::next_input) else { continue };
-            places.push((slot, self.batch.n_tokens()));
-            self.batch.add(token, small(position), &[small(slot)], true)?;
+    /// The batch was stopped: what it held of those that go on is computed again.
+    fn take_back(&mut self, parts: &[Part]) {
+        for part in parts {
+            let Some(sequence) = self.slots[part.slot].as_mut() else { continue };
+            sequence.take_back(part.first);
+            let (slot, first) = (small(part.slot).unsigned_abs(), small(part.first).unsigned_abs());
+            if !matches!(self.context.clear_kv_cache_seq(Some(slot), Some(first), None), Ok(true)) {
+                self.abandon(part.slot, "llama.cpp does not forget a batch that was stopped");
+            }
         }
-        let answers = places.len();
-        let prompt_tokens = self.fill_prompts(answers > 0, &mut places)?;
-        Ok((places, prompt_tokens))
+    }
+
+    /// The next batch.
+    fn fill(&mut self) -> Result<Content, BatchAddError> {
+        self.batch.clear();
+        let mut content = Content::default();
+        for (slot, sequence) in self.slots.iter().enumerate() {
+            let Some((token, first)) = sequence.as_ref().and_then(Sequence::next_input) else { continue };
+            content.parts.push(Part { slot, first, logits: Some(self.batch.n_tokens()) });
+            self.batch.add(token, small(first), &[small(slot)], true)?;
+        }
+        self.fill_prompts(&mut content)?;
+        Ok(content)
     }
 
     /// A fair share of the chunk for every prompt; what one does not need goes to the next.
-    fn fill_prompts(&mut self, others_wait: bool, places: &mut Vec<Place>) -> Result<u32, BatchAddError> {
+    fn fill_prompts(&mut self, content: &mut Content) -> Result<(), BatchAddError> {
         let count = self.slots.len();
         let left = |slot: &Option<Sequence>| slot.as_ref().map_or(0, Sequence::prompt_left);
         let mut prompts = self.slots.iter().filter(|slot| left(slot) > 0).count();
-        let bounds = if others_wait || prompts > 1 { &SHARED } else { &ALONE };
-        let mut budget = bounds.size(self.rate) as usize;
-        let mut total = 0;
+        let stops_for_none = self.stopped || (prompts > 1 && !self.can_take_back);
+        let mut budget = match content.parts.is_empty() && !stops_for_none {
+            true if self.slots.iter().all(Option::is_some) => FULL_HOUSE.size(self.rate),
+            true => ALONE.size(self.rate),
+            false => BESIDE_ANSWERS.size(self.rate),
+        } as usize;
         for slot in (0..count).map(|offset| (self.turn + offset) % count) {
             let Some(sequence) = self.slots[slot].as_mut().filter(|sequence| sequence.prompt_left() > 0) else { continue };
             let whole = sequence.prompt_tokens();
@@ -162,21 +215,20 @@ impl Scheduler {
             for (place, token) in tokens.iter().enumerate() {
                 self.batch.add(*token, small(first + place), &[small(slot)], last && place + 1 == tokens.len())?;
             }
-            if last {
-                places.push((slot, self.batch.n_tokens() - 1));
-            }
+            content.parts.push(Part { slot, first, logits: last.then(|| self.batch.n_tokens() - 1) });
+            content.prompts = true;
             budget -= tokens.len();
-            total += u32::try_from(tokens.len()).unwrap_or(0);
             prompts -= 1;
             if budget == 0 {
+                content.full = true;
                 self.turn = (slot + 1) % count;
                 break;
             }
         }
-        Ok(total)
+        Ok(())
     }
 
-    /// Learns from a batch with prompts in it.
+    /// Learns from a full batch: a small one says little about a large one.
     fn learn(&mut self, tokens: u32, elapsed: Duration) {
         let rate = f64::from(tokens) / elapsed.as_secs_f64().max(1e-6);
         self.rate = if self.rate == 0.0 { rate } else { (self.rate + rate) / 2.0 };
@@ -244,9 +296,7 @@ fn small(number: usize) -> i32 {
 struct Chunks {
     /// However slow the model is, and while its speed is not known.
     least: u32,
-    /// However fast it is.
-    most: u32,
-    /// Between the two, a batch takes about this long.
+    /// Above that, and up to the most that a batch takes, it takes about this long.
     time: Duration,
 }
 
@@ -255,8 +305,8 @@ impl Chunks {
     fn size(&self, rate: f64) -> u32 {
         // Between the two bounds, so it fits.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let tokens = (rate * self.time.as_secs_f64()).min(f64::from(self.most)) as u32;
-        (tokens / self.least * self.least).clamp(self.least, self.most)
+        let tokens = (rate * self.time.as_secs_f64()).min(f64::from(MAX_CHUNK)) as u32;
+        (tokens / self.least * self.least).clamp(self.least, MAX_CHUNK)
     }
 }
 
@@ -267,7 +317,8 @@ mod tests {
     #[test]
     fn a_chunk_is_as_large_as_the_model_is_fast() {
         let of = |chunks: &Chunks| [0.0, 40.0, 120.0, 1e9, f64::INFINITY].map(|rate| chunks.size(rate));
-        assert_eq!(of(&SHARED), [64, 64, 64, 128, 128]);
-        assert_eq!(of(&ALONE), [64, 64, 128, 512, 512]);
+        assert_eq!(of(&FULL_HOUSE), [64, 512, 512, 512, 512]);
+        assert_eq!(of(&ALONE), [64, 64, 256, 512, 512]);
+        assert_eq!(of(&BESIDE_ANSWERS), [32, 32, 32, 512, 512]);
     }
 }

@@ -73,6 +73,11 @@ impl Sequence {
         (first, &self.prompt[first..self.computed])
     }
 
+    /// What was taken from this place on is not computed after all.
+    pub fn take_back(&mut self, first: usize) {
+        self.computed = self.computed.min(first);
+    }
+
     /// The last token of the answer and its place, when the prompt is done.
     pub fn next_input(&self) -> Option<(LlamaToken, usize)> {
         let before = self.prompt.len() + self.tokens as usize;

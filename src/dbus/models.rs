@@ -151,12 +151,13 @@ impl Models {
         let name = options::model_name(name)?;
         let digest = options::add(options)?;
         let file: OwnedFd = file.into();
-        // A pipe may have no end, and nobody would know how far it is.
-        let kind = rustix::fs::fstat(&file).map(|found| rustix::fs::FileType::from_raw_mode(found.st_mode));
-        if kind != Ok(rustix::fs::FileType::RegularFile) {
+        self.require(connection, &header).await?;
+        // A pipe may have no end, and nobody would know how far it is. A file of a network may let one wait for its kind.
+        let looked = tokio::task::spawn_blocking(move || (rustix::fs::fstat(&file).map(|found| found.st_mode), file)).await;
+        let Ok((Ok(mode), file)) = looked else { return Err(Error::invalid("argument file cannot be looked at")) };
+        if rustix::fs::FileType::from_raw_mode(mode) != rustix::fs::FileType::RegularFile {
             return Err(Error::invalid("argument file is no file"));
         }
-        self.require(connection, &header).await?;
         let permit = self.permit()?;
         let (read, write) = stream::pipe()?;
         let (progress, steps) = mpsc::channel::<Progress>(STEPS);

@@ -30,6 +30,10 @@ const READING: u8 = 0;
 const RESTING: u8 = 1;
 /// A request is being answered.
 const BUSY: u8 = 2;
+/// The body of a request is on its way; its own clock ends it.
+const ARRIVING: u8 = 3;
+/// What is left of a refused request is read away.
+const LEAVING: u8 = 4;
 
 /// Never a moment: nothing is waited for.
 const NEVER: u64 = u64::MAX;
@@ -58,11 +62,26 @@ impl Watch {
         self.phase.store(phase, Ordering::Relaxed);
     }
 
+    /// The body of its request is awaited.
+    pub fn arriving(&self) {
+        self.enter(ARRIVING);
+    }
+
+    /// Its request is refused, and the rest of it read away.
+    pub fn leaving(&self) {
+        self.enter(LEAVING);
+    }
+
+    /// Its request is being answered.
+    pub fn working(&self) {
+        self.enter(BUSY);
+    }
+
     /// It may be ended to make room for another one.
     fn may_go(&self) -> bool {
         match self.phase.load(Ordering::Relaxed) {
-            RESTING => true,
-            READING => self.now().saturating_sub(self.since.load(Ordering::Relaxed)) >= millis(GRACE),
+            RESTING | LEAVING => true,
+            READING | ARRIVING => self.now().saturating_sub(self.since.load(Ordering::Relaxed)) >= millis(GRACE),
             _ => false,
         }
     }

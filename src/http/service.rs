@@ -28,17 +28,18 @@ pub(super) fn answer(
 ) -> impl Future<Output = Result<Response<Reply>, Infallible>> + use<> {
     let busy = Busy::begin(watch);
     let shared = Arc::clone(shared);
-    async move { Ok(respond(&shared, uid, request).await.map(|body| body.while_it_lives(busy))) }
+    let watch = Arc::clone(watch);
+    async move { Ok(respond(&shared, &watch, uid, request).await.map(|body| body.while_it_lives(busy))) }
 }
 
-async fn respond(shared: &Shared, uid: Option<u32>, mut request: Request<Incoming>) -> Response<Reply> {
+async fn respond(shared: &Shared, watch: &Watch, uid: Option<u32>, mut request: Request<Incoming>) -> Response<Reply> {
     let page = match origin::check_origin(request.headers(), &shared.settings) {
         Ok(page) => page,
-        Err(refusal) => return refused(&refusal, request).await,
+        Err(refusal) => return refused(&refusal, watch, request).await,
     };
-    let mut response = match handle(shared, uid, &mut request, page.is_some()).await {
+    let mut response = match handle(shared, watch, uid, &mut request, page.is_some()).await {
         Ok(response) => response,
-        Err(refusal) => refused(&refusal, request).await,
+        Err(refusal) => refused(&refusal, watch, request).await,
     };
     if let Some(page) = page {
         origin::open_to(page, &mut response);
@@ -47,17 +48,21 @@ async fn respond(shared: &Shared, uid: Option<u32>, mut request: Request<Incomin
 }
 
 /// The response to a request whose body nobody has read, or not all of it.
-async fn refused(refusal: &Refusal, mut request: Request<Incoming>) -> Response<Reply> {
+async fn refused(refusal: &Refusal, watch: &Watch, mut request: Request<Incoming>) -> Response<Reply> {
     let body = request.body();
     // Who waits to be told to go on is told not to.
     if !body.is_end_stream() && !request.headers().contains_key(EXPECT) {
+        // In a crowd it may be ended meanwhile: who has shown no key keeps nobody out.
+        watch.leaving();
         body::drain(request.body_mut()).await;
+        watch.working();
     }
     refusal.response()
 }
 
 async fn handle(
     shared: &Shared,
+    watch: &Watch,
     uid: Option<u32>,
     request: &mut Request<Incoming>,
     from_a_page: bool,
@@ -75,8 +80,8 @@ async fn handle(
     }
     let uid = user(shared, uid, request.headers())?;
     match path {
-        "/v1/chat/completions" => prompt(shared, uid, Surface::Chat, request).await,
-        "/v1/completions" => prompt(shared, uid, Surface::Completion, request).await,
+        "/v1/chat/completions" => prompt(shared, watch, uid, Surface::Chat, request).await,
+        "/v1/completions" => prompt(shared, watch, uid, Surface::Completion, request).await,
         "/v1/models" => {
             get(request.method())?;
             let data = models::list(shared, prompts::cluster_wish(request.headers())?)?;
@@ -116,6 +121,7 @@ fn get(method: &Method) -> Result<(), Refusal> {
 
 async fn prompt(
     shared: &Shared,
+    watch: &Watch,
     uid: u32,
     surface: Surface,
     request: &mut Request<Incoming>,
@@ -129,7 +135,9 @@ async fn prompt(
     if shared.stopping.load(Ordering::Relaxed) {
         return Err(Refusal::stopping());
     }
+    watch.arriving();
     let body = body::read(request.body_mut()).await?;
+    watch.working();
     prompts::answer(shared, uid, surface, request.headers(), &body).await
 }
 

@@ -125,6 +125,8 @@ pub(super) struct Entry {
     pub serving: Option<Serving>,
     /// It is being removed.
     pub leaving: bool,
+    /// It could not be read to its end: not tried again for this content.
+    pub unreadable: bool,
 }
 
 impl Entry {

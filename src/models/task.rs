@@ -247,8 +247,9 @@ impl Task {
             }
             Outcome::Hashed(path, stamp, digest) => {
                 self.hashing = false;
-                if let Some(digest) = digest {
-                    self.on_digest(&path, stamp, digest);
+                match digest {
+                    Some(digest) => self.on_digest(&path, stamp, digest),
+                    None => self.on_unreadable(&path, stamp),
                 }
             }
             Outcome::Added(name, Ok(added), reply) => {
@@ -332,7 +333,7 @@ impl Task {
                 tracing::info!(name, "model {name} found: {}", found.path.display());
             }
             let digest = self.digests.get(&found.path, found.stamp);
-            self.models.insert(name, Entry { found, digest, serving: None, leaving: false });
+            self.models.insert(name, Entry { found, digest, serving: None, leaving: false, unreadable: false });
         }
         self.share().await;
         if self.look_again {
@@ -393,12 +394,22 @@ impl Task {
         }
     }
 
+    /// A file that cannot be read to its end would else be read again and again.
+    fn on_unreadable(&mut self, path: &Path, stamp: Stamp) {
+        let same = |entry: &&mut Entry| entry.found.path == path && entry.found.stamp == stamp;
+        if let Some(entry) = self.models.values_mut().find(same) {
+            tracing::warn!(path = %path.display(), "{} cannot be read to its end: it has no digest", path.display());
+            entry.unreadable = true;
+        }
+    }
+
     /// Hashes the next file that has no digest; one at a time, so that a disk full of models is not read at once.
     fn hash_next(&mut self) {
         if self.hashing {
             return;
         }
-        let next = self.models.values().find(|entry| entry.digest.is_none() && entry.found.header.is_ok() && !entry.leaving);
+        let wants = |entry: &&Entry| entry.digest.is_none() && entry.found.header.is_ok() && !entry.leaving && !entry.unreadable;
+        let next = self.models.values().find(wants);
         let Some((path, stamp)) = next.map(|entry| (entry.found.path.clone(), entry.found.stamp)) else { return };
         self.hashing = true;
         let over = Arc::clone(&self.over);

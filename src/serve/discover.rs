@@ -150,6 +150,15 @@ impl Spot {
         if self.stranger_until.is_some_and(|until| Instant::now() < until) {
             return false;
         }
+        if !trusted(address) {
+            tracing::info!(
+                %address,
+                "somebody's own server listens at {address}: it is not taken by itself, since its user would read what others ask; \
+                 to use it, name it in a [[backend]]"
+            );
+            self.stranger_until = Some(Instant::now() + timings.stranger);
+            return false;
+        }
         let origin = format!("http://{address}");
         let Some(api) = openai::identify(&origin, &self.place.candidates).await else {
             tracing::debug!(%address, "something else listens at {address}");
@@ -182,9 +191,63 @@ impl Spot {
     }
 }
 
+/// Uids from here on are people's (Debian, Fedora: `UID_MIN` of login.defs).
+const FIRST_PERSON: u32 = 1000;
+
+/// Whether the user who listens there may be given what others ask: root, a user of the system, or this daemon's own. Any other
+/// user of this machine could sit on the port and read prompts.
+fn trusted(address: SocketAddr) -> bool {
+    let own = rustix::process::getuid().as_raw();
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(table).ok())
+        .find_map(|table| listener_of(&table, address))
+        .is_some_and(|uid| uid < FIRST_PERSON || uid == own)
+}
+
+/// Whose socket listens at `address`, by a table of the kernel (proc(5)): the local address and port in hex, `0A` for listening,
+/// the uid in the eighth column. A socket on all addresses counts for each of them.
+fn listener_of(table: &str, address: SocketAddr) -> Option<u32> {
+    let port = format!("{:04X}", address.port());
+    let words = |bytes: &[u8]| {
+        let word = |four: &[u8]| format!("{:08X}", u32::from_ne_bytes([four[0], four[1], four[2], four[3]]));
+        bytes.chunks_exact(4).map(word).collect::<String>()
+    };
+    let ours = match address.ip() {
+        IpAddr::V4(ip) => vec![words(&ip.octets()), words(&ip.to_ipv6_mapped().octets()), "0".repeat(8), "0".repeat(32)],
+        IpAddr::V6(ip) => vec![words(&ip.octets()), "0".repeat(32)],
+    };
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (local, local_port) = fields.get(1)?.split_once(':')?;
+        let listens = fields.get(3) == Some(&"0A") && local_port == port && ours.iter().any(|ours| ours == local);
+        if listens { fields.get(7)?.parse().ok() } else { None }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_of_the_kernel_tells_who_listens() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+            0: 0100007F:2CAA 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 1 1 0 100 0 0 10 0\n\
+            1: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000   118        0 2 1 0 100 0 0 10 0\n\
+            2: 0100007F:1F40 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 3 1 0 100 0 0 10 0\n";
+        let at = |port: u16| listener_of(table, SocketAddr::from(([127, 0, 0, 1], port)));
+        assert_eq!((at(11434), at(8080), at(8000)), (Some(1000), Some(118), None));
+        assert_eq!(listener_of("nonsense\nmore of it : :", SocketAddr::from(([127, 0, 0, 1], 1))), None);
+    }
+
+    #[tokio::test]
+    async fn the_own_listener_is_trusted_and_a_port_where_nobody_listens_is_not() {
+        let own = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = own.local_addr().unwrap();
+        assert!(trusted(address));
+        drop(own);
+        assert!(!trusted(address));
+    }
 
     #[test]
     fn the_usual_ports_are_those_of_the_servers() {

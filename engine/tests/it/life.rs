@@ -1,5 +1,6 @@
 //! Beginning and end of the child: whatever it does, it hears.
 
+use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -141,6 +142,37 @@ fn a_cancelled_answer_ends_and_its_slot_is_free() {
     engine.send(&Down::Generate(chat(100, "Count to 50")));
     engine.send(&Down::Cancel { id: 100 });
     assert!(engine.collect(&[100])[&100].finish.is_some());
+}
+
+#[test]
+fn prompts_that_come_and_go_do_not_disturb_an_answer() {
+    let mut engine = Engine::demo(3);
+    let (question, prompt) = (chat(1, "Count to 50"), "What is 2+2? ".repeat(30));
+    let expected = engine.ask(question.clone()).text;
+    for round in 0..4 {
+        engine.send(&Down::Generate(question.clone()));
+        let mut outcomes = BTreeMap::from([(1, Outcome::default())]);
+        let (mut id, mut gone) = (round * 1000 + 2, 0);
+        while outcomes[&1].finish.is_none() {
+            // Two long prompts, one of which is given up a little later each time: in its batch, or between two.
+            for id in [id, id + 1] {
+                outcomes.insert(id, Outcome::default());
+                engine.send(&Down::Generate(Generate { max_tokens: Some(1), ..raw(id, &prompt) }));
+            }
+            while [id, id + 1].iter().any(|id| outcomes[id].started.is_none()) {
+                engine.take(&mut outcomes);
+            }
+            std::thread::sleep(Duration::from_micros(gone * 500));
+            engine.send(&Down::Cancel { id });
+            while [id, id + 1].iter().any(|id| outcomes[id].finish.is_none()) {
+                engine.take(&mut outcomes);
+            }
+            assert_eq!(outcomes[&(id + 1)].finish, Some(Finish::Length));
+            (id, gone) = (id + 2, gone + 1);
+        }
+        assert_eq!(outcomes[&1].text, expected);
+    }
+    assert_eq!(engine.stderr(), "");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use opengateway_engine_protocol::{
 };
 
 use crate::client::{Engine, chat, demo, load, raw};
+use crate::gguf::Gguf;
 
 #[test]
 fn a_prompt_fits_with_room_for_one_token_and_not_with_one_more() {
@@ -22,6 +23,27 @@ fn a_prompt_fits_with_room_for_one_token_and_not_with_one_more() {
     assert_eq!(outcome.error.unwrap().0, ErrorKind::ContextOverflow);
     let outcome = engine.ask(raw(4, &"x".repeat(MAX_PROMPT_BYTES + 1)));
     assert_eq!(outcome.error.unwrap().0, ErrorKind::Invalid);
+}
+
+/// The regular expressions of some vocabularies recurse for every character of a match (`prepare.rs`).
+#[test]
+fn a_long_run_of_one_letter_ends_no_engine_whatever_the_vocabulary() {
+    let gguf = Gguf::read(&demo());
+    // Its length, then "smollm".
+    let name = gguf.place("tokenizer.ggml.pre") + 8;
+    let folder = tempfile::tempdir().unwrap();
+    for vocabulary in ["gpt-4o", "falcon"] {
+        let mut bytes = gguf.bytes.clone();
+        assert_eq!(&bytes[name..name + 6], b"smollm");
+        bytes[name..name + 6].copy_from_slice(vocabulary.as_bytes());
+        let path = folder.path().join("other.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        let (mut engine, _) = Engine::loaded(&load(&path, 1));
+        for (id, letters) in [(1, "a".repeat(20_000)), (2, "!".repeat(20_000)), (3, "a".repeat(MAX_PROMPT_BYTES))] {
+            let outcome = engine.ask(chat(id, &letters));
+            assert_eq!(outcome.error.map(|(kind, _)| kind), Some(ErrorKind::ContextOverflow), "{vocabulary}, request {id}");
+        }
+    }
 }
 
 #[test]

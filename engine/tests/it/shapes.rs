@@ -1,6 +1,7 @@
 //! With a model of a real size, where there is one: `OPENGATEWAY_LARGE_MODEL` names the file. `models/demo/random_gguf.py` makes
 //! one (smollm360m); its answers mean nothing, but it takes its time.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -45,11 +46,28 @@ fn a_prompt_that_takes_long_is_cancelled_within_a_second_and_pings_go_on() {
     assert_eq!(outcomes[&1].finish, Some(Finish::Cancelled));
     // And an answer that is under way goes on beside a long prompt.
     engine.send(&Down::Generate(Generate { max_tokens: Some(12), ..raw(2, "a b c") }));
-    let mut outcomes = [(2, Outcome::default()), (3, Outcome::default())].into();
+    let mut outcomes = BTreeMap::from([(2, Outcome::default()), (3, Outcome::default())]);
     engine.take(&mut outcomes);
     engine.send(&Down::Generate(Generate { max_tokens: Some(1), ..raw(3, &long_prompt()) }));
     while outcomes[&2].finish.is_none() {
         engine.take(&mut outcomes);
     }
     assert_eq!(outcomes[&3].finish, None, "the long prompt came first");
+    // A cancel of one of two prompts is as quick, and the other one is still answered.
+    engine.send(&Down::Generate(Generate { max_tokens: Some(1), ..raw(4, &long_prompt()) }));
+    outcomes.insert(4, Outcome::default());
+    while outcomes[&4].started.is_none() {
+        engine.take(&mut outcomes);
+    }
+    let before = Instant::now();
+    engine.send(&Down::Cancel { id: 3 });
+    while outcomes[&3].finish.is_none() {
+        engine.take(&mut outcomes);
+    }
+    assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
+    assert_eq!(outcomes[&3].finish, Some(Finish::Cancelled));
+    while outcomes[&4].finish.is_none() {
+        engine.take(&mut outcomes);
+    }
+    assert_eq!(outcomes[&4].completion_tokens, 1);
 }
