@@ -128,7 +128,8 @@ the_engine_finds_its_libraries() {
       missing=$(LD_LIBRARY_PATH=$tree/usr/lib/opengateway ldd "$file" | grep 'not found' || true)
       same "libraries that $file misses" "" "$missing"
     done
-    missing=$(ldd "$tree/usr/libexec/opengateway-engine" | grep -E 'lib(llama|ggml)' | grep -vF "$tree/usr/lib/opengateway/" || true)
+    missing=$(ldd "$tree/usr/libexec/opengateway-engine" | grep -E 'lib(llama|ggml)' | sed 's|/usr/libexec/\.\./lib/|/usr/lib/|' |
+      grep -vF "$tree/usr/lib/opengateway/" || true)
     same "libraries of the engine from elsewhere" "" "$missing"
   done
 }

@@ -7,14 +7,11 @@ rpm() { command rpm --force-debian "$@"; }
 ! rpm -q lab-provides >/dev/null 2>&1 || exit 0
 
 names=(/bin/sh /usr/bin/sh /bin/bash 'systemd = 252' shadow-utils dbus polkit 'rtld(GNU_HASH)' glibc libgcc 'user(root)' 'group(root)')
-# The host's own C library says which versions of symbols a binary may ask for.
+# The host's own libraries say which versions of symbols a binary may ask for, and rpm reads them as for a package.
 for library in libc.so.6 libm.so.6 libgcc_s.so.1 libstdc++.so.6 libgomp.so.1 ld-linux-x86-64.so.2 ld-linux-aarch64.so.1; do
   file=$(find /lib/*-linux-gnu /usr/lib/*-linux-gnu /lib64 -name "$library" 2>/dev/null | head -n 1)
   [ -n "$file" ] || continue
-  names+=("$library()(64bit)")
-  while read -r version; do names+=("$library($version)(64bit)"); done < <(
-    grep -aoE '(GLIBC|GCC|GLIBCXX|CXXABI|GOMP|OMP)_[0-9]+(\.[0-9]+)*' "$file" | sort -u
-  )
+  while read -r provided; do names+=("$provided"); done < <(/usr/lib/rpm/elfdeps --provides "$file" | sort -u)
 done
 
 work=$(mktemp -d)
