@@ -728,7 +728,7 @@ refuse_foreign() {
     for path in "$root"/* "$root"/.[!.]*; do
       [ -e "$path" ] || continue
       case ${path##*/} in
-        config | state | models) ;; # of a node that was run by hand there
+        config | state | models | bus) ;; # of a node that was run by hand there, with the lines that this script says
         *) die "$root has $path, which is not of OpenGateway" "another OPENGATEWAY_POC_ROOT, best one that does not exist" ;;
       esac
     done
@@ -800,7 +800,7 @@ leftovers() {
   if [ $mode = system ]; then
     echo /var/lib/opengateway /var/cache/opengateway /etc/opengateway /etc/default/opengatewayd{,.new,.rpmsave,.rpmnew}
   else
-    echo "$root/state" "$root/models" "$root/config"
+    echo "$root/state" "$root/models" "$root/config" "$root/bus"
   fi
 }
 remove_leftovers() {

@@ -151,8 +151,11 @@ impl Task {
         let mut settings = self.settings.clone();
         let directory = settings.borrow_and_update().directory.clone();
         let _ = tokio::task::spawn_blocking(move || {
-            // Below the state directory, mostly; where it cannot be made it is said when something is to be added.
-            let _ = store::make(&directory);
+            // Below the state directory, mostly; where it cannot be made it is said when something is to be added. What is
+            // above it may be a disk that is not mounted yet, or a place of which a node for one prompt leaves nothing.
+            if directory.parent().is_some_and(Path::is_dir) {
+                let _ = store::make(&directory);
+            }
             store::remove_leftovers(&directory);
         })
         .await;
