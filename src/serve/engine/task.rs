@@ -228,8 +228,12 @@ impl Task {
                 self.wanted = !self.stays_up();
                 // Whoever waits for the end of a child that now stays would wait for ever.
                 if !self.wanted {
-                    self.unloading.drain(..).for_each(|reply| drop(reply.send(())));
-                    self.idle_replies.drain(..).for_each(|reply| drop(reply.send(false)));
+                    for reply in self.unloading.drain(..) {
+                        let _ = reply.send(());
+                    }
+                    for reply in self.idle_replies.drain(..) {
+                        let _ = reply.send(false);
+                    }
                 }
                 let _ = reply.send(Ok(()));
             }
