@@ -35,6 +35,14 @@ pub struct EngineSettings {
     pub gpu_layers: Option<u32>,
 }
 
+/// What is relative would depend on where the daemon was started.
+pub(super) fn absolute(key: &str, path: Option<PathBuf>) -> Result<Option<PathBuf>, String> {
+    match path {
+        Some(path) if !path.is_absolute() => Err(format!("{key} is {path:?}; it is an absolute path, which begins with /")),
+        path => Ok(path),
+    }
+}
+
 fn bounded(key: &str, value: Option<u32>, least: u32, most: u32) -> Result<Option<u32>, String> {
     match value {
         Some(value) if !(least..=most).contains(&value) => {
@@ -57,7 +65,7 @@ impl EngineSettings {
         };
         Ok(Self {
             enabled: raw.enabled.unwrap_or(true),
-            program: raw.program,
+            program: absolute("engine.program", raw.program)?,
             threads: bounded("threads", raw.threads, 0, 1024)?.filter(|threads| *threads > 0),
             context: bounded("context", raw.context, 0, 16_777_216)?.filter(|context| *context > 0),
             slots: bounded("slots", raw.slots, 0, 256)?.filter(|slots| *slots > 0),
@@ -90,7 +98,7 @@ pub(super) fn directories(list: Vec<PathBuf>) -> Result<Vec<PathBuf>, String> {
     if list.len() > MAX_DIRECTORIES {
         return Err(format!("models.also has {} directories; at most {MAX_DIRECTORIES} are taken", list.len()));
     }
-    Ok(list)
+    list.into_iter().filter_map(|path| absolute("models.also", Some(path)).transpose()).collect()
 }
 
 #[cfg(test)]
@@ -117,6 +125,15 @@ mod tests {
         assert!(check(&list(MAX_KEPT)).is_ok() && check(&list(MAX_KEPT + 1)).is_err());
         assert!(directories(vec!["/a".into(); MAX_DIRECTORIES]).is_ok());
         assert!(directories(vec!["/a".into(); MAX_DIRECTORIES + 1]).is_err());
+    }
+
+    #[test]
+    fn relative_paths_are_named() {
+        assert!(check("program = \"libexec/engine\"").unwrap_err().contains("engine.program"));
+        assert!(check("program = \"\"").is_err());
+        assert!(directories(vec!["/a".into(), "rel".into()]).unwrap_err().contains("models.also is \"rel\""));
+        assert!(absolute("models.directory", Some("rel".into())).unwrap_err().contains("models.directory"));
+        assert_eq!(absolute("models.directory", Some("/a".into())), Ok(Some("/a".into())));
     }
 
     #[test]

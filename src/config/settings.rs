@@ -277,7 +277,7 @@ impl Settings {
                 let host = &host[..host.floor_char_boundary(MAX_NODE_NAME_BYTES)];
                 if host.is_empty() { "node".to_owned() } else { host.to_owned() }
             }),
-            models_dir: models.directory.unwrap_or_else(|| state_dir.join("models")),
+            models_dir: engine::absolute("models.directory", models.directory)?.unwrap_or_else(|| state_dir.join("models")),
             models_also: engine::directories(models.also.unwrap_or_default())?,
             engine: EngineSettings::check(raw.engine.unwrap_or_default())?,
             state_dir,

@@ -11,11 +11,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::handle::{JobEvent, Options, ServedBy};
-use super::route::{self, Choice, Here, Wish};
+use super::route::{self, Choice, Here, Tried, Wish};
 use super::speed::Sample;
 use super::tally::Tallies;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{ClusterView, Member, ModelOffer, ModelState, NodeId};
+use crate::domain::node::{ClusterView, Member, ModelOffer, NodeId};
 use crate::domain::prompt::{Ask, Done, Failure, FailureKind, MAX_TIMEOUT};
 use crate::net::{self, AnswerEvent, AnswerStream};
 use crate::serve::{self, Requester, Served};
@@ -72,6 +72,8 @@ impl Drop for Errand {
 #[derive(Debug)]
 struct Answer {
     source: Source,
+    /// The model was not loaded when it was asked.
+    cold: bool,
     _errand: Errand,
 }
 
@@ -102,12 +104,15 @@ pub(super) struct Running {
     deadline: Instant,
     answer: Option<(Answer, ServedBy)>,
     watch: Watch,
-    tried: Vec<NodeId>,
+    tried: Vec<Tried>,
+    attempts: usize,
     crashes: usize,
     /// Model and context window that were counted on; 0 when unknown.
     chosen: Option<(String, u32)>,
     /// See [`Wish::context_above`].
     context_above: Option<u32>,
+    /// See [`Wish::real_only`].
+    real_only: bool,
     started: bool,
     ended: bool,
     /// The failure to report when nobody is left to try.
@@ -119,7 +124,8 @@ pub(super) struct Running {
 #[derive(Debug)]
 struct Watch {
     asked: Instant,
-    queued: bool,
+    /// For a slot, or for the model to be loaded: the time to its first token says nothing of the next one's.
+    waited: bool,
     /// The model, and when its first token came.
     first: Option<(String, Instant)>,
     /// When the reader was handed something, until it is back for more; and how long it was away in all.
@@ -128,8 +134,8 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(now: Instant) -> Self {
-        Self { asked: now, queued: false, first: None, handed: None, away: Duration::ZERO }
+    fn new(now: Instant, waited: bool) -> Self {
+        Self { asked: now, waited, first: None, handed: None, away: Duration::ZERO }
     }
 
     /// The reader is back for more.
@@ -146,7 +152,7 @@ impl Watch {
         if self.away > streamed / 4 {
             return None;
         }
-        let first_token = (!self.queued).then(|| first.duration_since(self.asked));
+        let first_token = (!self.waited).then(|| first.duration_since(self.asked));
         Some((model, Sample { tokens: done.usage.completion_tokens, streamed, first_token }))
     }
 }
@@ -175,11 +181,13 @@ impl Running {
             options,
             deadline,
             answer: None,
-            watch: Watch::new(now),
+            watch: Watch::new(now, false),
             tried: Vec::new(),
+            attempts: 0,
             crashes: 0,
             chosen: None,
             context_above: None,
+            real_only: false,
             started: false,
             ended: false,
             last: None,
@@ -207,8 +215,8 @@ impl Running {
             let Some((answer, by)) = &mut self.answer else {
                 match self.begin() {
                     Ok(answer) => {
+                        self.watch = Watch::new(Instant::now(), answer.0.cold);
                         self.answer = Some(answer);
-                        self.watch = Watch::new(Instant::now());
                     }
                     Err(failure) => return self.end(Err(failure)),
                 }
@@ -217,7 +225,7 @@ impl Running {
             let Ok(event) = timeout_at(self.deadline, answer.next()).await else { return self.too_late() };
             match event {
                 Some(AnswerEvent::Queued { position }) => {
-                    self.watch.queued = true;
+                    self.watch.waited = true;
                     return Some(JobEvent::Queued { position });
                 }
                 Some(AnswerEvent::Started { model }) => {
@@ -279,16 +287,24 @@ impl Running {
         if !says_nothing_of_the_node(failure.kind) {
             self.router.tallies().failed(&by.id, Instant::now());
         }
+        self.avoid(by.id, failure.kind);
         if failure.kind == FailureKind::EngineCrashed {
             self.crashes += 1;
         }
-        let exhausted = self.tried.len() > MAX_RETRIES || self.crashes > MAX_RETRIES_AFTER_CRASH;
+        let exhausted = self.attempts > MAX_RETRIES || self.crashes > MAX_RETRIES_AFTER_CRASH;
         // Of several failures the one that tells when to come back is worth most.
         let better = self.last.as_ref().is_none_or(|last| last.retry_after.is_none() || failure.retry_after.is_some());
         if better {
             self.last = Some(failure);
         }
         if exhausted { self.last.take() } else { None }
+    }
+
+    /// Takes note of what is not to be asked again after a failure; the model at hand was noted when it was asked.
+    fn avoid(&mut self, id: NodeId, kind: FailureKind) {
+        if !says_nothing_of_other_models(kind) {
+            self.tried.push(Tried { id, model: None });
+        }
     }
 
     /// A prompt that is too long for a model here may fit the same model where it has a larger context window.
@@ -312,13 +328,14 @@ impl Running {
             name: self.router.name.clone(),
             local: true,
         };
+        self.real_only |= self.ask.model.is_none() && self.has_real_model_here(&me);
         let Some(cluster) = self.cluster.clone() else { return self.only_here(&me, left) };
         let Some(view) = snapshot.clusters.get(&cluster) else {
             return Err(Failure::new(FailureKind::NoEligiblePeer, format!("this node is not in cluster {cluster}")));
         };
+        self.real_only |= self.ask.model.is_none() && route::has_real_model(view, &self.options);
         if self.options.local_first
             && !self.options.no_local
-            && !self.tried.contains(&me.id)
             && let Some(local) = self.ask_here(&me, left)
         {
             return local;
@@ -329,79 +346,98 @@ impl Running {
                 Err(nobody) => {
                     // This node itself with what it has, be it the echo: the last choice unless it was wished for.
                     let may = nobody.kind != FailureKind::InvalidRequest
-                        && !self.tried.contains(&me.id)
-                        && self.context_above.is_none()
                         && self.may_answer_here(&me)
-                        && (view.serving || self.has_real_model_here());
+                        && (view.serving || self.has_real_model_here(&me));
                     if may && let Some(local) = self.ask_here(&me, left) {
                         return local;
                     }
                     return Err(self.last.take().unwrap_or(nobody));
                 }
             };
-            let Choice { member, model, context_tokens } = choice;
-            self.chosen = Some((model, context_tokens));
+            let Choice { member, model } = choice;
+            let id = member.as_ref().map_or(&me.id, |member| &member.id).clone();
             let asked = match member {
-                Some(member) => self.ask_member(&cluster, &member, left),
+                Some(member) => self.ask_member(&cluster, &member, &model, left),
                 None => match self.ask_here(&me, left) {
                     Some(asked) => asked,
                     // The model went away between two looks.
                     None => {
-                        self.tried.push(me.id.clone());
+                        self.tried.push(Tried { id, model: None });
                         continue;
                     }
                 },
             };
             match asked {
-                Err(failure) if failure.kind.retries_elsewhere() && self.tried.len() <= MAX_RETRIES => self.last = Some(failure),
+                Err(failure) if failure.kind.retries_elsewhere() && self.attempts <= MAX_RETRIES => {
+                    self.avoid(id, failure.kind);
+                    self.last = Some(failure);
+                }
                 asked => return asked,
             }
         }
     }
 
-    fn choose(&self, view: &ClusterView, me: &NodeId) -> Result<Choice, Failure> {
-        let wish = Wish { ask: &self.ask, options: &self.options, context_above: self.context_above };
-        let offer = self.router.serve.offer();
-        let offer = offer.borrow();
-        let here = Here { id: me, offer: &offer };
-        let may = view.serving && !offer.draining && self.wishes_allow(me, &self.router.name) && !self.options.no_local;
-        let (mut tallies, now) = (self.router.tallies(), Instant::now());
-        route::choose(view, &wish, may.then_some(&here), &self.tried, |candidate| tallies.known(candidate, now), random_below)
+    fn wish(&self) -> Wish<'_> {
+        let Self { ask, options, context_above, real_only, .. } = self;
+        Wish { ask, options, context_above: *context_above, real_only: *real_only }
     }
 
-    fn ask_member(&mut self, cluster: &ClusterId, member: &Member, left: Duration) -> Result<(Answer, ServedBy), Failure> {
-        self.tried.push(member.id.clone());
-        let stream = self.router.net.ask(cluster.clone(), member.id.clone(), self.ask.clone(), left)?;
+    fn choose(&self, view: &ClusterView, me: &NodeId) -> Result<Choice, Failure> {
+        let offer = self.router.serve.offer();
+        let offer = offer.borrow();
+        let here = Here { id: me, offer: &offer, serving: view.serving };
+        let may = !offer.draining && self.wishes_allow(me, &self.router.name) && !self.options.no_local;
+        let (mut tallies, now) = (self.router.tallies(), Instant::now());
+        let known = |candidate: &route::Candidate<'_>| tallies.known(candidate, now);
+        route::choose(view, &self.wish(), may.then_some(&here), &self.tried, known, random_below)
+    }
+
+    /// What is asked of `id`, with the model by its name: left to choose, it might end at its echo. The echo alone is asked
+    /// without: meanwhile there may be something better.
+    fn begin_with(&mut self, id: &NodeId, model: &ModelOffer) -> Ask {
+        self.attempts += 1;
+        self.chosen = Some((model.name.clone(), model.context_tokens));
+        let name = self.ask.model.clone().or_else(|| route::is_real(model).then(|| model.name.clone()));
+        self.tried.push(Tried { id: id.clone(), model: name.clone() });
+        Ask { model: name, ..self.ask.clone() }
+    }
+
+    fn ask_member(
+        &mut self,
+        cluster: &ClusterId,
+        member: &Member,
+        model: &ModelOffer,
+        left: Duration,
+    ) -> Result<(Answer, ServedBy), Failure> {
+        let ask = self.begin_with(&member.id, model);
+        let stream = self.router.net.ask(cluster.clone(), member.id.clone(), ask, left)?;
         let by = ServedBy { id: member.id.clone(), name: member.name.clone(), local: false };
-        Ok((Answer { source: Source::Remote(Box::new(stream)), _errand: self.router.begin(&member.id) }, by))
+        let source = Source::Remote(Box::new(stream));
+        Ok((Answer { source, cold: route::is_cold(model), _errand: self.router.begin(&member.id) }, by))
     }
 
     fn may_answer_here(&self, me: &ServedBy) -> bool {
         !self.options.no_local && self.wishes_allow(&me.id, &me.name)
     }
 
-    fn has_real_model_here(&self) -> bool {
-        self.router.serve.offer().borrow().models.iter().any(|model| route::is_real(model) && self.is_asked_for(model))
-    }
-
-    /// Whether a model of this machine can answer.
-    fn is_asked_for(&self, model: &ModelOffer) -> bool {
-        model.state != ModelState::Failed && self.ask.model.as_ref().is_none_or(|wanted| model.name == *wanted)
+    /// Whether there is a real model here for this prompt, tried or not.
+    fn has_real_model_here(&self, me: &ServedBy) -> bool {
+        let wish = Wish { real_only: true, ..self.wish() };
+        let offer = self.router.serve.offer();
+        let offer = offer.borrow();
+        self.may_answer_here(me) && route::suited(&me.id, &offer.models, &wish, &[]).is_some_and(route::is_real)
     }
 
     /// Asks this node or nobody.
     fn only_here(&mut self, me: &ServedBy, left: Duration) -> Result<(Answer, ServedBy), Failure> {
-        if let Some(failure) = self.last.take() {
-            return Err(failure);
-        }
         match self.wishes_allow(&me.id, &me.name).then(|| self.ask_here(me, left)).flatten() {
             Some(local) => local,
-            None => Err(match &self.ask.model {
+            None => Err(self.last.take().unwrap_or_else(|| match &self.ask.model {
                 Some(model) => {
                     Failure::new(FailureKind::ModelUnavailable, format!("this machine does not serve model {model:?}"))
                 }
                 None => Failure::new(FailureKind::NoEligiblePeer, "this machine serves no model, and it is in no cluster"),
-            }),
+            })),
         }
     }
 
@@ -411,16 +447,15 @@ impl Running {
             && self.options.node.as_deref().is_none_or(|node| node == name || node == id.as_str())
     }
 
-    /// Asks this node's own backends, when they have the model.
+    /// Asks this node's own backends, when they have a model that was not tried.
     fn ask_here(&mut self, me: &ServedBy, left: Duration) -> Option<Result<(Answer, ServedBy), Failure>> {
-        if !self.router.serve.offer().borrow().models.iter().any(|model| self.is_asked_for(model)) {
-            return None;
-        }
-        self.tried.push(me.id.clone());
+        let offer = self.router.serve.offer();
+        let model = route::suited(&me.id, &offer.borrow().models, &self.wish(), &self.tried)?.clone();
+        let ask = self.begin_with(&me.id, &model);
         let (events, receiver) = mpsc::channel(64);
-        let prompt = Served { requester: Requester::Local(self.uid), ask: self.ask.clone(), timeout: left, events };
+        let prompt = Served { requester: Requester::Local(self.uid), ask, timeout: left, events };
         let errand = self.router.begin(&me.id);
-        let answer = Answer { source: Source::Local(receiver), _errand: errand };
+        let answer = Answer { source: Source::Local(receiver), cold: route::is_cold(&model), _errand: errand };
         Some(self.router.serve.submit(prompt).map(|()| (answer, me.clone())))
     }
 }
@@ -435,6 +470,11 @@ fn says_nothing_of_the_node(kind: FailureKind) -> bool {
             | FailureKind::ModelLoading
             | FailureKind::ContextOverflow
     )
+}
+
+/// What fails with one model, or one backend, may go well with another of the same node.
+fn says_nothing_of_other_models(kind: FailureKind) -> bool {
+    says_nothing_of_the_node(kind) || kind == FailureKind::BackendFailed
 }
 
 /// A number below `below`, which is not 0. Only fairness hangs on it.

@@ -36,6 +36,16 @@ pub(super) struct Wish<'a> {
     pub options: &'a Options,
     /// Only with a context window of more tokens than this: a node with so many said that they do not suffice.
     pub context_above: Option<u32>,
+    /// There is a real model for this prompt, or was when it was asked: the echo is no answer to it, whatever becomes of that.
+    pub real_only: bool,
+}
+
+/// What is not asked again.
+#[derive(Debug)]
+pub(super) struct Tried {
+    pub id: NodeId,
+    /// `None`: none of its models.
+    pub model: Option<String>,
 }
 
 /// This machine, as one of those that may answer.
@@ -43,6 +53,8 @@ pub(super) struct Wish<'a> {
 pub(super) struct Here<'a> {
     pub id: &'a NodeId,
     pub offer: &'a Offer,
+    /// It takes work of the cluster, so it is one of those to choose from; else its models are the last choice.
+    pub serving: bool,
 }
 
 /// Who may answer, and with which model.
@@ -66,22 +78,37 @@ pub(super) struct Choice {
     /// `None`: this machine.
     pub member: Option<Arc<Member>>,
     /// The model that was counted on.
-    pub model: String,
-    /// Its context window there; 0 when unknown.
-    pub context_tokens: u32,
+    pub model: ModelOffer,
 }
 
 pub(super) fn is_real(model: &ModelOffer) -> bool {
     model.source != ModelSource::Echo && model.name != ECHO
 }
 
-/// The one of `models` that would answer.
-fn suited<'a>(models: &'a [ModelOffer], wish: &Wish<'_>) -> Option<&'a ModelOffer> {
+/// Whether it is loaded only once somebody asks.
+pub(super) fn is_cold(model: &ModelOffer) -> bool {
+    model.source == ModelSource::Engine && model.state != ModelState::Ready
+}
+
+/// Whether a member that may be asked has more than the echo.
+pub(super) fn has_real_model(view: &ClusterView, options: &Options) -> bool {
+    let may = |member: &&Arc<Member>| is_usable(member) && is_wished(member, options);
+    let models = view.members.iter().filter(may).flat_map(|member| &member.models);
+    models.into_iter().any(|model| is_real(model) && model.state != ModelState::Failed)
+}
+
+/// The one of the models of `id` that would answer.
+pub(super) fn suited<'a>(id: &NodeId, models: &'a [ModelOffer], wish: &Wish<'_>, tried: &[Tried]) -> Option<&'a ModelOffer> {
+    let was_tried =
+        |model: &ModelOffer| tried.iter().any(|one| one.id == *id && one.model.as_ref().is_none_or(|tried| *tried == model.name));
+    let named = wish.ask.model.is_some();
     models
         .iter()
         .filter(|model| model.state != ModelState::Failed)
         .filter(|model| wish.ask.model.as_ref().is_none_or(|wanted| model.name == *wanted))
         .filter(|model| wish.context_above.is_none_or(|least| model.context_tokens > least))
+        .filter(|model| named || !wish.real_only || is_real(model))
+        .filter(|model| !was_tried(model))
         .rev()
         .max_by_key(|model| model.rank())
 }
@@ -100,10 +127,10 @@ fn understands(member: &Member, ask: &Ask) -> bool {
     member.protocol >= MEMBER_VERSION_TWO || !ask.needs_version_two()
 }
 
-fn remote<'a>(member: &'a Arc<Member>, wish: &Wish<'_>) -> Option<Candidate<'a>> {
+fn remote<'a>(member: &'a Arc<Member>, wish: &Wish<'_>, tried: &[Tried]) -> Option<Candidate<'a>> {
     Some(Candidate {
         id: &member.id,
-        model: suited(&member.models, wish)?,
+        model: suited(&member.id, &member.models, wish, tried)?,
         free_slots: member.free_slots.into(),
         queued: member.queued.into(),
         heard: Some(member.last_seen),
@@ -112,14 +139,14 @@ fn remote<'a>(member: &'a Arc<Member>, wish: &Wish<'_>) -> Option<Candidate<'a>>
     })
 }
 
-fn local<'a>(here: &Here<'a>, wish: &Wish<'_>) -> Option<Candidate<'a>> {
+fn local<'a>(here: &Here<'a>, wish: &Wish<'_>, tried: &[Tried]) -> Option<Candidate<'a>> {
     let Offer { models, free_slots, queued, .. } = here.offer;
-    let model = suited(models, wish).filter(|model| is_real(model))?;
+    let model = suited(here.id, models, wish, tried).filter(|model| is_real(model))?;
     let (free_slots, queued) = ((*free_slots).into(), (*queued).into());
     Some(Candidate { id: here.id, model, free_slots, queued, heard: None, latency: Duration::ZERO, member: None })
 }
 
-/// Chooses who answers: a member that is not in `tried`, or this machine where `here` says that it may, with a real model.
+/// Chooses who answers: a member with a model that is not in `tried`, or this machine where `here` says that it may, with a real model.
 ///
 /// The model comes first: the one that was named, else the greatest of all. Of those that have it, who failed a short while
 /// ago comes last; of the others, the one from which the answer is to be expected first. What is known of their load may be
@@ -132,7 +159,7 @@ pub(super) fn choose(
     view: &ClusterView,
     wish: &Wish<'_>,
     here: Option<&Here<'_>>,
-    tried: &[NodeId],
+    tried: &[Tried],
     mut known: impl FnMut(&Candidate<'_>) -> Known,
     mut random: impl FnMut(usize) -> usize,
 ) -> Result<Choice, Failure> {
@@ -148,9 +175,8 @@ pub(super) fn choose(
         .members
         .iter()
         .filter(|member| is_usable(member) && is_wished(member, wish.options) && understands(member, wish.ask))
-        .filter_map(|member| remote(member, wish))
-        .chain(here.and_then(|here| local(here, wish)))
-        .filter(|candidate| !tried.contains(candidate.id))
+        .filter_map(|member| remote(member, wish, tried))
+        .chain(here.filter(|here| here.serving).and_then(|here| local(here, wish, tried)))
         .collect();
     if wish.ask.model.is_none() {
         let greatest = able.iter().map(|candidate| candidate.model.rank()).max();
@@ -161,10 +187,10 @@ pub(super) fn choose(
         weighed.retain(|one| !one.failing);
     }
     if weighed.is_empty() {
-        return Err(nobody(view, wish));
+        return Err(nobody(view, wish, here));
     }
-    let chosen = able.get(draw(&weighed, &mut random)).ok_or_else(|| nobody(view, wish))?;
-    Ok(Choice { member: chosen.member.cloned(), model: chosen.model.name.clone(), context_tokens: chosen.model.context_tokens })
+    let chosen = able.get(draw(&weighed, &mut random)).ok_or_else(|| nobody(view, wish, here))?;
+    Ok(Choice { member: chosen.member.cloned(), model: chosen.model.clone() })
 }
 
 /// One candidate on the scales.
@@ -259,9 +285,12 @@ fn by_capacity<'a>(weighed: &'a [Weighed], without: Option<usize>, random: &mut 
 }
 
 /// Why nobody can serve, and who comes nearest.
-fn nobody(view: &ClusterView, wish: &Wish<'_>) -> Failure {
+fn nobody(view: &ClusterView, wish: &Wish<'_>, here: Option<&Here<'_>>) -> Failure {
     let cluster = &view.id;
     if view.members.is_empty() {
+        if let (Some(model), Some(_)) = (&wish.ask.model, here) {
+            return no_model(view, model, &[], here);
+        }
         return Failure::new(FailureKind::NoEligiblePeer, format!("no other node is in cluster {cluster}"));
     }
     let wished: Vec<&Arc<Member>> = view.members.iter().filter(|member| is_wished(member, wish.options)).collect();
@@ -289,7 +318,7 @@ fn nobody(view: &ClusterView, wish: &Wish<'_>) -> Failure {
             format!("none of the {count} other nodes in {cluster} can serve now; {} {why}", nearest.name.escape_debug()),
         );
     }
-    if let Some(old) = able.iter().find(|member| !understands(member, wish.ask) && remote(member, wish).is_some()) {
+    if let Some(old) = able.iter().find(|member| !understands(member, wish.ask) && remote(member, wish, &[]).is_some()) {
         return Failure::new(
             FailureKind::NoEligiblePeer,
             format!(
@@ -302,30 +331,35 @@ fn nobody(view: &ClusterView, wish: &Wish<'_>) -> Failure {
     let Some(model) = &wish.ask.model else {
         return Failure::new(FailureKind::NoEligiblePeer, format!("no node in {cluster} offers a model now"));
     };
-    let failed =
-        |member: &&Arc<Member>| member.models.iter().any(|known| known.name == *model && known.state == ModelState::Failed);
-    if let Some(member) = able.iter().copied().find(failed) {
-        return Failure::new(
-            FailureKind::ModelUnavailable,
-            format!("{} has model {model:?}, but could not load it", member.name.escape_debug()),
-        );
-    }
-    Failure::new(FailureKind::ModelUnavailable, format!("no node in {cluster} has model {model:?}; there are: {}", models(view)))
+    no_model(view, model, &able, here)
 }
 
-/// The models of a cluster, for a message.
-fn models(view: &ClusterView) -> String {
-    let mut names: Vec<String> = view
-        .members
-        .iter()
-        .filter(|member| is_usable(member))
-        .flat_map(|member| member.models.iter().filter(|model| model.state != ModelState::Failed))
+/// Why nobody can answer with the model that was named, of those that are `able` to answer at all.
+fn no_model(view: &ClusterView, model: &str, able: &[&Arc<Member>], here: Option<&Here<'_>>) -> Failure {
+    let failed = |models: &[ModelOffer]| models.iter().any(|known| known.name == model && known.state == ModelState::Failed);
+    let what = if let Some(member) = able.iter().find(|member| failed(&member.models)) {
+        format!("{} has model {model:?}, but could not load it", member.name.escape_debug())
+    } else if here.is_some_and(|here| failed(&here.offer.models)) {
+        format!("this machine has model {model:?}, but could not load it; see why with: ogctl models")
+    } else {
+        format!("no node in {} has model {model:?}; there are: {}", view.id, models(view, here))
+    };
+    Failure::new(FailureKind::ModelUnavailable, what)
+}
+
+/// The models of a cluster and of this machine, for a message.
+fn models(view: &ClusterView, here: Option<&Here<'_>>) -> String {
+    let theirs = view.members.iter().filter(|member| is_usable(member)).flat_map(|member| &member.models);
+    let ours = here.into_iter().flat_map(|here| here.offer.models.iter().filter(|model| here.serving || is_real(model)));
+    let mut names: Vec<String> = theirs
+        .chain(ours)
+        .filter(|model| model.state != ModelState::Failed)
         .map(|model| model.name.escape_debug().to_string())
         .collect();
     names.sort();
     names.dedup();
     names.truncate(16);
-    names.join(", ")
+    if names.is_empty() { "none now".to_owned() } else { names.join(", ") }
 }
 
 /// The cluster that is meant by no name at all: the only joined one, else the default one when it is joined.

@@ -139,7 +139,7 @@ impl World {
 
     fn ask(&mut self, asker: usize) {
         let (ask, options) = (Ask { model: Some("m".to_owned()), ..Ask::default() }, Options::default());
-        let wish = Wish { ask: &ask, options: &options, context_above: None };
+        let wish = Wish { ask: &ask, options: &options, context_above: None, real_only: false };
         let now = self.start + self.now;
         let (tallies, seed) = (&mut self.askers[asker], &mut self.seed);
         let choice = route::choose(

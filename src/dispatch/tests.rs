@@ -9,10 +9,11 @@ use tokio::time::Instant;
 
 use super::{Handle, Job, JobEvent, Options, Router};
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{ClusterState, ClusterView, FoundBy, Liveness, Member, ModelOffer, NodeId};
+use crate::domain::node::{ClusterState, ClusterView, FoundBy, Liveness, Member, ModelOffer, ModelSource, NodeId};
 use crate::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, Text, Usage};
 use crate::net::{self, AnswerEvent, Command, Scripted, Snapshot};
-use crate::serve;
+use crate::serve::backend::{Answering, Availability, Backend, Limits};
+use crate::serve::{self, Echo};
 
 struct Stage {
     handle: Handle,
@@ -53,9 +54,18 @@ fn member(name: &str) -> Arc<Member> {
 impl Stage {
     /// A node in "home" with these members.
     fn with(names: &[&str]) -> Self {
+        Self::of(names.iter().map(|name| member(name)).collect())
+    }
+
+    fn of(members: Vec<Arc<Member>>) -> Self {
+        Self::on(members, Vec::new())
+    }
+
+    /// The same where this machine has these backends.
+    fn on(members: Vec<Arc<Member>>, backends: Vec<Arc<dyn Backend>>) -> Self {
         let (net, scripted) = net::Handle::scripted();
         let (_, tiers) = watch::channel(Vec::new());
-        let (serve, _) = serve::spawn(serve::Config { backends: Vec::new(), tiers });
+        let (serve, _) = serve::spawn(serve::Config { backends, tiers });
         let view = ClusterView {
             id: cluster(),
             state: ClusterState::Connected,
@@ -63,7 +73,7 @@ impl Stage {
             joined_at: SystemTime::UNIX_EPOCH,
             announced: true,
             discovery: Vec::new(),
-            members: names.iter().map(|name| member(name)).collect(),
+            members,
         };
         let clusters = [(cluster(), Arc::new(view))].into();
         let snapshot = Snapshot { peer_id: Some(NodeId::new("id-me")), clusters, ..Snapshot::default() };
@@ -76,6 +86,14 @@ impl Stage {
         self.handle.start(0, cluster(), ask, Options { timeout, ..Options::default() }).unwrap()
     }
 
+    /// The next member that is asked, and with which model.
+    async fn asked_for(&mut self) -> (String, Option<String>, mpsc::Sender<AnswerEvent>) {
+        match self.scripted.commands.recv().await.unwrap() {
+            Command::Ask { member, ask, events, .. } => (member.as_str().to_owned(), ask.model, events),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// The next member that is asked, and the way to answer it.
     async fn asked(&mut self) -> (String, mpsc::Sender<AnswerEvent>) {
         match self.scripted.commands.recv().await.unwrap() {
@@ -83,6 +101,47 @@ impl Stage {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// A member with two models, the greater one not loaded, and the echo.
+fn rich(name: &str) -> Arc<Member> {
+    let sized = |name: &str, size| ModelOffer { size: Some(size), ..ModelOffer::named(name) };
+    let cold = ModelOffer { source: ModelSource::Engine, ..sized("big", 9_000_000_000) };
+    let models = vec![cold, sized("small", 1_000_000_000), ModelOffer::named("echo")];
+    Arc::new(Member { models, protocol: 2, ..Member::clone(&member(name)) })
+}
+
+const LIMITS: Limits = Limits { slots: 1, queued: 1, running_per_peer: 1, queued_per_peer: 1 };
+
+/// A backend whose models all fail.
+#[derive(Debug)]
+struct Failing(FailureKind, watch::Receiver<Availability>);
+
+impl Failing {
+    fn backends(kind: FailureKind) -> Vec<Arc<dyn Backend>> {
+        let models = rich("me").models[..2].to_vec();
+        let (_, availability) = watch::channel(Availability { models, problem: None });
+        vec![Arc::new(Self(kind, availability)), Arc::new(Echo::new(LIMITS))]
+    }
+}
+
+impl Backend for Failing {
+    fn name(&self) -> &str {
+        "failing"
+    }
+    fn availability(&self) -> watch::Receiver<Availability> {
+        self.1.clone()
+    }
+    fn limits(&self) -> Limits {
+        LIMITS
+    }
+    fn answer(&self, model: String, _: Ask, _: mpsc::Sender<Text>) -> Answering<'_> {
+        Box::pin(async move { Err(Failure::new(self.0, model)) })
+    }
+}
+
+fn echoing(name: &str) -> Arc<Member> {
+    Arc::new(Member { models: vec![ModelOffer::named("echo")], ..Member::clone(&member(name)) })
 }
 
 fn failed(kind: FailureKind) -> AnswerEvent {
@@ -277,4 +336,62 @@ async fn dropping_a_job_closes_the_way_to_the_member_and_counts_it_out() {
         }
     }
     assert_eq!(stage.handle.active(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_best_model_fails_the_next_real_one_answers_and_never_the_echo() {
+    let of_the_model = [FailureKind::Busy, FailureKind::ModelUnavailable, FailureKind::ModelLoading, FailureKind::BackendFailed];
+    for kind in of_the_model {
+        let mut stage = Stage::of(vec![rich("a"), echoing("e")]);
+        let answer = tokio::spawn(whole(stage.start(Duration::from_secs(60))));
+        for wanted in ["big", "small"] {
+            let (member, model, events) = stage.asked_for().await;
+            assert_eq!((member.as_str(), model.as_deref()), ("id-a", Some(wanted)), "{kind:?}");
+            events.send(failed(kind)).await.unwrap();
+        }
+        assert_eq!(answer.await.unwrap().1.unwrap_err().kind, kind);
+        assert!(stage.scripted.commands.try_recv().is_err(), "{kind:?}: somebody else was asked");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_node_fails_none_of_its_models_is_asked_for() {
+    let mut stage = Stage::of(vec![rich("a"), echoing("e")]);
+    let answer = tokio::spawn(whole(stage.start(Duration::from_secs(60))));
+    stage.asked_for().await.2.send(failed(FailureKind::PeerLost)).await.unwrap();
+    assert_eq!(answer.await.unwrap().1.unwrap_err().kind, FailureKind::PeerLost);
+    assert!(stage.scripted.commands.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_echo_answers_where_there_is_nothing_else() {
+    let mut stage = Stage::of(vec![echoing("e")]);
+    let answer = tokio::spawn(whole(stage.start(Duration::from_secs(60))));
+    let (member, model, events) = stage.asked_for().await;
+    assert_eq!((member.as_str(), model), ("id-e", None));
+    events.send(AnswerEvent::End(Ok(done()))).await.unwrap();
+    assert!(answer.await.unwrap().1.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_models_of_this_machine_fail_no_echo_answers_neither_its_own_nor_a_members() {
+    for kind in [FailureKind::Busy, FailureKind::ModelUnavailable, FailureKind::BackendFailed, FailureKind::PeerLost] {
+        let stage = || Stage::on(vec![echoing("e")], Failing::backends(kind));
+        // In a cluster, this machine alone, and this machine first.
+        let ask = || Ask { prompt: Text::new("x"), ..Ask::default() };
+        let first = Options { local_first: true, ..Options::default() };
+        for way in 0..3 {
+            let mut stage = stage();
+            let job = match way {
+                0 => stage.start(Duration::from_secs(60)),
+                1 => stage.handle.start_here(0, ask(), Options::default()).unwrap(),
+                _ => stage.handle.start(0, cluster(), ask(), first.clone()).unwrap(),
+            };
+            let failure = whole(job).await.1.unwrap_err();
+            // The last that was asked for: the smaller one, unless the whole node was at fault.
+            let last = if kind == FailureKind::PeerLost { "big" } else { "small" };
+            assert_eq!((failure.kind, failure.detail.as_str()), (kind, last), "{way}");
+            assert!(stage.scripted.commands.try_recv().is_err(), "{kind:?}: the member's echo was asked");
+        }
+    }
 }

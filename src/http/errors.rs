@@ -90,6 +90,12 @@ impl Refusal {
         Self { param: Some("model".into()), ..Self::not_found("model_not_found", message) }
     }
 
+    /// The model is there, but could not be loaded: it is tried again once its file or the configuration changes.
+    pub fn model_failed(message: impl Into<String>) -> Self {
+        let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("model_unavailable"), message);
+        Self { param: Some("model".into()), retry_after: Some(Duration::from_secs(60)), ..refusal }
+    }
+
     pub fn method(allowed: &'static str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, Some("method_not_allowed"), format!("this path takes {allowed}"))
     }

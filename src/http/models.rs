@@ -10,7 +10,7 @@ use super::Shared;
 use super::errors::Refusal;
 use crate::dispatch::default_cluster;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{ClusterView, Liveness, Member, ModelOffer, NodeId, Offer};
+use crate::domain::node::{ClusterView, Liveness, Member, ModelOffer, ModelState, NodeId, Offer};
 use crate::net::Snapshot;
 
 /// Names that an error lists.
@@ -50,12 +50,21 @@ fn is_usable(member: &Member) -> bool {
 }
 
 fn has(models: &[ModelOffer], name: &str) -> bool {
-    models.iter().any(|model| model.name == name)
+    models.iter().any(|model| model.name == name && can_be_asked(model))
+}
+
+/// One that could not be loaded is as good as not there, but for the reason that is told to who asks for it.
+fn can_be_asked(model: &ModelOffer) -> bool {
+    model.state != ModelState::Failed
+}
+
+fn has_failed(models: &[ModelOffer], name: &str) -> bool {
+    models.iter().any(|model| model.name == name && !can_be_asked(model))
 }
 
 /// The best rank among models; `None` without any.
 fn rank<'a>(models: impl Iterator<Item = &'a ModelOffer>) -> Option<(u8, u64)> {
-    models.map(ModelOffer::rank).max()
+    models.filter(|model| can_be_asked(model)).map(ModelOffer::rank).max()
 }
 
 fn shown(text: &str) -> String {
@@ -75,10 +84,23 @@ impl<'a> Scope<'a> {
         has(&self.own.models, name) || self.usable().any(|member| has(&member.models, name))
     }
 
+    /// Why a model that nobody offers cannot be asked.
+    fn missing(&self, name: &str) -> Refusal {
+        if has_failed(&self.own.models, name) {
+            let what = format!("model {} could not be loaded on this machine; see why with: ogctl models", shown(name));
+            return Refusal::model_failed(what);
+        }
+        if let Some(member) = self.usable().find(|member| has_failed(&member.models, name)) {
+            let what = format!("node {} could not load model {}; see: ogctl models", shown(&member.name), shown(name));
+            return Refusal::model_failed(what);
+        }
+        Refusal::no_model(format!("there is no model {} here; there are: {}", shown(name), self.names()))
+    }
+
     /// All names, the best first.
     fn names(&self) -> String {
         let models = self.usable().flat_map(|member| &member.models).chain(&self.own.models);
-        listed(models.map(|model| (model.rank(), model.name.as_str())))
+        listed(models)
     }
 
     fn nodes(&self) -> String {
@@ -121,7 +143,11 @@ impl<'a> Scope<'a> {
         if let Some(name) = &model
             && !has(models, name)
         {
-            let there = listed(models.iter().map(|model| (model.rank(), model.name.as_str())));
+            if has_failed(models, name) {
+                let what = format!("node {} could not load model {}; see: ogctl models", shown(node), shown(name));
+                return Err(Refusal::model_failed(what));
+            }
+            let there = listed(models.iter());
             return Err(Refusal::no_model(format!("node {} does not have model {}; it has: {there}", shown(node), shown(name))));
         }
         let cluster = place.and(self.view).map(|view| view.id.clone());
@@ -151,15 +177,15 @@ impl<'a> Scope<'a> {
         if let Some(name) = &model
             && !self.offers(name)
         {
-            let there = self.names();
-            return Err(Refusal::no_model(format!("there is no model {} here; there are: {there}", shown(name))));
+            return Err(self.missing(name));
         }
         Ok(self.by_model(model))
     }
 }
 
-fn listed<'a>(models: impl Iterator<Item = ((u8, u64), &'a str)>) -> String {
-    let mut models: Vec<_> = models.collect();
+fn listed<'a>(models: impl Iterator<Item = &'a ModelOffer>) -> String {
+    let models = models.filter(|model| can_be_asked(model));
+    let mut models: Vec<_> = models.map(|model| (model.rank(), model.name.as_str())).collect();
     models.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
     models.dedup_by(|a, b| a.1 == b.1);
     let names: Vec<&str> = models.into_iter().map(|(_, name)| name).collect();
@@ -241,7 +267,7 @@ pub(super) fn list(shared: &Shared, named: Option<&str>) -> Result<Vec<Listed>, 
     let theirs = views.iter().flat_map(|view| &view.members).filter(|member| is_usable(member));
     let theirs = theirs.flat_map(|member| &member.models);
     let mut models: BTreeMap<&str, Listed> = BTreeMap::new();
-    for model in theirs.chain(ours) {
+    for model in theirs.chain(ours).filter(|model| can_be_asked(model)) {
         let rank = model.rank();
         let context_length = Some(model.context_tokens).filter(|&tokens| tokens > 0);
         let known = models.entry(&model.name).or_insert_with(|| Listed {
@@ -360,6 +386,28 @@ mod tests {
         assert_eq!(asked("llama@a", Some("b"), lab(), &[]).unwrap_err().0, 400);
         let twins = vec![member("12a", "a", &["m"]), member("12b", "a", &["m"])];
         assert_eq!(asked("m@a", None, twins, &[]).unwrap_err().0, 400);
+    }
+
+    #[test]
+    fn a_model_that_could_not_be_loaded_is_not_listed_and_asking_for_it_says_so() {
+        let failed = |name: &str| ModelOffer { state: ModelState::Failed, size: Some(9_000_000_000), ..ModelOffer::named(name) };
+        let mut broken = Arc::unwrap_or_clone(member("12a", "a", &["echo"]));
+        broken.models.push(failed("llama"));
+        let view = view(vec![Arc::new(broken)]);
+        let own = Offer { models: vec![failed("mine"), ModelOffer::named("own")], ..Offer::default() };
+        let scope = Scope { view: Some(&view), own: &own, me: "me", my_id: None };
+        let refused = |model: &str| {
+            let refusal = scope.route(&Wishes { model: Some(model), ..Wishes::default() }).unwrap_err();
+            (refusal.status.as_u16(), String::from_utf8(refusal.json_text()).unwrap())
+        };
+        for model in ["llama", "mine", "llama@a", "mine@me"] {
+            let (status, text) = refused(model);
+            assert!(status == 503 && text.contains("model_unavailable") && text.contains("load"), "{model}: {text}");
+        }
+        let (status, text) = refused("gpt-4o");
+        assert!(status == 404 && text.contains("there are: own, echo\""), "{text}");
+        // What answers a prompt without a name is the real model here.
+        assert_eq!(scope.route(&Wishes::default()).unwrap(), route(false, None, None));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Whether there is memory for one more engine. Questions are answered one after the other, so that two engines that start
 //! together do not count the same memory.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
@@ -11,6 +13,8 @@ use crate::serve::engine::{Engine, MayStart};
 
 /// Engines that may ask at once.
 const QUESTIONS: usize = 256;
+/// Memory is looked at this often while somebody has too little of it.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What is told of an engine that has memory or is about to take it.
 fn taken(engine: &Engine) -> u64 {
@@ -27,15 +31,44 @@ fn taken(engine: &Engine) -> u64 {
 pub(super) fn start(gauge: gauge::Handle, engines: watch::Receiver<Vec<Arc<Engine>>>) -> mpsc::Sender<MayStart> {
     let (sender, mut questions) = mpsc::channel::<MayStart>(QUESTIONS);
     tokio::spawn(async move {
-        while let Some(question) = questions.recv().await {
-            let answer = judge(&gauge, &engines, &question).await;
-            let _ = question.reply.send(answer);
+        // Those that were refused, with what they need.
+        let mut refused = BTreeMap::new();
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                question = questions.recv() => {
+                    let Some(question) = question else { break };
+                    let answer = judge(&gauge, &engines, &question).await;
+                    match &answer {
+                        Ok(()) => drop(refused.remove(&question.model)),
+                        Err(_) => drop(refused.insert(question.model, question.needed)),
+                    }
+                    let _ = question.reply.send(answer);
+                }
+                _ = look.tick(), if !refused.is_empty() => tell_of_room(&gauge, &engines, &mut refused).await,
+            }
         }
     });
     sender
 }
 
+/// Tells those for which there is memory by now, without taking it from others.
+async fn tell_of_room(gauge: &gauge::Handle, engines: &watch::Receiver<Vec<Arc<Engine>>>, refused: &mut BTreeMap<String, u64>) {
+    let available = gauge.measured().await.memory.available.unwrap_or(u64::MAX);
+    let engines: Vec<Arc<Engine>> = engines.borrow().clone();
+    let taken: u64 = engines.iter().map(|engine| taken(engine)).sum();
+    refused.retain(|model, needed| {
+        let is_short = available.saturating_sub(taken) < *needed;
+        let engine = engines.iter().find(|engine| engine.spec().offer.name == *model);
+        if let Some(engine) = engine.filter(|_| !is_short) {
+            engine.memory_is_back();
+        }
+        is_short && engine.is_some()
+    });
+}
+
 async fn judge(gauge: &gauge::Handle, engines: &watch::Receiver<Vec<Arc<Engine>>>, question: &MayStart) -> Result<(), String> {
+    let mut tried_again = false;
     loop {
         let memory = gauge.measured().await.memory.clone();
         let others: Vec<Arc<Engine>> =
@@ -64,8 +97,11 @@ async fn judge(gauge: &gauge::Handle, engines: &watch::Receiver<Vec<Arc<Engine>>
             None => return Err(short(question.needed, free, memory.limit)),
         };
         if !ended {
-            // It got a prompt in this moment.
-            return Err(short(question.needed, free, memory.limit));
+            // It got a prompt in this moment, or ended by itself: then there is room.
+            if tried_again {
+                return Err(short(question.needed, free, memory.limit));
+            }
+            tried_again = true;
         }
     }
 }

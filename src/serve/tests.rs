@@ -354,3 +354,34 @@ async fn at_most_sixty_four_models_are_offered() {
     let models = handle.offer().borrow().models.clone();
     assert_eq!((models.len(), models[0].name.as_str(), models[0].slots), (64, "m79", 2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_prompt_that_came_before_the_news_of_its_backend_keeps_its_slot() {
+    let handle = worker_of(Vec::new());
+    let backend = played(Limits { slots: 1, ..LIMITS }, vec![ModelOffer::named("m")]);
+    let id = handle.shared.enter(Arc::clone(&backend) as Arc<dyn Backend>);
+    let mut first = submit(&handle, "a", "sleep 5", LONG);
+    handle.commands.send(super::handle::Command::Added(id, Arc::clone(&backend) as Arc<dyn Backend>)).await.unwrap();
+    let mut second = submit(&handle, "b", "sleep 5", LONG);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((handle.running(), backend.begun.lock().unwrap().len()), (1, 1));
+    assert_eq!((outcome(&mut first).await, outcome(&mut second).await), (Ok(0), Ok(0)));
+    idle(&handle, Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_backend_that_is_taken_away_the_running_end_and_the_waiting_hear_why() {
+    let handle = worker_of(Vec::new());
+    let id = handle.add(played(Limits { slots: 1, ..LIMITS }, vec![ModelOffer::named("m")])).await;
+    let mut running = submit(&handle, "a", "sleep 5", LONG);
+    let mut waiting = submit(&handle, "b", "sleep 5", LONG);
+    sleep(Duration::from_secs(1)).await;
+    handle.remove(id).await;
+    assert_eq!(outcome(&mut waiting).await, Err(FailureKind::ModelUnavailable));
+    assert_eq!(handle.running(), 1, "it still runs");
+    let begun = Instant::now();
+    handle.drain(Duration::from_secs(60)).await;
+    assert!(begun.elapsed() >= Duration::from_secs(3), "the end of what runs is waited for: {:?}", begun.elapsed());
+    assert_eq!(outcome(&mut running).await, Ok(0));
+    assert_eq!(handle.running(), 0);
+}

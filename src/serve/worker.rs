@@ -79,6 +79,8 @@ impl Entry {
 struct Worker {
     shared: Arc<Shared>,
     queues: BTreeMap<BackendId, Queue>,
+    /// Of backends that were taken away: prompts that still run.
+    leaving: BTreeMap<BackendId, Queue>,
     entries: HashMap<Ticket, Entry>,
     next_ticket: Ticket,
     ended: mpsc::UnboundedSender<(Ticket, Option<Cost>)>,
@@ -104,6 +106,7 @@ pub fn spawn(config: Config) -> (Handle, JoinHandle<()>) {
     let mut worker = Worker {
         shared: Arc::clone(&shared),
         queues: BTreeMap::new(),
+        leaving: BTreeMap::new(),
         changes: SelectAll::new(),
         entries: HashMap::new(),
         next_ticket: 0,
@@ -147,7 +150,10 @@ impl Worker {
     }
 
     fn on_added(&mut self, id: BackendId, backend: &dyn Backend) {
-        self.queues.insert(id, Queue::new(backend.limits()));
+        // A prompt may have been here before this command, and have made the queue.
+        let queue = self.queues.entry(id).or_insert_with(|| Queue::new(backend.limits()));
+        queue.set_limits(backend.limits());
+        begin_waiting(queue, &mut self.entries);
         let changes = futures::stream::unfold(backend.availability(), |mut availability| async move {
             availability.changed().await.ok().map(|()| ((), availability))
         });
@@ -160,11 +166,7 @@ impl Worker {
         for source in self.shared.sources().iter() {
             let Some(queue) = self.queues.get_mut(&source.id) else { continue };
             queue.set_limits(source.backend.limits());
-            while let Some((_, next)) = queue.next() {
-                if let Some(entry) = self.entries.get_mut(&next) {
-                    entry.begin();
-                }
-            }
+            begin_waiting(queue, &mut self.entries);
         }
         self.load_changed();
         self.tell();
@@ -175,6 +177,9 @@ impl Worker {
         if let Some(mut queue) = self.queues.remove(&id) {
             for ticket in queue.drain() {
                 self.entries.remove(&ticket);
+            }
+            if queue.running() > 0 {
+                self.leaving.insert(id, queue);
             }
         }
         self.load_changed();
@@ -238,16 +243,18 @@ impl Worker {
         self.entries.insert(ticket, entry);
         let ended = Ended { ticket, used: None, ended: self.ended.clone() };
         let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
+        let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
             let mut ended = ended;
             let outcome = tokio::select! {
                 biased;
                 () = events.closed() => None,
-                outcome = tokio::time::timeout_at(deadline, live(started, deadline, &*backend, model, ask, &events)) => Some(outcome),
+                outcome = tokio::time::timeout_at(deadline, begun(started, live(deadline, &*backend, model, ask, &events))) => Some(outcome),
             };
             let outcome = match outcome {
                 None => return,
-                Some(Ok(outcome)) => outcome,
+                Some(Ok(Some(outcome))) => outcome,
+                Some(Ok(None)) => Err(never_begun(&shared)),
                 Some(Err(_)) => Err(Failure::new(
                     FailureKind::DeadlineExceeded,
                     "the deadline passed at the serving node before the answer was whole",
@@ -267,11 +274,8 @@ impl Worker {
 
     fn on_end(&mut self, ticket: Ticket, used: Option<Cost>) {
         let Some(entry) = self.entries.remove(&ticket) else { return };
-        let Some(queue) = self.queues.get_mut(&entry.backend) else {
-            // Its backend is gone.
-            self.load_changed();
-            return self.settle_drain();
-        };
+        let queue = self.queues.get_mut(&entry.backend).or_else(|| self.leaving.get_mut(&entry.backend));
+        let Some(queue) = queue else { return };
         if entry.start.is_some() {
             queue.withdraw(&entry.requester, ticket);
         } else {
@@ -279,11 +283,8 @@ impl Worker {
             self.mean_seconds = self.mean_seconds.mul_add(0.9, entry.begun.elapsed().as_secs_f64() * 0.1);
             self.shared.answered.fetch_add(1, Ordering::Relaxed);
         }
-        while let Some((_, next)) = queue.next() {
-            if let Some(entry) = self.entries.get_mut(&next) {
-                entry.begin();
-            }
-        }
+        begin_waiting(queue, &mut self.entries);
+        self.leaving.retain(|_, queue| queue.running() > 0);
         self.load_changed();
         self.settle_drain();
     }
@@ -302,17 +303,22 @@ impl Worker {
     }
 
     fn settle_drain(&mut self) {
-        if self.queues.values().all(|queue| queue.running() == 0)
+        if self.running() == 0
             && let Some(reply) = self.drained.take()
         {
             let _ = reply.send(());
         }
     }
 
+    /// Those of backends that are gone end, too.
+    fn running(&self) -> usize {
+        self.queues.values().chain(self.leaving.values()).map(Queue::running).sum()
+    }
+
     fn load_changed(&mut self) {
         let waiting = self.queues.values().map(Queue::waiting).sum();
         self.shared.waiting.store(waiting, Ordering::Relaxed);
-        self.shared.running.store(self.queues.values().map(Queue::running).sum(), Ordering::Relaxed);
+        self.shared.running.store(self.running(), Ordering::Relaxed);
         for source in self.shared.sources().iter() {
             source.free.store(self.free_slots_of(source) > 0, Ordering::Relaxed);
         }
@@ -369,6 +375,15 @@ impl Worker {
             changed
         });
         self.tell_positions();
+    }
+}
+
+/// Begins what has a slot now.
+fn begin_waiting(queue: &mut Queue, entries: &mut HashMap<Ticket, Entry>) {
+    while let Some((_, next)) = queue.next() {
+        if let Some(entry) = entries.get_mut(&next) {
+            entry.begin();
+        }
     }
 }
 
@@ -433,18 +448,28 @@ fn cost(ask: &Ask) -> Cost {
     Cost::try_from(bytes / 4).unwrap_or(Cost::MAX).saturating_add(ask.max_tokens.unwrap_or(USUAL_TOKENS).min(MOST_TOKENS).into())
 }
 
+/// Why a prompt that waited is refused: all of them are, or only those of its backend.
+fn never_begun(shared: &Shared) -> Failure {
+    if shared.draining.load(Ordering::Relaxed) {
+        return stopping();
+    }
+    Failure::new(FailureKind::ModelUnavailable, "the model was taken away")
+}
+
+/// `None` when it never began.
+async fn begun<T>(started: oneshot::Receiver<()>, living: impl Future<Output = T>) -> Option<T> {
+    started.await.ok()?;
+    Some(living.await)
+}
+
 /// A prompt from its start to the last piece of text.
 async fn live(
-    started: oneshot::Receiver<()>,
     deadline: Instant,
     backend: &dyn Backend,
     model: String,
     ask: Ask,
     events: &mpsc::Sender<AnswerEvent>,
 ) -> Result<crate::domain::prompt::Done, Failure> {
-    if started.await.is_err() {
-        return Err(stopping());
-    }
     let (out, mut pieces) = mpsc::channel(PIECES);
     let answering = backend.answer_by(deadline, model.clone(), ask, out);
     let mut answering = FuturesUnordered::from_iter([answering]);

@@ -7,4 +7,4 @@ mod files;
 mod lab;
 mod life;
 mod mock;
-mod real;
+pub mod real;

@@ -30,6 +30,8 @@ mod openai;
 #[cfg(feature = "daemon")]
 mod polkit;
 #[cfg(feature = "daemon")]
+mod real;
+#[cfg(feature = "daemon")]
 mod routing;
 #[cfg(feature = "daemon")]
 mod upstreams;

@@ -55,7 +55,7 @@ fn pick(
     known: impl FnMut(&Candidate<'_>) -> Known,
 ) -> Result<String, Failure> {
     let asked = Ask { model: model.map(str::to_owned), ..Ask::default() };
-    pick_for(view, &Wish { ask: &asked, options, context_above: None }, here, known)
+    pick_for(view, &Wish { ask: &asked, options, context_above: None, real_only: false }, here, known)
 }
 
 fn pick_for(
@@ -149,7 +149,7 @@ fn a_name_that_two_members_have_is_ambiguous() {
 fn eight_equal_members_share_the_work() {
     let view = view((0..8).map(|at| member(&format!("n{at}"), &["m"], 4)).collect());
     let (asked, options) = (Ask::default(), Options::default());
-    let wish = Wish { ask: &asked, options: &options, context_above: None };
+    let wish = Wish { ask: &asked, options: &options, context_above: None, real_only: false };
     let mut in_flight = HashMap::<NodeId, u32>::new();
     let mut seed = 1_u64;
     for _ in 0..800 {
@@ -231,13 +231,13 @@ fn no_model_means_the_greatest_one_that_works_wherever_it_is() {
     let offer = |models| Offer { models, free_slots: 1, ..Offer::default() };
     let id = NodeId::new("id-me");
     let mine = offer(vec![model("h", BIG / 2, ModelState::Ready)]);
-    let here = Here { id: &id, offer: &mine };
+    let here = Here { id: &id, offer: &mine, serving: true };
     let with_me = |members: Vec<Member>| pick(&view(members), None, &options, Some(&here), |_| Known::default());
     assert_eq!(with_me(vec![toy.clone()]), Ok("here".to_owned()));
     assert_eq!(with_me(vec![toy, big]), Ok("big".to_owned()));
     // Its echo is not.
     let echo = offer(vec![ModelOffer { source: ModelSource::Echo, ..ModelOffer::named("echo") }]);
-    let here = Here { id: &id, offer: &echo };
+    let here = Here { id: &id, offer: &echo, serving: true };
     let members = view(vec![member("e", &["echo"], 0)]);
     assert_eq!(pick(&members, None, &options, Some(&here), |_| Known::default()), Ok("e".to_owned()));
 }
@@ -247,7 +247,7 @@ fn of_equal_nodes_this_machine_answers_until_it_is_busy() {
     let ready = || vec![model("m", BIG, ModelState::Ready)];
     let view = view(vec![with("far", ready())]);
     let (id, offer) = (NodeId::new("id-me"), Offer { models: ready(), free_slots: 1, ..Offer::default() });
-    let here = Here { id: &id, offer: &offer };
+    let here = Here { id: &id, offer: &offer, serving: true };
     let with_own = |mine: u32| {
         pick(&view, Some("m"), &Options::default(), Some(&here), |one| Known {
             in_flight: if one.id.as_str() == "id-me" { mine } else { 0 },
@@ -269,7 +269,7 @@ fn what_an_old_node_would_misunderstand_is_not_sent_to_it() {
         Ask { top_p: Some(0.5), ..Ask::default() },
         Ask { stop: vec![Text::new("x")], ..Ask::default() },
     ] {
-        let wish = Wish { ask: &asked, options: &options, context_above: None };
+        let wish = Wish { ask: &asked, options: &options, context_above: None, real_only: false };
         let both = view(vec![old.clone(), new.clone()]);
         assert_eq!(pick_for(&both, &wish, None, |_| Known::default()), Ok("new".to_owned()));
         let failure = pick_for(&view(vec![old.clone()]), &wish, None, |_| Known::default()).unwrap_err();
@@ -286,7 +286,9 @@ fn a_larger_context_window_can_be_asked_for() {
     let view = view(vec![sized("unknown", 0), sized("small", 4096), sized("large", 8192)]);
     let (asked, options) = (Ask { model: Some("m".to_owned()), ..Ask::default() }, Options::default());
     let above = |context| {
-        pick_for(&view, &Wish { ask: &asked, options: &options, context_above: Some(context) }, None, |_| Known::default())
+        pick_for(&view, &Wish { ask: &asked, options: &options, context_above: Some(context), real_only: false }, None, |_| {
+            Known::default()
+        })
     };
     assert_eq!(above(4096), Ok("large".to_owned()));
     assert!(above(8192).is_err());
@@ -300,4 +302,45 @@ fn no_name_means_the_only_cluster_or_the_default_one() {
     assert_eq!(name(&["home", "gatewayai-poc"]), Some("gatewayai-poc".to_owned()));
     assert_eq!(name(&["home", "lab"]), None);
     assert_eq!(name(&[]), None);
+}
+
+#[test]
+fn the_echo_is_no_answer_where_there_is_a_real_model_and_other_models_of_a_node_are() {
+    let two = vec![model("b", BIG, ModelState::Ready), model("s", BIG / 2, ModelState::Ready), ModelOffer::named("echo")];
+    let view = view(vec![with("a", two), member("e", &["echo"], 9)]);
+    let (asked, options) = (Ask::default(), Options::default());
+    assert!(has_real_model(&view, &options));
+    assert!(!has_real_model(&view, &Options { node: Some("e".to_owned()), ..Options::default() }));
+    let wish = |real_only| Wish { ask: &asked, options: &options, context_above: None, real_only };
+    let tried = |names: &[&str]| {
+        names.iter().map(|&name| Tried { id: NodeId::new("id-a"), model: Some(name.to_owned()) }).collect::<Vec<_>>()
+    };
+    let after = |real_only, tried: &[Tried]| {
+        choose(&view, &wish(real_only), None, tried, |_| Known::default(), |_| 0).map(|choice| choice.model.name)
+    };
+    assert_eq!(after(true, &[]).unwrap(), "b");
+    assert_eq!(after(true, &tried(&["b"])).unwrap(), "s");
+    assert_eq!(after(true, &tried(&["b", "s"])).unwrap_err().kind, FailureKind::NoEligiblePeer);
+    assert_eq!(after(false, &tried(&["b", "s"])).unwrap(), "echo");
+    assert!(after(true, &[Tried { id: NodeId::new("id-a"), model: None }]).is_err());
+}
+
+#[test]
+fn who_asks_for_a_model_that_is_not_there_is_told_of_those_that_are() {
+    let mine = Offer { models: vec![model("mine", BIG, ModelState::Ready), ModelOffer::named("echo")], ..Offer::default() };
+    let id = NodeId::new("id-me");
+    let told = |members: Vec<Member>, serving| {
+        let here = Here { id: &id, offer: &mine, serving };
+        let failure = pick(&view(members), Some("x"), &Options::default(), Some(&here), |_| Known::default()).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::ModelUnavailable);
+        failure.detail
+    };
+    assert_eq!(told(vec![member("a", &["far"], 1)], true), "no node in home has model \"x\"; there are: echo, far, mine");
+    assert_eq!(told(vec![], false), "no node in home has model \"x\"; there are: mine");
+}
+
+#[test]
+fn only_an_engines_model_that_is_not_loaded_is_cold() {
+    assert!(is_cold(&model("m", BIG, ModelState::Available)) && is_cold(&model("m", BIG, ModelState::Loading)));
+    assert!(!is_cold(&model("m", BIG, ModelState::Ready)) && !is_cold(&ModelOffer::named("m")));
 }

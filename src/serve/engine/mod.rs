@@ -151,6 +151,11 @@ impl Engine {
         let _ = self.commands.send(Command::Digest(digest));
     }
 
+    /// There is memory again: one that was refused for want of it need not wait any longer.
+    pub fn memory_is_back(&self) {
+        let _ = self.commands.send(Command::Memory);
+    }
+
     /// It is not ended for having nothing to do.
     pub fn is_kept(&self) -> bool {
         self.policy.borrow().keep

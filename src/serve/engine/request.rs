@@ -31,6 +31,8 @@ pub(super) enum Command {
     Unload(oneshot::Sender<()>),
     /// End the child if it has nothing to do.
     UnloadIfIdle(oneshot::Sender<bool>),
+    /// There is memory again for one that had none.
+    Memory,
     /// The SHA-256 of the file is known.
     Digest([u8; 32]),
     /// End all of it.

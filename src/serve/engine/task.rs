@@ -47,7 +47,7 @@ pub(super) enum State {
     Down,
     /// The memory is being looked at.
     Asking(oneshot::Receiver<Result<(), String>>),
-    /// A child died: not before this time.
+    /// A child died or had no memory: not before this time.
     Resting(Instant),
     /// There is a child.
     Up(Box<Running>),
@@ -110,6 +110,8 @@ pub(super) struct Task {
     /// What `Status` counts.
     pub counts: Status,
     pub problem: Option<String>,
+    /// There was no memory for it when it was last looked at.
+    no_memory: bool,
 }
 
 /// Starts the task; it ends when its engine is dropped or stopped.
@@ -141,6 +143,7 @@ pub(super) fn spawn(
         next_tick: Instant::now(),
         counts: Status::default(),
         problem: None,
+        no_memory: false,
     };
     tokio::spawn(task.run(commands));
 }
@@ -187,7 +190,7 @@ impl Task {
                 happened = self.state.next() => self.on_happened(happened),
                 Ok(()) = policy.changed() => {
                     let keep = policy.borrow_and_update().keep;
-                    self.wanted |= keep && !matches!(self.state, State::Up(_) | State::Failed(_));
+                    self.wanted |= keep && !self.stays_up() && !matches!(self.state, State::Failed(_));
                 }
                 () = async { tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)).await }, if alarm.is_some() => self.on_alarm(),
             }
@@ -215,13 +218,23 @@ impl Task {
             Command::Ask(request) => self.on_ask(*request),
             Command::Cancel(id) => self.on_cancel(id),
             Command::Load(reply) => {
-                if matches!(self.state, State::Failed(_)) {
+                if matches!(self.state, State::Failed(_) | State::Resting(_)) {
                     self.state = State::Down;
                     (self.load_crashes, self.deaths) = (0, 0);
                 }
                 self.problem = None;
+                self.no_memory = false;
                 self.unload = false;
-                self.wanted = !matches!(self.state, State::Up(_));
+                self.wanted = !self.stays_up();
+                // Whoever waits for the end of a child that now stays would wait for ever.
+                if !self.wanted {
+                    for reply in self.unloading.drain(..) {
+                        let _ = reply.send(());
+                    }
+                    for reply in self.idle_replies.drain(..) {
+                        let _ = reply.send(false);
+                    }
+                }
                 let _ = reply.send(Ok(()));
             }
             Command::Unload(reply) => {
@@ -240,6 +253,13 @@ impl Task {
                     self.idle_replies.push(reply);
                 } else {
                     let _ = reply.send(false);
+                }
+            }
+            Command::Memory => {
+                if let State::Resting(until) = &mut self.state
+                    && self.no_memory
+                {
+                    *until = Instant::now();
                 }
             }
             Command::Digest(digest) => self.spec.offer.digest = Some(digest),
@@ -265,8 +285,21 @@ impl Task {
         };
         match refused {
             Some(failure) => request.answer.end(Err(failure)),
-            None => self.waiting.push_back(request),
+            None => {
+                self.waiting.push_back(request);
+                // There may be memory by now; a death takes its pause.
+                if let State::Resting(until) = &mut self.state
+                    && self.no_memory
+                {
+                    *until = Instant::now();
+                }
+            }
         }
+    }
+
+    /// There is a child, and nobody told it to end.
+    fn stays_up(&self) -> bool {
+        matches!(&self.state, State::Up(running) if running.ending.is_none() && !self.unload)
     }
 
     pub(super) fn on_cancel(&mut self, id: u64) {
@@ -290,10 +323,13 @@ impl Task {
         match &self.state {
             State::Down if self.stopping.is_none() && (self.wanted || !self.waiting.is_empty()) => self.ask_for_memory(),
             State::Resting(until) => {
-                if !self.wanted && self.waiting.is_empty() {
-                    self.state = State::Down;
-                } else if *until <= Instant::now() {
+                let is_asked = self.wanted || !self.waiting.is_empty();
+                let is_over = *until <= Instant::now();
+                if is_asked && is_over {
                     self.ask_for_memory();
+                } else if !is_asked && (is_over || !self.no_memory) {
+                    self.no_memory = false;
+                    self.state = State::Down;
                 }
             }
             State::Up(running) if running.ready.is_some() && running.ending.is_none() => self.dispatch(),
@@ -326,15 +362,18 @@ impl Task {
 
     fn on_happened(&mut self, happened: Happened) {
         match happened {
-            Happened::Permit(Ok(())) => self.start(),
+            Happened::Permit(Ok(())) => {
+                self.no_memory = false;
+                self.start();
+            }
             Happened::Permit(Err(why)) => {
                 tracing::warn!(model = self.model(), "{} is not loaded: {why}", self.model());
                 self.fail_waiting(&Failure::new(FailureKind::ModelUnavailable, format!("{} is not loaded: {why}", self.model())));
                 self.problem = Some(why);
-                // One that is to be kept is tried again; the others wait for a prompt.
-                let keep = self.policy.borrow().keep && self.stopping.is_none();
-                self.wanted = keep;
-                self.state = if keep { State::Resting(Instant::now() + LONGEST_PAUSE) } else { State::Down };
+                // One that is to be kept is tried again; the others wait for memory, and then for a prompt.
+                self.wanted = self.policy.borrow().keep && self.stopping.is_none();
+                self.no_memory = self.stopping.is_none();
+                self.state = if self.no_memory { State::Resting(Instant::now() + LONGEST_PAUSE) } else { State::Down };
             }
             Happened::Frame(frame) => {
                 if let Err(why) = self.on_frame(frame) {
@@ -483,6 +522,9 @@ impl Task {
             State::Failed(_) => ModelState::Failed,
             State::Up(running) if running.ending.is_some() => ModelState::Available,
             State::Up(running) if running.ready.is_some() => ModelState::Ready,
+            // Its owner wants it here: prompts come and try again. The others are nobody's best model meanwhile.
+            State::Asking(_) | State::Resting(_) if self.no_memory && self.policy.borrow().keep => ModelState::Available,
+            State::Asking(_) | State::Resting(_) if self.no_memory => ModelState::Failed,
             State::Up(_) | State::Asking(_) => ModelState::Loading,
             State::Resting(_) if self.wanted => ModelState::Loading,
             State::Resting(_) | State::Down => ModelState::Available,
@@ -506,7 +548,7 @@ impl Task {
         if let Some(context) = self.counts.context {
             offer.context_tokens = context;
         }
-        let failed = matches!(self.state, State::Failed(_));
+        let failed = self.no_memory || matches!(self.state, State::Failed(_));
         let availability = Availability { models: vec![offer], problem: self.problem.clone().filter(|_| failed) };
         self.publish.availability.send_if_modified(|known| replace(known, availability));
     }

@@ -72,6 +72,7 @@ pub(super) struct Client {
     headers: HeaderMap,
     suspicion: Notify,
     /// The one that waited longest is first. Never locked across an await.
+    #[allow(clippy::vec_box)] // a line is large and moves at each step of an answer
     kept: Mutex<Vec<Box<Line>>>,
     dialled: AtomicU64,
 }

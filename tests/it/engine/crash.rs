@@ -168,6 +168,7 @@ async fn a_reader_who_does_not_read_holds_up_nobody_but_himself() {
     for _ in 0..3 {
         assert_eq!(lab.answer("m", "words 3").await.text, "word word word ");
     }
+    assert_eq!(lab.answer("m", "settled").await.text, "settled");
     let answer = collect(slow).await;
     assert_eq!(answer.kind(), Some(FailureKind::SlowConsumer), "{:?}", answer.outcome);
     assert_eq!(lab.answer("m", "words 1").await.text, "word ");

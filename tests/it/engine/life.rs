@@ -81,9 +81,43 @@ async fn without_memory_a_model_is_refused_with_what_is_missing() {
     assert_eq!(refused.kind, FailureKind::ModelUnavailable);
     assert!(refused.detail.contains("it needs about 0.01 GB of memory and 0.00 GB are free"), "{refused}");
     assert!(lab.until("m", |local| local.problem.is_some()).await.engine_pid.is_none());
+    lab.until_state("m", ModelState::Failed).await;
     lab.available(MEMORY);
+    // It is told of the memory, and asked again.
+    lab.until_state("m", ModelState::Available).await;
     assert_eq!(lab.answer("m", "words 1").await.text, "word ");
     lab.until("m", |local| local.problem.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_kept_model_without_memory_says_so_and_is_loaded_when_there_is_some() {
+    let lab = Lab::with(&["m"], |_| {}).await;
+    lab.available(1_000_000);
+    lab.settings.send_modify(|settings| settings.keep = vec!["m".to_owned()]);
+    let short = lab.until("m", |local| local.problem.is_some()).await;
+    assert_eq!((short.state, short.progress), (ModelState::Available, None));
+    // A prompt is refused at once, not when the pause is over.
+    let begun = Instant::now();
+    assert_eq!(lab.answer("m", "words 1").await.kind(), Some(FailureKind::ModelUnavailable));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    lab.available(MEMORY);
+    lab.until_state("m", ModelState::Ready).await;
+}
+
+#[tokio::test]
+async fn a_load_during_an_unload_is_not_lost() {
+    let lab = Lab::with(&["m"], |_| {}).await;
+    let handle = &lab.models().handle;
+    for _ in 0..5 {
+        handle.load("m".to_owned()).await.unwrap();
+        lab.until_state("m", ModelState::Ready).await;
+        let (unloaded, loaded) = tokio::join!(handle.unload("m".to_owned()), async {
+            lab.until("m", |local| local.state != ModelState::Ready).await;
+            handle.load("m".to_owned()).await
+        });
+        unloaded.and(loaded).unwrap();
+        lab.until_state("m", ModelState::Ready).await;
+    }
 }
 
 #[tokio::test]

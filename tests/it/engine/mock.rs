@@ -6,12 +6,16 @@ use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use opengateway_engine_protocol::{
     self as protocol, Down, ErrorKind, Finish, Generate, Input, MAX_FRAME_BYTES, Ready, Up, VERSION,
 };
+
+/// Requests whose thread has begun and not ended.
+static ANSWERING: AtomicUsize = AtomicUsize::new(0);
 
 /// Where the socket is; cancelled prompts.
 #[derive(Clone)]
@@ -77,7 +81,11 @@ fn child() {
         match protocol::read(&mut reading, MAX_FRAME_BYTES, &mut body) {
             Ok(Some(Down::Generate(generate))) => {
                 let mock = mock.clone();
-                std::thread::spawn(move || answer(&mock, generate));
+                ANSWERING.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    answer(&mock, generate);
+                    ANSWERING.fetch_sub(1, Ordering::SeqCst);
+                });
             }
             Ok(Some(Down::Cancel { id })) => {
                 mock.cancelled.lock().unwrap().insert(id);
@@ -147,10 +155,19 @@ fn answer(mock: &Mock, generate: Generate) {
             std::thread::sleep(Duration::from_millis(20));
         },
         "silent" => forever(),
+        // So many times 64 KiB, in pieces of which the channels on the way hold few.
         "flood" => {
-            for _ in 0..number(1) {
-                mock.delta(id, &"x".repeat(64 * 1024));
+            for _ in 0..64 * number(1) {
+                mock.delta(id, &"x".repeat(1024));
             }
+            mock.done(id, Finish::Stop, 1);
+        }
+        // What was written before has arrived when this answer does.
+        "settled" => {
+            while ANSWERING.load(Ordering::SeqCst) > 1 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            mock.delta(id, "settled");
             mock.done(id, Finish::Stop, 1);
         }
         "overflow" => {

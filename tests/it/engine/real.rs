@@ -10,7 +10,7 @@ use super::lab::{Lab, collect};
 use crate::common::node::skipped;
 
 /// The engine's program: named by the environment, or built in this repository.
-fn program() -> Option<PathBuf> {
+pub fn program() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("OPENGATEWAY_ENGINE") {
         return Some(named.into());
     }
@@ -19,7 +19,7 @@ fn program() -> Option<PathBuf> {
     triples.chain([target.join("release")]).map(|release| release.join("opengateway-engine")).find(|path| path.is_file())
 }
 
-fn demo() -> PathBuf {
+pub fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/opengateway-demo.gguf")
 }
 

@@ -168,7 +168,7 @@ async fn in_a_terminal_lines_are_edited_answers_stream_and_ctrl_c_stops_them() {
     terminal.keys("", "C-c");
     daemon.wait_for(|seen| seen.closed_pipes == 1 && seen.calls.iter().any(|call| call == "Cancel")).await;
     assert!(begun.elapsed() < std::time::Duration::from_secs(3), "{:?}", begun.elapsed());
-    terminal.until("that it was stopped", |screen| screen.contains("stopped; Ctrl-C again") && asks(screen)).await;
+    terminal.until("that it was stopped", |screen| screen.contains("stopped; Ctrl-D leaves") && asks(screen)).await;
     // The turn that was stopped is not part of the conversation.
     terminal.keys("after", "Enter");
     daemon.wait_for(|seen| seen.prompt.prompt == "after").await;
@@ -176,6 +176,16 @@ async fn in_a_terminal_lines_are_edited_answers_stream_and_ctrl_c_stops_them() {
     terminal.until("the next prompt", |screen| screen.contains("\nafter\n") && asks(screen)).await;
     terminal.keys("/nonsense", "Enter");
     terminal.until("what there is", |screen| screen.contains("/help") && asks(screen)).await;
+    // Half a line is taken back; what is typed then is a turn of its own.
+    let told = |screen: &str, times: usize| screen.matches("Ctrl-C again, or Ctrl-D, leaves").count() == times && asks(screen);
+    terminal.keys("half a li", "C-c");
+    terminal.until("that it was taken back", |screen| told(screen, 1)).await;
+    terminal.keys("whole", "Enter");
+    daemon.wait_for(|seen| seen.prompt.prompt == "whole").await;
+    terminal.until("the next prompt", |screen| screen.contains("\nwhole\n") && asks(screen)).await;
+    // Two in a row leave.
+    terminal.keys("", "C-c");
+    terminal.until("what leaves", |screen| told(screen, 2)).await;
     terminal.keys("", "C-c");
     terminal.until("the end", |screen| screen.contains("code=0")).await;
 }

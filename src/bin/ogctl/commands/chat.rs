@@ -60,6 +60,10 @@ pub async fn run(bus: &mut Bus, out: &Output, wishes: Wishes, timeout: Option<Du
         let text = tokio::select! {
             read = input.next() => match read? {
                 Read::Text(text) => text,
+                Read::TakenBack => {
+                    out.note("Ctrl-C again, or Ctrl-D, leaves");
+                    continue;
+                }
                 Read::End => return Ok(()),
             },
             // On a terminal Ctrl-C is a key while a line is being edited: this one comes from elsewhere.
@@ -78,7 +82,7 @@ pub async fn run(bus: &mut Bus, out: &Output, wishes: Wishes, timeout: Option<Du
             Ok(()) => {}
             // Somebody is there who can try again; a script would go on with a conversation that has a hole.
             Err(Stop::Failed(failure)) if input.is_terminal() && failure.code != exit::NO_DAEMON => out.report(&failure),
-            Err(Stop::Interrupted) if input.is_terminal() => out.note("\nstopped; Ctrl-C again, or Ctrl-D, leaves"),
+            Err(Stop::Interrupted) if input.is_terminal() => out.note("\nstopped; Ctrl-D leaves"),
             Err(stop) => return Err(stop),
         }
     }

@@ -20,6 +20,8 @@ const REMEMBERED: usize = 1000;
 pub enum Read {
     /// A turn; several lines where they were pasted together.
     Text(String),
+    /// Ctrl-C took back what was typed.
+    TakenBack,
     /// There is no more.
     End,
 }
@@ -87,16 +89,21 @@ fn editor() -> rustyline::Result<Editor<(), MemHistory>> {
     Editor::with_history(config, history)
 }
 
-/// Edits a line for each wish. Ctrl-C takes back what was typed; with nothing typed, it leaves.
+/// Edits a line for each wish. Ctrl-C takes back what was typed, which the editor does not tell; a second one in a row leaves.
 fn edit(mut editor: Editor<(), MemHistory>, wished: &blocking::Receiver<()>, send: &mpsc::Sender<Result<Read, Failure>>) {
+    let mut was_taken_back = false;
     while wished.recv().is_ok() {
-        let read = match editor.readline("> ") {
+        let line = editor.readline("> ");
+        let is_taken_back = matches!(line, Err(ReadlineError::Interrupted));
+        let read = match line {
             Ok(text) => Ok(Read::Text(text)),
+            Err(ReadlineError::Interrupted) if !was_taken_back => Ok(Read::TakenBack),
             Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(Read::End),
             // The window has another size.
             Err(ReadlineError::Signal(_)) => Ok(Read::Text(String::new())),
             Err(error) => Err(Failure::new("System", format!("cannot read the terminal: {error}"), "", exit::FAILED)),
         };
+        was_taken_back = is_taken_back;
         if send.blocking_send(read).is_err() {
             return;
         }
