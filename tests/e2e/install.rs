@@ -244,6 +244,8 @@ fn a_user_has_a_node_of_their_own_on_the_session_bus() {
         b.sh(&format!("test -e /home/alice/.opengateway-poc/{path}"));
     }
 
+    // Written when the model was hashed, a moment after the start.
+    b.until(DEADLINE, "test -e /home/alice/.opengateway-poc/state/models.json");
     let pid = || b.as_user("alice", &format!("{user} show --property=MainPID opengatewayd")).stdout;
     let before = (home(), pid());
     done(&alice(&format!("NODE_NAME='{name}' POC_SERVE=1"), ""));
