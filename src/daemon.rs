@@ -418,6 +418,7 @@ fn net_config(settings: &Settings) -> net::Config {
             ..net::ConnectionCaps::default()
         },
         versions: crate::wire::version::Versions::OURS,
+        ..net::Config::default()
     }
 }
 

@@ -43,6 +43,7 @@ async fn start(arguments: &Arguments) -> Result<Node, Failed> {
         timings: net::Timings::default(),
         caps: net::ConnectionCaps::default(),
         versions: opengateway::wire::version::Versions::OURS,
+        ..net::Config::default()
     };
     let (net, _) = net::start(config, &identity, Arc::new(serve.clone())).await?;
     let dispatch = dispatch::Handle::new(dispatch::Router::new(net.clone(), serve, arguments.name.clone()));

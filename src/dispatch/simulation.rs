@@ -76,6 +76,7 @@ fn member(at: usize, slots: usize) -> Arc<Member> {
         addresses: Vec::new(),
         found_by: FoundBy::Mdns,
         direct: true,
+        relay: None,
         transport: "quic",
         connected_at: SystemTime::UNIX_EPOCH,
         last_seen: SystemTime::UNIX_EPOCH,

@@ -37,6 +37,7 @@ fn member(name: &str) -> Arc<Member> {
         addresses: Vec::new(),
         found_by: FoundBy::Mdns,
         direct: true,
+        relay: None,
         transport: "quic",
         connected_at: SystemTime::UNIX_EPOCH,
         last_seen: SystemTime::UNIX_EPOCH,

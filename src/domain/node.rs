@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::cluster::ClusterId;
+use super::network::Relay;
 
 /// A libp2p peer id in its text form. Only `net` makes and reads its inside.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +48,8 @@ pub enum FoundBy {
     View,
     /// It dialled us first.
     Inbound,
+    /// It was a member before the last stop.
+    Remembered,
 }
 
 impl FoundBy {
@@ -58,6 +61,7 @@ impl FoundBy {
             Self::Bootstrap => "bootstrap",
             Self::View => "view",
             Self::Inbound => "inbound",
+            Self::Remembered => "remembered",
         }
     }
 }
@@ -201,6 +205,8 @@ pub struct Member {
     pub found_by: FoundBy,
     /// False when the connection goes through a relay.
     pub direct: bool,
+    /// The relay that it goes through.
+    pub relay: Option<Relay>,
     /// "quic" or "tcp"; empty when not connected.
     pub transport: &'static str,
     /// When the membership stream came up.

@@ -314,6 +314,7 @@ mod tests {
             addresses: Vec::new(),
             found_by: FoundBy::Mdns,
             direct: true,
+            relay: None,
             transport: "quic",
             connected_at: SystemTime::now(),
             last_seen: SystemTime::now(),

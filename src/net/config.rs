@@ -1,8 +1,9 @@
 //! What the network task is told once, at its start. Text addresses are checked here, not in the configuration.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::behaviour::ConnectionCaps;
+use crate::domain::node::NodeId;
 use crate::wire::version::Versions;
 
 /// Periods and deadlines. The defaults are those of `docs/protocol.md`; tests shorten them.
@@ -46,8 +47,63 @@ impl Default for Timings {
     }
 }
 
+/// What this node carries for others that cannot reach each other directly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Relaying {
+    /// Be a relay.
+    pub enabled: bool,
+    /// Places held for others at once.
+    pub reservations: usize,
+    /// Circuits at once.
+    pub circuits: usize,
+    /// Bytes of one circuit, both directions together.
+    pub circuit_bytes: u64,
+    /// How long a circuit may last.
+    pub circuit_duration: Duration,
+}
+
+impl Default for Relaying {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            reservations: 128,
+            circuits: 1024,
+            circuit_bytes: 1 << 30,
+            circuit_duration: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// How many members a node stays connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mesh {
+    /// Up to this many members of a cluster everybody is connected to everybody.
+    pub full: usize,
+    /// Above: to this many of them at random.
+    pub random: usize,
+    /// And to this many that are nearest by round trip.
+    pub near: usize,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self { full: 64, random: 32, near: 8 }
+    }
+}
+
+/// A peer that was a member before the last stop: it is tried first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// Who.
+    pub id: NodeId,
+    /// Where it was reached, best first.
+    pub addresses: Vec<String>,
+    /// When it was a member last.
+    pub last_seen: SystemTime,
+}
+
 /// What the network task is told at its start.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Config {
     /// Shown to other members; at most 64 bytes.
     pub node_name: String,
@@ -67,4 +123,12 @@ pub struct Config {
     pub caps: ConnectionCaps,
     /// Versions of the membership stream to speak; tests play older nodes.
     pub versions: Versions,
+    /// What this node carries for others.
+    pub relaying: Relaying,
+    /// Multiaddrs at which this node is reached though it does not listen on them: a forwarded port.
+    pub announce: Vec<String>,
+    /// Members before the last stop, the latest first.
+    pub remembered: Vec<Remembered>,
+    /// How many members to stay connected to.
+    pub mesh: Mesh,
 }

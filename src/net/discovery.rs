@@ -94,6 +94,7 @@ impl Task<'_> {
         if addresses.is_empty() {
             return;
         }
+        self.ledger.heard(peer, source.found_by(), now.into_std());
         self.book.learn(peer, source, addresses, now.into_std());
         // A hint that names a peer which refused a cluster gives it another chance on its next connection only.
         if !self.clusters.is_empty() && !self.swarm.is_connected(&peer) {

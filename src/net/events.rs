@@ -9,8 +9,9 @@ use tokio::time::Instant;
 use super::behaviour::BehaviourEvent;
 use super::book::Source;
 use super::task::{Due, Task};
-use super::{address, mdns_meter};
+use super::{address, ledger, mdns_meter};
 use crate::domain::cluster::ClusterId;
+use crate::domain::network::DialOutcome;
 use crate::wire::version::KAD_PROTOCOL;
 
 /// Connections to one peer, members too. Two that dial each other over two transports and two addresses have fewer.
@@ -66,6 +67,7 @@ impl Task<'_> {
         self.policy.connected(&peer);
         self.dirty = true;
         if endpoint.is_dialer() {
+            self.ledger.dialled(peer, address::without_peer(remote), DialOutcome::Connected, now.into_std());
             self.match_bootstrap(peer, remote);
         } else {
             self.show_out_a_stranger();
@@ -97,6 +99,11 @@ impl Task<'_> {
 
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
         self.note_bootstrap_failure(peer, error);
+        if let Some(peer) = peer {
+            for (address, outcome) in ledger::outcomes(error) {
+                self.ledger.dialled(peer, address, outcome, now.into_std());
+            }
+        }
         match peer {
             Some(peer) => {
                 tracing::debug!(%peer, %error, "dial failed");

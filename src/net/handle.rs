@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::ask::Asking;
 use super::lanes::Pool;
 use crate::domain::cluster::ClusterId;
+use crate::domain::network::{Facts, PingError, Pinged};
 use crate::domain::node::{ClusterView, GoneReason, Member, NodeId, Offer};
 use crate::domain::prompt::{Ask, Done, Failure, FailureKind, Text};
 
@@ -101,6 +102,29 @@ pub enum Command {
     Shutdown {
         /// Told when the goodbyes are out, or after 200 ms.
         reply: oneshot::Sender<()>,
+    },
+    /// Tell what is known of the network.
+    Facts {
+        /// Told at once.
+        reply: oneshot::Sender<Facts>,
+    },
+    /// Ask a peer for signs of life.
+    Ping {
+        /// Whom, by peer id or by the name that it told.
+        peer: String,
+        /// How often, one after the other.
+        count: u32,
+        /// Told when the last one is answered, or one is not.
+        reply: oneshot::Sender<Result<Pinged, PingError>>,
+    },
+    /// Connect to a member that is only known: a prompt needs it.
+    Reach {
+        /// In which cluster.
+        cluster: ClusterId,
+        /// Whom.
+        member: NodeId,
+        /// Told when it is a member here, or cannot be reached.
+        reply: oneshot::Sender<bool>,
     },
     /// Answers when the loop gets to it: the watchdog's proof of life.
     Probe {
@@ -407,6 +431,36 @@ impl Handle {
         if self.commands.send(Command::Shutdown { reply }).await.is_ok() {
             let _ = answer.await;
         }
+    }
+
+    /// What is known of the network now; `None` when the task is busy beyond measure or has stopped.
+    pub async fn facts(&self) -> Option<Facts> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.try_send(Command::Facts { reply }).ok()?;
+        answer.await.ok()
+    }
+
+    /// Asks a peer, by id or name, `count` times for a sign of life, dialling it when it is known and not connected.
+    ///
+    /// # Errors
+    /// [`PingError`].
+    ///
+    /// Cancel-safe: dropping the future abandons the wait.
+    pub async fn ping(&self, peer: String, count: u32) -> Result<Pinged, PingError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.try_send(Command::Ping { peer, count, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => PingError::Busy,
+            mpsc::error::TrySendError::Closed(_) => PingError::Stopped,
+        })?;
+        answer.await.map_err(|_| PingError::Stopped)?
+    }
+
+    /// Connects to a member that is only known ([`crate::domain::node::Liveness::Known`]); false when it cannot be reached.
+    ///
+    /// Cancel-safe: dropping the future abandons the wait, not the dial.
+    pub async fn reach(&self, cluster: ClusterId, member: NodeId) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.commands.try_send(Command::Reach { cluster, member, reply }).is_ok() && answer.await.unwrap_or(false)
     }
 
     /// Makes the network task panic.

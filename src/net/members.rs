@@ -298,6 +298,7 @@ impl Entry {
             addresses: self.link.addresses.iter().map(ToString::to_string).collect(),
             found_by: self.found_by,
             direct: self.link.direct,
+            relay: None,
             transport: self.link.transport,
             connected_at: self.connected_at,
             last_seen: self.last_seen,

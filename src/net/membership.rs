@@ -16,6 +16,7 @@ use super::session::{self, Context, End, Generation, Outgoing, Report, Up};
 use super::streams::Inbound;
 use super::task::{Due, Session, Task};
 use crate::domain::cluster::ClusterId;
+use crate::domain::network::GreetOutcome;
 use crate::domain::node::{GoneReason, NodeId};
 use crate::wire::control::{ByeReason, Control, Heartbeat};
 use crate::wire::frame;
@@ -401,7 +402,9 @@ impl Task<'_> {
         self.publish_permits();
         self.policy.succeeded(&peer);
         self.book.succeeded(&peer, now.into_std());
+        self.ledger.greeted(peer, cluster, GreetOutcome::Member, now.into_std());
         if let Some(member) = self.members.get(cluster, &peer) {
+            self.ledger.named(peer, &member.name, now.into_std());
             self.lasting.pool.admit(peer);
             if member.serving || !member.models.is_empty() {
                 self.lasting.pool.warm(peer);
@@ -414,6 +417,15 @@ impl Task<'_> {
         self.hellos.remove(&generation);
         tracing::debug!(%peer, generation, ?end, "membership stream ended");
         let now = Instant::now();
+        if let Some(cluster) = &cluster {
+            let outcome = match &end {
+                End::Refused => GreetOutcome::Refused,
+                End::VersionMismatch => GreetOutcome::VersionMismatch,
+                End::Violation(_) => GreetOutcome::Violation,
+                End::Bye(_) | End::Closed | End::Io(_) | End::TimedOut => GreetOutcome::Failed,
+            };
+            self.ledger.greeted(peer, cluster, outcome, now.into_std());
+        }
         match &end {
             End::Refused | End::VersionMismatch => {
                 // A report of a connection that is gone would never be forgotten.

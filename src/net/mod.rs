@@ -16,19 +16,25 @@ mod dial;
 mod discovery;
 mod duplicates;
 mod events;
+mod facts;
 mod gate;
 mod guard;
 mod handle;
 pub mod identity;
 mod joining;
 mod lanes;
+mod ledger;
 mod listen;
 mod mdns_meter;
 mod members;
 mod membership;
+mod mesh;
+mod nat;
 mod offers;
+mod ping;
 mod port;
 mod publish;
+mod recover;
 mod session;
 mod store;
 mod streams;
@@ -39,7 +45,7 @@ mod tests;
 mod transport;
 
 pub use behaviour::ConnectionCaps;
-pub use config::{Config, Timings};
+pub use config::{Config, Mesh, Relaying, Remembered, Timings};
 pub use handle::{
     AnswerEvent, AnswerNow, AnswerStream, Command, Event, Handle, InboundPrompt, JoinError, JoinOptions, LeaveError, Replier,
     Scripted, Service, Snapshot,

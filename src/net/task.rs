@@ -30,6 +30,7 @@ use super::gate::Gate;
 use super::guard::Bans;
 use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service, Snapshot};
 use super::lanes::{Lane, NoLane, Pool};
+use super::ledger::Ledger;
 use super::mdns_meter::MdnsMeter;
 use super::members::Members;
 use super::session::{Generation, Outgoing, Report};
@@ -163,6 +164,8 @@ pub(crate) struct Task<'a> {
     pub(super) book: Book,
     pub(super) policy: Policy,
     pub(super) bans: Bans,
+    /// What came of dials and greetings, for the doctor.
+    pub(super) ledger: Ledger,
     pub(super) mdns_meter: MdnsMeter,
     pub(super) agenda: Agenda<Due>,
     pub(super) permits: watch::Sender<Arc<Permits>>,
@@ -265,6 +268,7 @@ pub(crate) async fn run(
         book: Book::new(),
         policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
+        ledger: Ledger::default(),
         mdns_meter: MdnsMeter::new(std::time::Instant::now()),
         agenda: Agenda::new(),
         permits: watch::channel(Arc::default()).0,
@@ -420,6 +424,9 @@ impl Task<'_> {
             }
             Command::Shutdown { reply } => self.stopping = Some(reply),
             Command::Probe { reply } => drop(reply.send(())),
+            Command::Facts { reply } => drop(reply.send(self.facts())),
+            Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
+            Command::Reach { cluster, member, reply } => self.reach(&cluster, &member, reply),
             #[cfg(test)]
             Command::Panic => panic!("asked to by a test"),
         }

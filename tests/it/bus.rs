@@ -86,6 +86,7 @@ fn member(number: usize, name: &str) -> Arc<Member> {
         addresses: vec!["/ip4/192.0.2.1/udp/4001/quic-v1".to_owned()],
         found_by: FoundBy::Mdns,
         direct: true,
+        relay: None,
         transport: "quic",
         connected_at: SystemTime::now(),
         last_seen: SystemTime::now(),

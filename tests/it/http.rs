@@ -114,6 +114,7 @@ pub fn member(id: &str, name: &str, models: &[&str]) -> Arc<Member> {
         addresses: Vec::new(),
         found_by: FoundBy::Mdns,
         direct: true,
+        relay: None,
         transport: "quic",
         connected_at: SystemTime::now(),
         last_seen: SystemTime::now(),

@@ -78,6 +78,7 @@ impl Node {
             timings: Timings { views: Duration::from_millis(500), patience: Duration::from_millis(100), ..Timings::default() },
             caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
             versions: opengateway::wire::version::Versions::OURS,
+            ..Config::default()
         };
         let service: Arc<dyn Service> = Arc::clone(&stub) as Arc<dyn Service>;
         let (handle, _) = start(config, &Identity::generate(), service).await.unwrap();

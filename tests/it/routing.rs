@@ -107,6 +107,7 @@ impl Plan {
             timings: Timings { views: Duration::from_millis(300), patience: Duration::from_millis(100), ..Timings::default() },
             caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
             versions: self.versions,
+            ..Config::default()
         };
         let (net, _) = net::start(config, &Identity::generate(), Arc::new(serve.clone())).await.unwrap();
         net.join(home(), JoinOptions { bootstrap: Vec::new(), serve: serves }).await.unwrap();

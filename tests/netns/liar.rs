@@ -71,6 +71,7 @@ pub async fn play() {
         timings: Timings::default(),
         caps: ConnectionCaps::default(),
         versions: Versions::OURS,
+        ..Config::default()
     };
     let (net, _running) = start(config, &identity, Arc::new(Nothing(offer))).await.unwrap();
     let red = ClusterId::new("red").unwrap();

@@ -16,6 +16,7 @@ fn member(name: &str, models: &[&str], free_slots: u16) -> Member {
         addresses: Vec::new(),
         found_by: FoundBy::Mdns,
         direct: true,
+        relay: None,
         transport: "quic",
         connected_at: SystemTime::UNIX_EPOCH,
         last_seen: SystemTime::UNIX_EPOCH,

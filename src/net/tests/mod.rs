@@ -98,6 +98,7 @@ impl Plan {
             timings: self.timings,
             caps: self.caps,
             versions: self.versions,
+            ..Config::default()
         };
         let (handle, _) = start(config, &self.identity, stub).await.unwrap();
         Node { handle, prompts, offer: offer_of }
