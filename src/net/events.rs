@@ -115,6 +115,7 @@ impl Task<'_> {
                     self.book.forget(&peer);
                 }
                 self.policy.failed(&peer, now.into_std());
+                self.known_not_reached(&peer, now);
                 if self.book.failed(&peer) >= 3 && !self.is_bootstrap(&peer) {
                     self.swarm.behaviour_mut().kad.remove_peer(&peer);
                 }

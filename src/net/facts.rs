@@ -23,7 +23,7 @@ impl Task<'_> {
             dht: DhtFacts::default(),
             clusters: self.clusters.keys().map(|id| (id.clone(), self.members.count(id))).collect(),
             peers: Vec::new(),
-            same_identity: Vec::new(),
+            same_identity: self.twins.addresses(tokio::time::Instant::now()),
             connections: (self.swarm.behaviour().streams.all().count(), self.lasting.config.caps.established as usize),
         }
     }

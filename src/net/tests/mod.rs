@@ -5,7 +5,9 @@ mod conduct;
 mod dht;
 mod door;
 mod lanes;
+mod mesh;
 mod rogue;
+mod twins;
 mod versions;
 
 use std::sync::Arc;
@@ -16,8 +18,8 @@ use tokio::time::timeout;
 
 use super::identity::Identity;
 use super::{
-    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Service, Snapshot,
-    Timings, start,
+    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Service,
+    Snapshot, Timings, start,
 };
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};
@@ -66,6 +68,7 @@ struct Plan {
     caps: ConnectionCaps,
     versions: Versions,
     models: Vec<ModelOffer>,
+    mesh: Mesh,
 }
 
 fn plan(name: &'static str) -> Plan {
@@ -79,6 +82,7 @@ fn plan(name: &'static str) -> Plan {
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
         versions: Versions::OURS,
         models: vec![ModelOffer::named("echo")],
+        mesh: Mesh::default(),
     }
 }
 
@@ -98,6 +102,7 @@ impl Plan {
             timings: self.timings,
             caps: self.caps,
             versions: self.versions,
+            mesh: self.mesh,
             ..Config::default()
         };
         let (handle, _) = start(config, &self.identity, stub).await.unwrap();
