@@ -170,6 +170,8 @@ pub(crate) struct Task<'a> {
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
     pub(super) pings: Pings,
+    /// Configured addresses that could not be listened on, with the reason.
+    pub(super) not_listening: Vec<(String, String)>,
     pub(super) mdns_meter: MdnsMeter,
     pub(super) agenda: Agenda<Due>,
     pub(super) permits: watch::Sender<Arc<Permits>>,
@@ -274,6 +276,7 @@ pub(crate) async fn run(
         bans: Bans::default(),
         ledger: Ledger::default(),
         pings: Pings::default(),
+        not_listening: Vec::new(),
         mdns_meter: MdnsMeter::new(std::time::Instant::now()),
         agenda: Agenda::new(),
         permits: watch::channel(Arc::default()).0,
@@ -429,7 +432,7 @@ impl Task<'_> {
             }
             Command::Shutdown { reply } => self.stopping = Some(reply),
             Command::Probe { reply } => drop(reply.send(())),
-            Command::Facts { reply } => drop(reply.send(self.facts())),
+            Command::Facts { about, reply } => drop(reply.send(self.facts(about.as_deref()))),
             Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
             Command::Reach { cluster, member, reply } => self.reach(&cluster, &member, reply),
             #[cfg(test)]
