@@ -65,7 +65,7 @@ need_build
 need dbus-daemon=dbus-daemon
 if wants it; then need tmux=tmux; fi
 if wants it && [ "$(id -u)" = 0 ]; then need strace=strace pkaction=polkitd; fi
-if wants netns && [ "$(id -u)" = 0 ]; then need ip=iproute2 nft=nftables; fi
+if wants netns && [ "$(id -u)" = 0 ]; then need ip=iproute2 tc=iproute2 nft=nftables python3=python3-minimal; fi
 
 if wants lint; then
   if cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt >/dev/null 2>&1; then
