@@ -84,6 +84,7 @@ impl Task<'_> {
         let remote = endpoint.get_remote_address();
         tracing::debug!(%peer, address = %remote, dialed = endpoint.is_dialer(), "connected");
         self.policy.connected(&peer);
+        self.ping_connected(peer);
         self.dirty = true;
         if endpoint.is_dialer() {
             self.ledger.dialled(Some(peer), address::without_peer(remote), DialOutcome::Connected, now.into_std());
@@ -132,6 +133,7 @@ impl Task<'_> {
                     // Somebody else has the address now: trying again costs both of us a handshake and finds nobody.
                     self.book.forget(&peer);
                 }
+                self.ping_not_connected(peer, &super::bootstrap::why_not(error));
                 self.policy.failed(&peer, now.into_std());
                 if self.book.failed(&peer) >= 3 && !self.is_bootstrap(&peer) {
                     self.swarm.behaviour_mut().kad.remove_peer(&peer);

@@ -189,9 +189,10 @@ impl Task<'_> {
         }
     }
 
-    /// The name that a member told, in whichever cluster.
+    /// The name that a peer told last, if it ever did.
     pub(super) fn name_of(&self, peer: &PeerId) -> Option<String> {
-        self.clusters.keys().find_map(|id| self.members.name(id, peer)).map(str::to_owned)
+        let listed = self.clusters.keys().find_map(|id| self.members.name(id, peer));
+        listed.or_else(|| self.ledger.get(peer)?.name.as_deref()).map(str::to_owned)
     }
 }
 

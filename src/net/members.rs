@@ -258,6 +258,11 @@ impl Members {
         self.entries.get(&Self::key(cluster, peer))?.state.as_ref().map(|state| state.node_name.as_str())
     }
 
+    /// Who told which name in a cluster.
+    pub(crate) fn names<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (PeerId, &'a str)> + 'a {
+        self.of(cluster).filter_map(|(peer, entry)| Some((*peer, entry.state.as_ref()?.node_name.as_str())))
+    }
+
     /// Peers of a cluster, each with when it was heard last; the caller picks at random.
     pub(crate) fn heard_of<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (PeerId, Instant)> + 'a {
         self.of(cluster).map(|(peer, entry)| (*peer, entry.last_frame))

@@ -33,6 +33,7 @@ use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
 use super::mdns_meter::MdnsMeter;
 use super::members::Members;
+use super::ping::Pings;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
@@ -40,7 +41,7 @@ use crate::domain::cluster::ClusterId;
 use crate::domain::node::Offer;
 use crate::wire::control::ByeReason;
 use crate::wire::keys::Root;
-use crate::wire::version::INFERENCE_PROTOCOL;
+use crate::wire::version::{INFERENCE_PROTOCOL, PING_PROTOCOL};
 
 /// Clusters that a node may be in at once: each costs a membership stream to every member.
 pub const MAX_CLUSTERS: usize = 16;
@@ -78,6 +79,8 @@ pub(crate) enum Due {
     Duplicates(PeerId),
     /// Dial a bootstrap address that names no peer.
     Bootstrap(usize),
+    /// Tell who waits to ping a peer that it did not connect in time.
+    Ping(PeerId),
     /// Start mDNS anew after a flood.
     Mdns,
     /// Close idle lanes.
@@ -166,6 +169,7 @@ pub(crate) struct Task<'a> {
     pub(super) bans: Bans,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
+    pub(super) pings: Pings,
     /// Configured addresses that could not be listened on, with the reason.
     pub(super) not_listening: Vec<(String, String)>,
     pub(super) mdns_meter: MdnsMeter,
@@ -271,6 +275,7 @@ pub(crate) async fn run(
         policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
         ledger: Ledger::default(),
+        pings: Pings::default(),
         not_listening: Vec::new(),
         mdns_meter: MdnsMeter::new(std::time::Instant::now()),
         agenda: Agenda::new(),
@@ -449,6 +454,7 @@ impl Task<'_> {
                 Due::Hello(peer, cluster) => self.greet(peer, &cluster),
                 Due::Duplicates(peer) => self.close_duplicates(peer, now),
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
+                Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
                 Due::Leave(cluster) => self.try_depart(&cluster, now),
@@ -512,6 +518,8 @@ impl Task<'_> {
                 violations: self.violations.clone(),
             };
             self.spawn(answer::serve(desk, inbound.peer, inbound.stream));
+        } else if inbound.protocol.as_ref() == PING_PROTOCOL {
+            self.accept_ping(inbound);
         } else {
             self.accept_hello(inbound);
         }
