@@ -56,8 +56,15 @@ impl HostProbe {
 
     /// What is known now. Blocks for as long as reading a few files takes.
     pub fn read(&self) -> (Vec<InterfaceFacts>, Host) {
+        let firewall = self.firewall();
+        let rule = match firewall.as_deref() {
+            Some("firewalld") => Some("usr/lib/firewalld/services/opengateway.xml"),
+            Some("ufw") => Some("etc/ufw/applications.d/opengateway"),
+            _ => None,
+        };
         let host = Host {
-            firewall: self.firewall(),
+            firewall_rule: rule.is_some_and(|rule| self.path(rule).exists()),
+            firewall,
             clock_synchronised: self.clock(),
             suspended_s: slept().saturating_sub(self.slept).as_secs(),
         };

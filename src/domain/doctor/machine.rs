@@ -154,6 +154,9 @@ pub(super) fn interfaces(facts: &Facts) -> Vec<Finding> {
 /// Interfaces on which mDNS is sent and nothing comes back.
 pub(super) fn silence(facts: &Facts, host: &Host) -> Vec<Finding> {
     let mut findings = Vec::new();
+    if !facts.mdns_enabled || facts.mdns_flooded {
+        return findings;
+    }
     let mut names: Vec<&String> = facts.mdns.iter().filter(|mdns| mdns.problem.is_none()).map(|mdns| &mdns.interface).collect();
     names.sort();
     names.dedup();

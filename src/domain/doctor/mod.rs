@@ -96,6 +96,8 @@ impl Finding {
 pub struct Host {
     /// "firewalld", "ufw": a firewall that is active; `None` when none is known to be.
     pub firewall: Option<String>,
+    /// That firewall has a rule for this program, by name, which has to be switched on only.
+    pub firewall_rule: bool,
     /// The clock is known to be right; `None` when nobody says.
     pub clock_synchronised: Option<bool>,
     /// How long it was suspended since the daemon started, in seconds; 0 is never.

@@ -82,12 +82,15 @@ fn unknown(facts: &Facts, wanted: &str) -> Finding {
     if facts.clusters.iter().any(|cluster| cluster.members > 0) {
         looked.push("what members tell".to_owned());
     }
-    let looked = if looked.is_empty() { "nowhere, for there is no way to look".to_owned() } else { words::list(&looked) };
+    let looked = match looked.as_slice() {
+        [] => "there is no way to look for it".to_owned(),
+        looked => format!("it was looked for by {}", words::list(looked)),
+    };
     let wanted = words::quoted(wanted);
     let cluster = words::some_cluster(facts);
     let paste = words::our_address(facts, None)
         .map_or_else(String::new, |address| format!("; or there: ogctl connect {cluster} --bootstrap {address}"));
-    Finding::error("peer-unknown", format!("nothing was ever heard of {wanted}; it was looked for by {looked}"))
+    Finding::error("peer-unknown", format!("nothing was ever heard of {wanted}; {looked}"))
         .mend(format!("on that node: ogctl doctor{paste}"))
 }
 

@@ -10,6 +10,8 @@ use crate::domain::network::{Facts, PeerFacts};
 const MAX_CHARS: usize = 600;
 /// Longest reason or name of somebody else in a sentence.
 const MAX_QUOTED: usize = 160;
+/// The port that a node listens on where nobody chose another.
+const USUAL_PORT: u16 = 4001;
 /// The port of mDNS.
 const MDNS_PORT: u16 = 5353;
 
@@ -171,7 +173,13 @@ fn ufw(ports: &[(&str, u16)], mdns: bool) -> String {
 /// The command that lets this node's ports in, in the words of the firewall that is here.
 pub(super) fn open_here(facts: &Facts, host: &Host) -> String {
     let ports = our_ports(facts);
+    // The rules of the packages are for the port that they configure.
+    let named = host.firewall_rule && ports.iter().all(|(_, port)| *port == USUAL_PORT);
     match host.firewall.as_deref() {
+        Some("firewalld") if named => {
+            "sudo firewall-cmd --permanent --add-service=opengateway && sudo firewall-cmd --reload".to_owned()
+        }
+        Some("ufw") if named => "sudo ufw allow OpenGateway".to_owned(),
         Some("firewalld") => firewalld(&ports, true),
         Some("ufw") => ufw(&ports, true),
         _ => {
