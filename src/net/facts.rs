@@ -95,14 +95,12 @@ impl Task<'_> {
 
     fn cluster_facts(&self, id: &ClusterId, now: Instant) -> Option<ClusterFacts> {
         let cluster = self.clusters.get(id)?;
-        let members = self.members.list(id);
-        let count = |is: fn(&crate::domain::node::Member) -> bool| members.iter().filter(|member| is(member)).count();
         Some(ClusterFacts {
             id: id.clone(),
             joined_ago: now.saturating_duration_since(cluster.joined),
-            members: members.len(),
-            known: count(|member| member.liveness == Liveness::Known),
-            serving: count(|member| member.serving),
+            members: self.members.count(id),
+            known: 0,
+            serving: self.members.serving(id),
             serves: cluster.serve,
             announced: cluster.announced,
         })
@@ -166,6 +164,7 @@ impl Task<'_> {
             name: members().next().map(|member| member.name.clone()).or_else(|| note.name.clone()),
             sources,
             heard_ago: heard.map(|heard| at.saturating_duration_since(heard)),
+            mdns_ago: note.mdns.map(|heard| at.saturating_duration_since(heard)),
             addresses: self.addresses_of(peer).iter().map(ToString::to_string).collect(),
             attempts: attempts(&note.attempts.iter().cloned().collect::<Vec<_>>(), at),
             next_dial: candidate
