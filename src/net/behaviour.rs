@@ -34,13 +34,15 @@ const MDNS_QUERY: Duration = Duration::from_secs(30);
 pub(crate) const PROVIDER_TTL: Duration = Duration::from_secs(30 * 60);
 /// Addresses of one peer that are taken from the DHT.
 const MAX_DHT_ADDRESSES: usize = 8;
+/// Transports that connections come in by.
+const LOBBIES: u32 = 2;
 const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 const KAD_BOOTSTRAP: Duration = Duration::from_secs(5 * 60);
 
 /// How many connections there may be; members and configured bootstrap nodes are exempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionCaps {
-    /// Incoming, not authenticated yet.
+    /// Incoming, not authenticated yet, of each transport.
     pub pending_incoming: u32,
     /// Outgoing, not authenticated yet.
     pub pending_outgoing: u32,
@@ -84,7 +86,8 @@ impl Behaviour {
     pub(crate) fn new(keypair: &Keypair, caps: ConnectionCaps, gate: Gate, inbound: mpsc::Sender<Inbound>) -> Self {
         let local = keypair.public().to_peer_id();
         let limits = ConnectionLimits::default()
-            .with_max_pending_incoming(Some(caps.pending_incoming))
+            // The lobbies keep the limit. Those that made room for others stay in this count until they are taken away.
+            .with_max_pending_incoming(Some(caps.pending_incoming.saturating_mul(LOBBIES * 4)))
             .with_max_pending_outgoing(Some(caps.pending_outgoing))
             .with_max_established_incoming(Some(caps.established_incoming))
             .with_max_established(Some(caps.established))

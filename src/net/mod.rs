@@ -25,6 +25,7 @@ mod joining;
 mod lanes;
 mod ledger;
 mod listen;
+mod lobby;
 mod mdns_meter;
 mod members;
 mod membership;

@@ -31,6 +31,7 @@ use super::guard::Bans;
 use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service, Snapshot};
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
+use super::lobby::Door;
 use super::mdns_meter::MdnsMeter;
 use super::members::Members;
 use super::ping::Pings;
@@ -167,6 +168,7 @@ pub(crate) struct Task<'a> {
     pub(super) book: Book,
     pub(super) policy: Policy,
     pub(super) bans: Bans,
+    pub(super) door: Door,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
     pub(super) pings: Pings,
@@ -258,7 +260,9 @@ pub(crate) async fn run(
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
     let behaviour = Behaviour::new(&keypair, lasting.config.caps, Gate::default(), inbound_sender);
-    let swarm = transport::swarm(&keypair, behaviour, Arc::clone(&panicked)).map_err(StartError::Keys)?;
+    let door = Door::default();
+    let pending = lasting.config.caps.pending_incoming;
+    let swarm = transport::swarm(&keypair, behaviour, &door, pending, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let local = keypair.public().to_peer_id();
     let offer = lasting.service.offer();
     let alarm = Alarm::new().map_err(StartError::Timer)?;
@@ -274,6 +278,7 @@ pub(crate) async fn run(
         book: Book::new(),
         policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
+        door,
         ledger: Ledger::default(),
         pings: Pings::default(),
         not_listening: Vec::new(),
@@ -528,6 +533,12 @@ impl Task<'_> {
     pub(super) fn on_violation(&mut self, peer: PeerId) {
         if self.bans.violation(peer, std::time::Instant::now()) {
             tracing::warn!(%peer, "peer {peer} banned for ten minutes: it broke the protocol three times");
+            for connection in self.swarm.behaviour().streams.connections(&peer) {
+                if let Some(ip) = super::address::ip_of(&connection.remote).filter(|ip| !connection.relayed && !ip.is_loopback())
+                {
+                    self.door.slow_down(ip);
+                }
+            }
             self.swarm.behaviour_mut().gate.ban(peer);
             self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
             let _ = self.swarm.disconnect_peer_id(peer);

@@ -14,10 +14,13 @@ mod common;
 mod clusters;
 mod discovery;
 mod failure;
+mod floods;
 mod lab;
 mod liar;
+mod rogue;
 mod roles;
 mod scale;
+mod siege;
 
 use common::bus::{LIMIT, Said, bus_or_skip, ogctl_on};
 use common::node::{DEADLINE, Node, Plan, names_of};

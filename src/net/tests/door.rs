@@ -86,17 +86,6 @@ async fn a_crowd_of_strangers_does_not_keep_a_member_out() {
 }
 
 #[test]
-fn forty_handshakes_of_one_source_pass_and_the_next_is_refused_before_any_cryptography() {
-    use libp2p::swarm::{ConnectionId, NetworkBehaviour as _};
-    let mut gate = Gate::default();
-    let (local, remote) = ("/ip4/192.0.2.1/tcp/1".parse().unwrap(), "/ip4/198.51.100.7/tcp/9".parse().unwrap());
-    let knock =
-        |gate: &mut Gate, remote| gate.handle_pending_inbound_connection(ConnectionId::new_unchecked(1), &local, remote).is_ok();
-    assert_eq!((0..100).filter(|_| knock(&mut gate, &remote)).count(), 40);
-    assert!(knock(&mut gate, &"/ip4/198.51.100.8/tcp/9".parse().unwrap()), "another source is not affected");
-}
-
-#[test]
 fn an_external_address_alone_makes_no_dht_server() {
     use libp2p::kad::Mode;
     use libp2p::swarm::derive_prelude::ExternalAddrConfirmed;
