@@ -13,11 +13,16 @@ mod common;
 
 mod clusters;
 mod discovery;
+mod eye;
 mod failure;
+mod history;
 mod lab;
 mod liar;
+mod partition;
+mod report;
 mod roles;
 mod scale;
+mod weather;
 
 use common::bus::{LIMIT, Said, bus_or_skip, ogctl_on};
 use common::node::{DEADLINE, Node, Plan, names_of};
