@@ -6,17 +6,23 @@ mod cluster;
 pub mod control;
 mod details;
 mod errors;
+mod facts;
 mod guard;
 mod http;
 mod job;
 mod log_control;
 mod manager;
 mod models;
+mod network;
 mod options;
 mod polkit;
+mod prompts;
 mod publish;
+mod shared;
 mod stream;
 mod transfer;
+mod turns;
+mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,8 +45,9 @@ use control::Control;
 use http::Http;
 use job::Jobs;
 use log_control::LogControl;
-use manager::{Manager, Shared};
+use manager::Manager;
 use publish::Publisher;
+use shared::Shared;
 
 /// What the objects speak for.
 #[derive(Debug)]
@@ -149,6 +156,8 @@ async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servic
         announce,
         reading: Arc::new(Semaphore::new(MAX_READING)),
         transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
+        looks: network::Looks::default(),
+        watchers: turns::Turns::new(watch::MAX_PER_UID, watch::MAX_IN_ALL),
     });
     let log_control = LogControl { log, access: Arc::clone(&shared.access) };
     let connection = builder
@@ -156,6 +165,7 @@ async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servic
         .serve_at(ROOT_PATH, Guarded(Manager(Arc::clone(&shared))))
         .serve_at(ROOT_PATH, Guarded(models::Models(Arc::clone(&shared))))
         .serve_at(ROOT_PATH, Guarded(Http(Arc::clone(&shared))))
+        .serve_at(ROOT_PATH, Guarded(network::Network(Arc::clone(&shared))))
         .serve_at(log_control::PATH, Guarded(log_control))
         .build()
         .await
