@@ -7,7 +7,7 @@ use zbus::Variant;
 use super::details::{Details, micros, put, text, texts};
 use crate::domain::doctor::{Finding, Host};
 use crate::domain::network::{
-    Attempt, BootstrapFacts, DialOutcome, Facts, GreetOutcome, Greeting, InterfaceFacts, Link, MdnsFacts, PeerFacts, Pinged,
+    Attempt, BootstrapFacts, ClusterFacts, DialOutcome, Facts, GreetOutcome, Greeting, InterfaceFacts, Link, MdnsFacts, PeerFacts, Pinged,
     ReachFacts, Relay, ReservationFacts,
 };
 
@@ -48,9 +48,6 @@ pub(super) fn facts(facts: &Facts, host: &Host, peers: &[&PeerFacts]) -> Details
     ]);
     let mut dht = Details::from([("Server", facts.dht.server.into()), ("Peers", count(facts.dht.peers).into())]);
     put(&mut dht, "AnsweredUSec", facts.dht.answered_ago.map(span));
-    let cluster = |(id, members): &(crate::domain::cluster::ClusterId, usize)| {
-        Details::from([("Id", text(id.as_str())), ("Members", count(*members).into())])
-    };
     let mut details = Details::from([
         ("At", micros(facts.at).into()),
         ("PeerId", text(facts.id.as_str())),
@@ -62,15 +59,40 @@ pub(super) fn facts(facts: &Facts, host: &Host, peers: &[&PeerFacts]) -> Details
         ("Reach", reach(&facts.reach).into()),
         ("Dht", dht.into()),
         ("Clusters", list(&facts.clusters, cluster)),
+        ("Versions", versions(facts.versions)),
         ("Peers", peers.iter().map(|facts| peer(facts)).collect::<Vec<Details>>().into()),
         ("SameIdentity", lines(&facts.same_identity)),
         ("Connections", count(facts.connections.0).into()),
         ("MaxConnections", count(facts.connections.1).into()),
         ("SuspendedUSec", host.suspended_s.saturating_mul(1_000_000).into()),
     ]);
+    let refused = facts.refused.as_ref().map(|refused| {
+        Details::from([
+            ("Count", refused.count.into()),
+            ("AgoUSec", span(refused.ago).into()),
+            ("Reason", text(&refused.reason)),
+        ])
+    });
+    put(&mut details, "Refused", refused);
     put(&mut details, "Firewall", host.firewall.as_deref().map(text));
     put(&mut details, "ClockSynchronised", host.clock_synchronised);
     details
+}
+
+fn cluster(facts: &ClusterFacts) -> Details {
+    Details::from([
+        ("Id", text(facts.id.as_str())),
+        ("JoinedUSec", span(facts.joined_ago).into()),
+        ("Members", count(facts.members).into()),
+        ("Known", count(facts.known).into()),
+        ("Serving", count(facts.serving).into()),
+        ("Serves", facts.serves.into()),
+        ("Announced", facts.announced.into()),
+    ])
+}
+
+fn versions((oldest, newest): (u16, u16)) -> Variant<'static> {
+    vec![u32::from(oldest), u32::from(newest)].into()
 }
 
 fn interface(facts: &InterfaceFacts) -> Details {
@@ -159,6 +181,7 @@ fn peer(facts: &PeerFacts) -> Details {
         ("Links", list(&facts.links, link)),
         ("Greetings", list(&facts.greetings, greeting)),
         ("MemberOf", texts(facts.member_of.iter().map(|cluster| cluster.as_str()))),
+        ("Suspect", facts.suspect.into()),
         ("Banned", facts.banned.into()),
         ("Bootstrap", facts.bootstrap.into()),
     ]);
@@ -199,13 +222,16 @@ fn greeting(greeting: &Greeting) -> Details {
         GreetOutcome::VersionMismatch => "version",
         GreetOutcome::Violation => "violation",
         GreetOutcome::Failed => "failed",
+        GreetOutcome::Left => "left",
         GreetOutcome::SameIdentity => "same-identity",
     };
-    Details::from([
+    let mut details = Details::from([
         ("Cluster", text(greeting.cluster.as_str())),
         ("AgoUSec", span(greeting.ago).into()),
         ("Outcome", outcome.into()),
-    ])
+    ]);
+    put(&mut details, "Versions", greeting.versions.map(versions));
+    details
 }
 
 pub(super) fn pinged(pinged: &Pinged) -> Details {

@@ -18,7 +18,7 @@ use super::options::{self, Raw};
 use super::prompts;
 use super::shared::{Shared, object_path};
 use super::stream::{self, Progress};
-use super::watch;
+use super::watchers;
 use crate::api::keys::prompt_option;
 use crate::api::names::ErrorName;
 use crate::api::path;
@@ -280,7 +280,7 @@ impl Manager {
         let turn = turn.map_err(|full| Error::new(ErrorName::Busy, full.sentence("watchers", caller.uid, "are told of jobs")))?;
         let (read, write) = stream::pipe()?;
         let (shared, uid) = (Arc::clone(&self.0), (!all).then_some(caller.uid));
-        tokio::spawn(async move { watch::run(&shared.jobs, uid, write, turn).await });
+        tokio::spawn(async move { watchers::run(&shared.jobs, uid, write, turn).await });
         Ok(zbus::OwnedFd::from(read))
     }
 

@@ -1,12 +1,16 @@
 //! `org.opengateway.Gateway1.Network`: why this node finds the others, or does not; and signs of life of a peer.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
-use zbus::Connection;
 use zbus::message::Header;
+use zbus::names::InterfaceName;
+use zbus::object_server::SignalEmitter;
+use zbus::{Connection, fdo};
 
 use super::details::Details;
 use super::errors::{Error, without_nul};
@@ -15,8 +19,9 @@ use super::guard::Readers;
 use super::options::{self, Raw};
 use super::shared::Shared;
 use super::turns::Turns;
-use crate::api::names::ErrorName;
-use crate::domain::doctor::{self, Finding, Host, Severity, Subject};
+use crate::api::names::{ErrorName, NETWORK_INTERFACE, ROOT_PATH};
+use crate::diagnosis::Diagnosis;
+use crate::domain::doctor::{Finding, Severity, Subject};
 use crate::domain::network::{Facts, PeerFacts, PingError};
 use crate::domain::node::NodeId;
 
@@ -27,22 +32,18 @@ const PINGS: (usize, usize) = (2, 8);
 /// A look at the network is good for this long, so that a loop of questions costs one look a second.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What one look at the network found.
-#[derive(Debug)]
-pub(super) struct Look {
-    facts: Facts,
-    host: Host,
-}
-
 /// Who looks at the network and asks peers for signs of life, and how much of it at once.
 #[derive(Debug)]
 pub(super) struct Looks {
-    last: Mutex<Option<(Instant, Arc<Look>)>>,
+    last: Mutex<Option<(Instant, Subject, Arc<Diagnosis>)>>,
     diagnoses: Turns,
     pings: Turns,
     /// The worst finding, as the publisher last saw it.
     pub worst: watch::Sender<Worst>,
 }
+
+/// Between two looks that nobody asked for.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Code, severity, sentence; empty when all is well.
 pub(super) type Worst = (String, String, String);
@@ -56,25 +57,25 @@ impl Default for Looks {
 
 impl Shared {
     /// A look at the network that is at most [`FRESH`] old.
-    async fn look(&self) -> Result<Arc<Look>, Error> {
-        // Held while somebody looks: whoever comes meanwhile takes what he finds.
+    async fn diagnosis(&self, subject: &Subject) -> Result<Arc<Diagnosis>, Error> {
+        // Held while somebody looks: one at a time, and whoever asks the same meanwhile takes what was found.
         let mut last = self.looks.last.lock().await;
-        if let Some((at, look)) = &*last
+        if let Some((at, about, found)) = &*last
             && at.elapsed() < FRESH
+            && about == subject
         {
-            return Ok(Arc::clone(look));
+            return Ok(Arc::clone(found));
         }
-        let facts = self.net.facts().await.ok_or_else(|| Error::new(ErrorName::Busy, "the network task does not answer"))?;
-        let look = Arc::new(Look { facts, host: Host::default() });
-        *last = Some((Instant::now(), Arc::clone(&look)));
-        Ok(look)
+        let silent = || Error::new(ErrorName::Busy, "the network task does not answer; try again in a moment");
+        let found = Arc::new(self.doctor.examine(subject).await.ok_or_else(silent)?);
+        *last = Some((Instant::now(), subject.clone(), Arc::clone(&found)));
+        Ok(found)
     }
 
     /// The worst finding that is more than good to know.
     pub(super) async fn worst_finding(&self) -> Option<Worst> {
-        let look = self.look().await.ok()?;
-        let findings = doctor::examine(&look.facts, &look.host, &Subject::Node);
-        Some(worst(&findings))
+        let found = self.diagnosis(&Subject::Node).await.ok()?;
+        Some(worst(&found.findings))
     }
 
     /// Distinct members that go by this name.
@@ -85,6 +86,28 @@ impl Shared {
         ids.sort();
         ids.dedup();
         ids
+    }
+}
+
+/// Tells when the worst finding is another one than before. Never ends.
+pub(super) async fn follow(shared: Arc<Shared>, connection: Connection) {
+    let (Ok(emitter), Ok(interface)) =
+        (SignalEmitter::new(&connection, ROOT_PATH), InterfaceName::try_from(NETWORK_INTERFACE))
+    else {
+        return;
+    };
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(now) = shared.worst_finding().await else { continue };
+        let differs = shared.looks.worst.send_if_modified(|told| {
+            let differs = *told != now;
+            told.clone_from(&now);
+            differs
+        });
+        if differs {
+            let changed = HashMap::from([("WorstFinding", now.into())]);
+            let _ = fdo::Properties::properties_changed(&emitter, interface.clone(), changed, Cow::Borrowed(&[])).await;
+        }
     }
 }
 
@@ -145,10 +168,9 @@ impl Network {
         let _turn = self.0.looks.diagnoses.take(uid).map_err(|full| {
             Error::new(ErrorName::Busy, full.sentence("questions", uid, "wait for a look at the network"))
         })?;
-        let look = self.0.look().await?;
-        let findings = doctor::examine(&look.facts, &look.host, &subject);
-        let facts = facts::facts(&look.facts, &look.host, &about(&look.facts, &subject));
-        Ok((findings.iter().map(facts::finding).collect(), facts))
+        let found = self.0.diagnosis(&subject).await?;
+        let facts = facts::facts(&found.facts, &found.host, &about(&found.facts, &subject));
+        Ok((found.findings.iter().map(facts::finding).collect(), facts))
     }
 
     #[zbus(out_args("result"))]

@@ -14,6 +14,7 @@ use super::job::Jobs;
 use super::network::Looks;
 use super::turns::Turns;
 use crate::api::names::ErrorName;
+use crate::diagnosis::Doctor;
 use crate::dispatch;
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{ClusterState, ModelState};
@@ -24,6 +25,7 @@ use crate::{gauge, http, net, serve};
 pub(super) struct Shared {
     pub net: net::Handle,
     pub serve: serve::Handle,
+    pub doctor: Doctor,
     pub dispatch: dispatch::Handle,
     pub models: crate::models::Handle,
     pub engine: watch::Receiver<crate::models::Settings>,

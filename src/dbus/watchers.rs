@@ -38,7 +38,10 @@ pub(super) async fn run(jobs: &Jobs, uid: Option<u32>, write: OwnedFd, turn: Tur
     let Ok(lines) = Lines::new(write) else { return };
     let (running, changes) = jobs.watch();
     let mut watcher = Watcher { lines, uid, second: Instant::now(), told: 0, skipped: 0 };
-    for record in running.iter().filter(|record| watcher.may_see(record.uid)) {
+    for record in running {
+        if !watcher.may_see(record.uid) {
+            continue;
+        }
         watcher.lines.push_bytes(&JobLine::Job(record.now()).to_bytes());
     }
     watcher.lines.try_flush();
