@@ -4,9 +4,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::jitter;
+use super::rivals::Verdict;
 use super::session::{Outgoing, Up};
 use super::task::{Due, Session, Task};
-use super::twins::Verdict;
 use crate::domain::node::FoundBy;
 use crate::wire::control::ByeReason;
 
@@ -26,7 +26,7 @@ impl Task<'_> {
             Verdict::Same => self.enter_member(up, entered, false, now),
             Verdict::Restart => self.enter_member(up, entered, true, now),
             Verdict::Contest => self.contest(up, entered, current, now),
-            Verdict::Refused => self.refuse_twin(&up, entered, current, now),
+            Verdict::Refused => self.refuse_rival(&up, entered, current, now),
         }
     }
 

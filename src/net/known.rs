@@ -308,6 +308,10 @@ impl Known {
         self.of(cluster).count()
     }
 
+    pub(crate) fn serving(&self, cluster: &ClusterId) -> usize {
+        self.of(cluster).filter(|(_, entry)| entry.card.serving && !entry.card.draining).count()
+    }
+
     pub(crate) fn list<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (PeerId, &'a Arc<Member>)> {
         self.of(cluster).map(|(peer, entry)| (peer, &entry.shown))
     }

@@ -348,7 +348,7 @@ impl Task<'_> {
                 self.dirty |= self.members.heard(&cluster, &peer, generation, now);
                 self.learn_roster(generation, roster, now);
             }
-            Control::SameIdentity(address) => self.twin_reported(&peer, &cluster, address, now),
+            Control::SameIdentity(address) => self.rival_reported(&peer, &cluster, address, now),
             Control::Bye(_) => {}
         }
         if self.members.news() > news {
@@ -379,22 +379,15 @@ impl Task<'_> {
         tracing::debug!(%peer, generation, ?end, "membership stream ended");
         let now = Instant::now();
         if let Some(cluster) = &cluster {
-            let outcome = match &end {
-                End::Refused => GreetOutcome::Refused,
-                End::VersionMismatch => GreetOutcome::VersionMismatch,
-                End::Violation(_) => GreetOutcome::Violation,
-                End::SameIdentity(_) | End::Bye(ByeReason::Identity) => GreetOutcome::SameIdentity,
-                End::Bye(_) | End::Closed | End::Io(_) | End::TimedOut => GreetOutcome::Failed,
-            };
-            self.ledger.greeted(peer, cluster, outcome, now.into_std());
+            self.ledger.ended(peer, cluster, &end, now.into_std());
         }
         match &end {
-            End::Refused | End::VersionMismatch => {
+            End::Refused | End::VersionMismatch(_) => {
                 // A report of a connection that is gone would never be forgotten.
                 if let (Some(cluster), true) = (&cluster, self.is_open(&peer, connection)) {
                     let key = (connection, cluster.clone());
                     let pause = match (&end, self.refused.get(&key)) {
-                        (End::VersionMismatch, _) => REFUSED,
+                        (End::VersionMismatch(_), _) => REFUSED,
                         (_, Some(last)) => (last.pause * 2).min(REFUSED),
                         (_, None) => jitter(HELLO_AGAIN),
                     };
@@ -408,20 +401,18 @@ impl Task<'_> {
             End::Bye(ByeReason::Surplus) if self.sessions.contains_key(&generation) => {
                 return self.parted_from(generation, connection, now);
             }
-            End::Bye(ByeReason::Identity) | End::SameIdentity(_) => {
-                self.told_to_be_a_twin(peer, connection, cluster.as_ref(), now)
-            }
+            End::Bye(ByeReason::Identity) | End::SameIdentity(_) => self.told_of_a_rival(peer, connection, cluster.as_ref(), now),
             End::Violation(_) => self.on_violation(peer),
-            End::Closed => self.refused_twin_ended(&peer, connection),
+            End::Closed => self.refused_rival_ended(&peer, connection),
             End::Bye(_) | End::Io(_) | End::TimedOut => {}
         }
         if let (End::SameIdentity(address), Some(cluster)) = (&end, &cluster) {
-            self.twin_reported(&peer, cluster, address.clone(), now);
+            self.rival_reported(&peer, cluster, address.clone(), now);
         }
         let reason = match &end {
             End::Bye(_) | End::Closed | End::SameIdentity(_) => GoneReason::Left,
             End::TimedOut => GoneReason::Timeout,
-            End::Refused | End::VersionMismatch | End::Io(_) | End::Violation(_) => GoneReason::Error,
+            End::Refused | End::VersionMismatch(_) | End::Io(_) | End::Violation(_) => GoneReason::Error,
         };
         let buried = self.bury(generation, reason);
         // The hello went down with its connection, and there is another one.
@@ -441,11 +432,11 @@ impl Task<'_> {
     }
 
     /// Another machine has our identity, and was there first: we come back in a minute, no sooner.
-    fn told_to_be_a_twin(&mut self, peer: PeerId, connection: ConnectionId, cluster: Option<&ClusterId>, now: Instant) {
+    fn told_of_a_rival(&mut self, peer: PeerId, connection: ConnectionId, cluster: Option<&ClusterId>, now: Instant) {
         if let (Some(cluster), true) = (cluster, self.is_open(&peer, connection)) {
-            self.refused.insert((connection, cluster.clone()), Refusal { at: now, pause: super::twins::REFUSED });
+            self.refused.insert((connection, cluster.clone()), Refusal { at: now, pause: super::rivals::REFUSED });
         }
-        self.policy.hold(&peer, super::twins::REFUSED, now.into_std());
+        self.policy.hold(&peer, super::rivals::REFUSED, now.into_std());
     }
 
     fn is_open(&self, peer: &PeerId, connection: ConnectionId) -> bool {
@@ -536,6 +527,7 @@ impl Task<'_> {
     pub(super) fn forget_connection(&mut self, peer: PeerId, connection: ConnectionId) {
         self.refused.retain(|(refused, _), _| *refused != connection);
         self.serving.remove(&connection);
+        self.pings.connection_closed(connection);
         self.lasting.pool.connection_closed(peer, connection);
     }
 }

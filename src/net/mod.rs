@@ -27,7 +27,9 @@ mod known;
 mod lanes;
 mod ledger;
 mod listen;
-mod mdns_meter;
+mod lobby;
+mod local;
+mod mdns;
 mod members;
 mod membership;
 mod mesh;
@@ -37,6 +39,7 @@ mod ping;
 mod port;
 mod publish;
 mod recover;
+mod rivals;
 mod session;
 #[cfg(test)]
 mod simulation;
@@ -47,7 +50,6 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod transport;
-mod twins;
 mod views;
 
 pub use behaviour::ConnectionCaps;
@@ -56,6 +58,7 @@ pub use handle::{
     AnswerEvent, AnswerNow, AnswerStream, Command, Event, Handle, InboundPrompt, JoinError, JoinOptions, LeaveError, Replier,
     Scripted, Service, Snapshot,
 };
+pub use ping::MAX_PINGS;
 pub use supervise::{Stopped, start};
 pub use task::{MAX_CLUSTERS, StartError};
 

@@ -300,7 +300,7 @@ impl Task<'_> {
         if self.known.expire(now) {
             self.list_changed();
         }
-        self.forget_twins(now);
+        self.forget_rivals(now);
         let targets: Vec<_> = self
             .sessions
             .iter()

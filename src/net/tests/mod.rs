@@ -6,8 +6,9 @@ mod dht;
 mod door;
 mod lanes;
 mod mesh;
+mod ping;
+mod rivals;
 mod rogue;
-mod twins;
 mod versions;
 
 use std::sync::Arc;

@@ -47,7 +47,7 @@ struct Contest {
 
 /// What is remembered.
 #[derive(Debug, Default)]
-pub(crate) struct Twins {
+pub(crate) struct Rivals {
     contests: Vec<Contest>,
     /// Runs that a newer one replaced: one that comes back is no restart.
     past: HashMap<PeerId, VecDeque<u64>>,
@@ -66,7 +66,7 @@ fn bounded<T>(map: &mut HashMap<PeerId, T>, age: impl Fn(&T) -> Instant) {
     }
 }
 
-impl Twins {
+impl Rivals {
     /// Addresses of other machines that use this node's identity.
     pub(crate) fn addresses(&self, now: Instant) -> Vec<String> {
         let fresh = |seen: &&(String, Instant)| now.duration_since(seen.1) < EVIDENCE;
@@ -108,16 +108,16 @@ impl Task<'_> {
         if old == new {
             return Verdict::Same;
         }
-        if self.twins.refused.get(&up.peer).is_some_and(|&(run, _, until)| run == new && now < until)
-            || self.twins.contests.len() >= MAX_CONTESTS
-            || self.twins.contests.iter().any(|contest| contest.incumbent == current)
+        if self.rivals.refused.get(&up.peer).is_some_and(|&(run, _, until)| run == new && now < until)
+            || self.rivals.contests.len() >= MAX_CONTESTS
+            || self.rivals.contests.iter().any(|contest| contest.incumbent == current)
         {
             return Verdict::Refused;
         }
         let (there, here) = (self.remote_of(&up.peer, session.connection), self.remote_of(&up.peer, up.connection));
         let host = |remote: &Option<Multiaddr>| remote.as_ref().and_then(address::ip_of);
-        if host(&there) == host(&here) && !self.twins.was_there_before(&up.peer, new) {
-            self.twins.replaced(up.peer, old);
+        if host(&there) == host(&here) && !self.rivals.was_there_before(&up.peer, new) {
+            self.rivals.replaced(up.peer, old);
             return Verdict::Restart;
         }
         Verdict::Contest
@@ -132,86 +132,87 @@ impl Task<'_> {
     pub(super) fn contest(&mut self, up: Up, entered: oneshot::Sender<()>, incumbent: Generation, now: Instant) {
         tracing::debug!(peer = %up.peer, "two runs of one identity: the first one is asked for a sign of life");
         self.probe(incumbent, now);
-        self.twins.contests.push(Contest { up, entered, incumbent, until: now + ANSWER });
+        self.rivals.contests.push(Contest { up, entered, incumbent, until: now + ANSWER });
         self.agenda.no_later(Due::Contest, now + ANSWER);
     }
 
     /// The first one lives: who came is another machine.
     pub(super) fn lives(&mut self, generation: Generation, now: Instant) {
-        if let Some(at) = self.twins.contests.iter().position(|contest| contest.incumbent == generation) {
-            let Contest { up, entered, .. } = self.twins.contests.swap_remove(at);
-            self.refuse_twin(&up, entered, generation, now);
+        if let Some(at) = self.rivals.contests.iter().position(|contest| contest.incumbent == generation) {
+            let Contest { up, entered, .. } = self.rivals.contests.swap_remove(at);
+            self.refuse_rival(&up, entered, generation, now);
         }
     }
 
     /// The first ones that did not answer are replaced.
     pub(super) fn decide_contests(&mut self, now: Instant) {
-        while let Some(at) = self.twins.contests.iter().position(|contest| contest.until <= now) {
-            let Contest { up, entered, incumbent, .. } = self.twins.contests.swap_remove(at);
+        while let Some(at) = self.rivals.contests.iter().position(|contest| contest.until <= now) {
+            let Contest { up, entered, incumbent, .. } = self.rivals.contests.swap_remove(at);
             if let Some(run) = self.sessions.get(&incumbent).and_then(|session| session.run) {
-                self.twins.replaced(up.peer, run);
+                self.rivals.replaced(up.peer, run);
             }
             self.enter_member(up, entered, true, now);
         }
-        if let Some(next) = self.twins.contests.iter().map(|contest| contest.until).min() {
+        if let Some(next) = self.rivals.contests.iter().map(|contest| contest.until).min() {
             self.agenda.set(Due::Contest, next);
         }
     }
 
     /// Tells who came that its identity is taken, and who is there that somebody came.
-    pub(super) fn refuse_twin(&mut self, up: &Up, entered: oneshot::Sender<()>, incumbent: Generation, now: Instant) {
+    pub(super) fn refuse_rival(&mut self, up: &Up, entered: oneshot::Sender<()>, incumbent: Generation, now: Instant) {
         let there = self.sessions.get(&incumbent).and_then(|session| self.remote_of(&up.peer, session.connection));
         let here = self.remote_of(&up.peer, up.connection);
         let told = |at: &Option<Multiaddr>| at.as_ref().map_or_else(Vec::new, |at| address::without_peer(at).to_vec());
         let _ = up.outbox.try_send(framed(&Control::SameIdentity(told(&there))));
         let _ = up.outbox.try_send(Outgoing::Bye(ByeReason::Identity));
         let _ = entered.send(());
-        bounded(&mut self.twins.refused, |(.., until)| *until);
+        bounded(&mut self.rivals.refused, |(.., until)| *until);
         if let Some(run) = up.run {
-            self.twins.refused.insert(up.peer, (run, up.connection, now + REFUSED));
+            self.rivals.refused.insert(up.peer, (run, up.connection, now + REFUSED));
         }
-        if self.twins.noticed.get(&up.peer).is_none_or(|&last| now.duration_since(last) >= NOTICE_AGAIN) {
+        if self.rivals.noticed.get(&up.peer).is_none_or(|&last| now.duration_since(last) >= NOTICE_AGAIN) {
             tracing::warn!(peer = %up.peer, "two machines use the identity {}: the first one stays a member", up.peer);
-            bounded(&mut self.twins.noticed, |at| *at);
-            self.twins.noticed.insert(up.peer, now);
+            bounded(&mut self.rivals.noticed, |at| *at);
+            self.rivals.noticed.insert(up.peer, now);
             self.send(incumbent, &Control::SameIdentity(told(&here)));
         }
     }
 
     /// The goodbye to a refused one is out: its connection goes too.
-    pub(super) fn refused_twin_ended(&mut self, peer: &PeerId, connection: ConnectionId) {
-        if self.twins.refused.get(peer).is_some_and(|(_, refused, _)| *refused == connection) {
+    pub(super) fn refused_rival_ended(&mut self, peer: &PeerId, connection: ConnectionId) {
+        if self.rivals.refused.get(peer).is_some_and(|(_, refused, _)| *refused == connection) {
             self.swarm.close_connection(connection);
         }
     }
 
     /// A member says that another machine uses this node's identity.
-    pub(super) fn twin_reported(&mut self, teller: &PeerId, cluster: &ClusterId, bytes: Vec<u8>, now: Instant) {
+    pub(super) fn rival_reported(&mut self, teller: &PeerId, cluster: &ClusterId, bytes: Vec<u8>, now: Instant) {
         let noted = self.ledger.get(teller).and_then(|note| note.name.as_deref());
         let name = self.members.name(cluster, teller).or(noted).map(super::membership::loggable);
         let teller = name.unwrap_or_else(|| teller.to_string());
         let seen = Multiaddr::try_from(bytes).map_or_else(|_| "an unknown address".to_owned(), |at| at.to_string());
-        let first = self.twins.ours.is_empty();
-        self.twins.ours.retain(|(known, at)| *known != seen && now.duration_since(*at) < EVIDENCE);
-        self.twins.ours.insert(0, (seen.clone(), now));
-        self.twins.ours.truncate(MAX_EVIDENCE);
-        let problem = format!(
-            "another machine uses this node's identity ({}): {teller} sees it at {seen}; stop one of the two, or, if one is a copy of \
-             the other, remove identity.key and identity.pub from the state directory of the copy and restart it",
-            self.local
-        );
-        if first {
-            tracing::warn!("{problem}");
+        if self.rivals.ours.is_empty() {
+            tracing::warn!(
+                "another machine uses this node's identity: {teller} sees it at {seen}; \"ogctl doctor\" says what to do"
+            );
         }
-        self.problems.insert("identity", problem);
+        self.rivals.ours.retain(|(known, at)| *known != seen && now.duration_since(*at) < EVIDENCE);
+        self.rivals.ours.insert(0, (seen, now));
+        self.rivals.ours.truncate(MAX_EVIDENCE);
         self.dirty = true;
     }
 
+    /// Where another machine uses this node's identity: by members, and by what this node hears on its own networks.
+    pub(super) fn same_identity(&self, now: Instant) -> Vec<String> {
+        let mut seen: Vec<String> = self.rivals.addresses(now);
+        seen.extend(self.twins.keys().map(ToString::to_string));
+        seen
+    }
+
     /// Evidence that nobody repeats is forgotten.
-    pub(super) fn forget_twins(&mut self, now: Instant) {
-        self.twins.ours.retain(|(_, at)| now.duration_since(*at) < EVIDENCE);
-        if self.twins.ours.is_empty() && self.problems.remove("identity").is_some() {
-            self.dirty = true;
-        }
+    pub(super) fn forget_rivals(&mut self, now: Instant) {
+        let before = self.rivals.ours.len();
+        self.rivals.ours.retain(|(_, at)| now.duration_since(*at) < EVIDENCE);
+        self.dirty |= self.rivals.ours.len() < before;
     }
 }
