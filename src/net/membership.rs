@@ -376,6 +376,7 @@ impl Task<'_> {
 
     fn on_down(&mut self, generation: Generation, peer: PeerId, connection: ConnectionId, cluster: Option<ClusterId>, end: End) {
         self.hellos.remove(&generation);
+        self.withdraw(generation);
         tracing::debug!(%peer, generation, ?end, "membership stream ended");
         let now = Instant::now();
         if let Some(cluster) = &cluster {

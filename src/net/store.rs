@@ -19,6 +19,8 @@ const MAX_PER_KEY: usize = 256;
 const MAX_KEYS: usize = 1024;
 const MAX_RECORDS: usize = 4096;
 const MAX_KEYS_PER_PROVIDER: usize = 32;
+/// Keys that are drawn to find one that makes room.
+const DRAWN: usize = 8;
 /// Providers of one key from one /24 or /48.
 const MAX_PER_SUBNET: usize = 8;
 const MAX_ADDRESSES: usize = 8;
@@ -62,6 +64,18 @@ impl Providers {
         }
     }
 
+    /// Of a few keys chosen at random the one whose number of records ranks highest.
+    fn some_key(&self, rank: impl Fn(usize) -> usize) -> Option<RecordKey> {
+        let drawn = (0..DRAWN).filter_map(|_| self.others.iter().nth(random_below(self.others.len())));
+        drawn.max_by_key(|(_, list)| rank(list.len())).map(|(key, _)| key.clone())
+    }
+
+    fn drop_key(&mut self, key: Option<&RecordKey>) {
+        while let Some(key) = key.filter(|key| self.others.contains_key(key)) {
+            self.drop_at(key, 0);
+        }
+    }
+
     fn drop_expired(&mut self, key: &RecordKey, now: Instant) {
         let expired = |list: &Vec<ProviderRecord>| list.iter().position(|record| record.is_expired(now));
         while let Some(at) = self.others.get(key).and_then(expired) {
@@ -97,7 +111,9 @@ impl Providers {
             self.drop_all_expired(now);
         }
         if !self.others.contains_key(&key) && self.others.len() >= MAX_KEYS {
-            return Err(Error::MaxProvidedKeys);
+            // Who invents keys has few records under each: a key that many provide stays.
+            let least = self.some_key(|count| usize::MAX - count);
+            self.drop_key(least.as_ref());
         }
         if let Some(list) = self.others.get(&key) {
             let ours = subnet(&record);
@@ -112,7 +128,11 @@ impl Providers {
             }
         }
         if self.total >= MAX_RECORDS {
-            return Err(Error::MaxProvidedKeys);
+            // One record of a key that has more than most, by chance: nobody chooses which.
+            if let Some(fullest) = self.some_key(|count| count) {
+                let victim = random_below(self.others[&fullest].len());
+                self.drop_at(&fullest, victim);
+            }
         }
         *self.keys_of.entry(record.provider).or_default() += 1;
         self.total += 1;
@@ -221,6 +241,40 @@ mod tests {
         }
         assert_eq!(store.others.len(), MAX_KEYS);
         assert!(store.total <= MAX_RECORDS);
+    }
+
+    #[test]
+    fn a_full_store_takes_a_new_key_and_keeps_those_that_many_provide() {
+        let mut store = Providers::new(PeerId::random());
+        let popular = u32::MAX;
+        for host in 0..50 {
+            store.add_provider(record(popular, host, later())).unwrap();
+        }
+        // Somebody invents keys, with as many identities as it takes.
+        for number in 0..5000 {
+            store.add_provider(record(number, number, later())).unwrap();
+        }
+        let new = record(u32::MAX - 1, 1, later());
+        store.add_provider(new.clone()).unwrap();
+        assert_eq!(store.providers(&new.key).len(), 1);
+        assert_eq!(store.providers(&key(popular)).len(), 50);
+        assert_eq!(store.others.len(), MAX_KEYS);
+    }
+
+    #[test]
+    fn a_store_full_of_records_gives_up_one_of_a_key_that_has_many() {
+        let mut store = Providers::new(PeerId::random());
+        for number in 0..20 {
+            for host in 0..256 {
+                store.add_provider(record(number, host, later())).unwrap();
+            }
+        }
+        assert_eq!(store.total, MAX_RECORDS);
+        let new = record(99, 7, later());
+        store.add_provider(new.clone()).unwrap();
+        assert_eq!(store.providers(&new.key).len(), 1);
+        assert_eq!(store.total, MAX_RECORDS);
+        assert_eq!(store.total, store.others.values().map(Vec::len).sum::<usize>());
     }
 
     #[test]
