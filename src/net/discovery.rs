@@ -33,7 +33,7 @@ const LOOK_FIRST: Duration = Duration::from_secs(1);
 impl Task<'_> {
     pub(super) fn start_mdns(&mut self) {
         let local = self.local;
-        let listening: Vec<Multiaddr> = self.swarm.listeners().cloned().collect();
+        let listening: Vec<Multiaddr> = self.own_listeners().cloned().collect();
         let problems = self.swarm.behaviour_mut().start_mdns(local, &listening);
         self.mdns_meter.restarted(std::time::Instant::now());
         match problems.first() {
@@ -89,7 +89,7 @@ impl Task<'_> {
         let addresses: Vec<Multiaddr> = addresses
             .into_iter()
             .map(|address| address::without_peer(&address))
-            .filter(|address| address::dialable(address, &networks))
+            .filter(|found| address::dialable(found, &networks) && address::relay_of(found) != Some(self.local))
             .collect();
         if addresses.is_empty() {
             return;
@@ -154,6 +154,7 @@ impl Task<'_> {
             .streams
             .all()
             .filter(|(peer, connection)| !connection.dialed && !self.members.is_member(peer) && !self.is_bootstrap(peer))
+            .filter(|(peer, _)| !self.reach.load.serves(peer))
             .map(|(_, connection)| (connection.since, connection.id))
             .collect();
         // A member came in as a stranger, and the library counts that connection for as long as it lasts.
@@ -189,6 +190,8 @@ impl Task<'_> {
             return;
         }
         if self.announces.values().any(|running| running == id) {
+            // What is under way names the addresses of the moment when it began.
+            self.reach.stale.insert(id.clone());
             return;
         }
         if let Ok(query) = self.swarm.behaviour_mut().kad.start_providing(key) {
@@ -290,8 +293,8 @@ impl Task<'_> {
             }
         };
         for connection in self.swarm.behaviour().streams.connections(peer) {
-            // The source port of an incoming TCP connection is not one that listens.
-            if connection.dialed || connection.quic {
+            // The source port of an incoming TCP connection is not one that listens; an incoming circuit has no address.
+            if connection.dialed || (connection.quic && !connection.relayed) {
                 add(address::without_peer(&connection.remote));
             }
         }
@@ -323,6 +326,10 @@ impl Task<'_> {
                 self.agenda.set(Due::Duplicates(peer), now + self.lasting.config.timings.patience * 2);
                 continue;
             }
+            if self.carries(&peer) {
+                self.agenda.set(Due::Duplicates(peer), now + self.lasting.config.timings.duplicates);
+                continue;
+            }
             let busy = self.sessions.values().any(|session| session.connection == connection && session.peer == peer);
             if busy {
                 // Move the membership streams to the best connection first; look again when that is done.
@@ -334,7 +341,7 @@ impl Task<'_> {
         }
     }
 
-    fn move_sessions(&mut self, peer: PeerId, from: libp2p::swarm::ConnectionId) {
+    pub(super) fn move_sessions(&mut self, peer: PeerId, from: libp2p::swarm::ConnectionId) {
         let Some(best) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
             return;
         };

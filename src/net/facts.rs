@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use super::task::Task;
-use crate::domain::network::{DhtFacts, Facts, ReachFacts};
+use crate::domain::network::{DhtFacts, Facts};
 use crate::domain::node::NodeId;
 
 impl Task<'_> {
@@ -12,15 +12,15 @@ impl Task<'_> {
         Facts {
             at: SystemTime::now(),
             id: NodeId::new(self.local.to_string()),
-            listening: self.swarm.listeners().map(ToString::to_string).collect(),
+            listening: self.own_listeners().map(ToString::to_string).collect(),
             not_listening: Vec::new(),
             interfaces: Vec::new(),
             mdns_enabled: self.lasting.config.mdns,
             mdns_flooded: false,
             mdns: Vec::new(),
             bootstrap: Vec::new(),
-            reach: ReachFacts::default(),
-            dht: DhtFacts::default(),
+            reach: self.reach_facts(),
+            dht: DhtFacts { server: self.serves_dht(), ..DhtFacts::default() },
             clusters: self.clusters.keys().map(|id| (id.clone(), self.members.count(id))).collect(),
             peers: Vec::new(),
             same_identity: Vec::new(),

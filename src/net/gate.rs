@@ -29,6 +29,8 @@ struct Banned;
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     knocks: Knocks,
+    /// Circuits, by the address of the relay that brings them: who comes through it has none of its own.
+    circuits: Knocks,
     banned: HashMap<PeerId, Instant>,
     /// Members and configured nodes: never banned by mistake of a shared address.
     trusted: HashSet<PeerId>,
@@ -68,12 +70,15 @@ impl NetworkBehaviour for Gate {
     fn handle_pending_inbound_connection(
         &mut self,
         _: ConnectionId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        // A relayed connection has no address of its own; its relay is limited at its own connection.
-        match ip_of(remote) {
-            Some(ip) if !ip.is_loopback() && !self.knocks.allow(ip, Instant::now()) => Err(ConnectionDenied::new(TooFast)),
+        let (ip, knocks) = match ip_of(remote) {
+            Some(ip) => (Some(ip), &mut self.knocks),
+            None => (ip_of(local), &mut self.circuits),
+        };
+        match ip {
+            Some(ip) if !ip.is_loopback() && !knocks.allow(ip, Instant::now()) => Err(ConnectionDenied::new(TooFast)),
             _ => Ok(()),
         }
     }

@@ -269,6 +269,7 @@ impl Task<'_> {
         Some(Link {
             addresses: self.addresses_of(peer),
             direct: !used.relayed,
+            relay: used.relay,
             transport: if used.quic { "quic" } else { "tcp" },
         })
     }
@@ -551,5 +552,6 @@ impl Task<'_> {
         self.refused.retain(|(refused, _), _| *refused != connection);
         self.serving.remove(&connection);
         self.lasting.pool.connection_closed(peer, connection);
+        self.on_path_lost(peer, Instant::now());
     }
 }

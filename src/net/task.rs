@@ -21,7 +21,7 @@ use futures::StreamExt as _;
 use super::agenda::Agenda;
 use super::alarm::Alarm;
 use super::answer::{self, Desk, Permits};
-use super::behaviour::Behaviour;
+use super::behaviour::{Behaviour, Parts};
 use super::book::Book;
 use super::config::Config;
 use super::dedup::Seen;
@@ -33,6 +33,8 @@ use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
 use super::mdns_meter::MdnsMeter;
 use super::members::Members;
+use super::meter::Meters;
+use super::nat::Reach;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
@@ -78,6 +80,10 @@ pub(crate) enum Due {
     Duplicates(PeerId),
     /// Dial a bootstrap address that names no peer.
     Bootstrap(usize),
+    /// Ask relays for places.
+    Places,
+    /// Try to reach a peer directly that is connected through a relay.
+    Direct(PeerId),
     /// Start mDNS anew after a flood.
     Mdns,
     /// Close idle lanes.
@@ -166,6 +172,8 @@ pub(crate) struct Task<'a> {
     pub(super) bans: Bans,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
+    /// How others reach this node.
+    pub(super) reach: Reach,
     pub(super) mdns_meter: MdnsMeter,
     pub(super) agenda: Agenda<Due>,
     pub(super) permits: watch::Sender<Arc<Permits>>,
@@ -251,9 +259,13 @@ pub(crate) async fn run(
     let (resolved_sender, resolved) = mpsc::channel(64);
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
-    let behaviour = Behaviour::new(&keypair, lasting.config.caps, Gate::default(), inbound_sender);
-    let swarm = transport::swarm(&keypair, behaviour, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let local = keypair.public().to_peer_id();
+    let (circuits, relay_client) = libp2p::relay::client::new(local);
+    let meters = Meters::default();
+    let parts = Parts { gate: Gate::default(), inbound: inbound_sender, relay_client, meters: meters.clone() };
+    let behaviour = Behaviour::new(&keypair, lasting.config.caps, &lasting.config.relaying, parts);
+    let swarm =
+        transport::swarm(&keypair, behaviour, Some((circuits, meters)), Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let offer = lasting.service.offer();
     let alarm = Alarm::new().map_err(StartError::Timer)?;
     let over = CancellationToken::new();
@@ -269,6 +281,7 @@ pub(crate) async fn run(
         policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
         ledger: Ledger::default(),
+        reach: Reach::default(),
         mdns_meter: MdnsMeter::new(std::time::Instant::now()),
         agenda: Agenda::new(),
         permits: watch::channel(Arc::default()).0,
@@ -311,6 +324,7 @@ impl Task<'_> {
         if self.lasting.config.mdns {
             self.start_mdns();
         }
+        self.announce_configured();
         self.start_bootstrap();
         let now = Instant::now();
         for (cluster, (options, joined_at)) in self.lasting.joined.clone() {
@@ -446,6 +460,8 @@ impl Task<'_> {
                 Due::Hello(peer, cluster) => self.greet(peer, &cluster),
                 Due::Duplicates(peer) => self.close_duplicates(peer, now),
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
+                Due::Places => self.seek_places(now),
+                Due::Direct(peer) => self.seek_direct(peer, now),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
                 Due::Leave(cluster) => self.try_depart(&cluster, now),
@@ -461,7 +477,8 @@ impl Task<'_> {
 
     /// The pool wants a stream: opens it beside the loop and hands it over.
     fn on_lane_wanted(&mut self, peer: PeerId) {
-        let Some(connection) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
+        let best = self.swarm.behaviour().streams.connections(&peer).first();
+        let Some((connection, meter)) = best.map(|best| (best.id, best.meter.clone())) else {
             self.lasting.pool.opened(peer, Err(NoLane::NotConnected));
             return;
         };
@@ -469,7 +486,7 @@ impl Task<'_> {
         let pool = self.lasting.pool.clone();
         tokio::spawn(async move {
             let outcome = match answer.await {
-                Ok(Ok(stream)) => Ok(Lane::new(connection, stream)),
+                Ok(Ok(stream)) => Ok(Lane::new(connection, stream, meter)),
                 Ok(Err(OpenError::NotConnected)) | Err(_) => Err(NoLane::NotConnected),
                 Ok(Err(error)) => Err(NoLane::Failed(error.to_string())),
             };

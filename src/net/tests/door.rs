@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::rogue::{Heard, Rogue};
 use super::*;
-use crate::net::behaviour::Behaviour;
+use crate::net::behaviour::{Behaviour, Parts};
 use crate::net::gate::Gate;
+use crate::net::meter::Meters;
 
 fn caps() -> ConnectionCaps {
     plan("caps").caps
@@ -94,6 +95,19 @@ fn forty_handshakes_of_one_source_pass_and_the_next_is_refused_before_any_crypto
         |gate: &mut Gate, remote| gate.handle_pending_inbound_connection(ConnectionId::new_unchecked(1), &local, remote).is_ok();
     assert_eq!((0..100).filter(|_| knock(&mut gate, &remote)).count(), 40);
     assert!(knock(&mut gate, &"/ip4/198.51.100.8/tcp/9".parse().unwrap()), "another source is not affected");
+    // Who comes through a relay has no address: the relay is counted, apart from its own connections.
+    let circuit = "/ip4/198.51.100.7/tcp/4001/p2p-circuit".parse().unwrap();
+    let through = |gate: &mut Gate| {
+        let remote = format!("/p2p/{}", libp2p::PeerId::random()).parse().unwrap();
+        gate.handle_pending_inbound_connection(ConnectionId::new_unchecked(1), &circuit, &remote).is_ok()
+    };
+    assert_eq!((0..100).filter(|_| through(&mut gate)).count(), 40);
+}
+
+fn behaviour(keypair: &libp2p::identity::Keypair) -> Behaviour {
+    let (_, relay_client) = libp2p::relay::client::new(keypair.public().to_peer_id());
+    let parts = Parts { gate: Gate::default(), inbound: mpsc::channel(1).0, relay_client, meters: Meters::default() };
+    Behaviour::new(keypair, caps(), &Relaying::default(), parts)
 }
 
 #[test]
@@ -102,7 +116,7 @@ fn an_external_address_alone_makes_no_dht_server() {
     use libp2p::swarm::derive_prelude::ExternalAddrConfirmed;
     use libp2p::swarm::{FromSwarm, NetworkBehaviour as _};
     let keypair = libp2p::identity::Keypair::generate_ed25519();
-    let mut behaviour = Behaviour::new(&keypair, caps(), Gate::default(), mpsc::channel(1).0);
+    let mut behaviour = behaviour(&keypair);
     assert_eq!(behaviour.kad.mode(), Mode::Client);
     // A relayed address, as a node behind a NAT gets one: the library's own choice would be to serve.
     let addr = "/ip4/198.51.100.7/tcp/4001/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN/p2p-circuit".parse().unwrap();
@@ -114,7 +128,7 @@ fn an_external_address_alone_makes_no_dht_server() {
 async fn mdns_is_switched_off_and_on_again() {
     let keypair = libp2p::identity::Keypair::generate_ed25519();
     let local = keypair.public().to_peer_id();
-    let mut behaviour = Behaviour::new(&keypair, caps(), Gate::default(), mpsc::channel(1).0);
+    let mut behaviour = behaviour(&keypair);
     assert!(!behaviour.mdns4.is_enabled());
     let problems = behaviour.start_mdns(local, &[]);
     assert_eq!(behaviour.mdns4.is_enabled(), !problems.iter().any(|problem| problem.contains("IPv4")), "{problems:?}");

@@ -5,6 +5,7 @@ mod conduct;
 mod dht;
 mod door;
 mod lanes;
+mod nat;
 mod rogue;
 mod versions;
 
@@ -16,8 +17,8 @@ use tokio::time::timeout;
 
 use super::identity::Identity;
 use super::{
-    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Service, Snapshot,
-    Timings, start,
+    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Relaying, Service,
+    Snapshot, Timings, start,
 };
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};
@@ -66,6 +67,7 @@ struct Plan {
     caps: ConnectionCaps,
     versions: Versions,
     models: Vec<ModelOffer>,
+    relaying: Relaying,
 }
 
 fn plan(name: &'static str) -> Plan {
@@ -79,6 +81,7 @@ fn plan(name: &'static str) -> Plan {
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
         versions: Versions::OURS,
         models: vec![ModelOffer::named("echo")],
+        relaying: Relaying::default(),
     }
 }
 
@@ -98,6 +101,7 @@ impl Plan {
             timings: self.timings,
             caps: self.caps,
             versions: self.versions,
+            relaying: self.relaying,
             ..Config::default()
         };
         let (handle, _) = start(config, &self.identity, stub).await.unwrap();
