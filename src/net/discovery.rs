@@ -292,11 +292,15 @@ impl Task<'_> {
                 addresses.push(address);
             }
         };
-        for connection in self.swarm.behaviour().streams.connections(peer) {
-            // The source port of an incoming TCP connection is not one that listens; an incoming circuit has no address.
-            if connection.dialed || (connection.quic && !connection.relayed) {
-                add(address::without_peer(&connection.remote));
-            }
+        let connections = self.swarm.behaviour().streams.connections(peer);
+        let told = self.reach.told.get(peer).map_or(&[][..], Vec::as_slice);
+        connections.iter().filter(|known| known.dialed).for_each(|known| add(address::without_peer(&known.remote)));
+        told.iter().cloned().for_each(&mut add);
+        // The source port of an incoming TCP connection is not one that listens, and an incoming circuit has no address. Who
+        // says where it is reached is not reached where its NAT lets it out.
+        if told.is_empty() {
+            let from = connections.iter().filter(|known| !known.dialed && known.quic && !known.relayed);
+            from.for_each(|known| add(address::without_peer(&known.remote)));
         }
         for address in self.book.addresses(peer) {
             add(address.clone());

@@ -109,6 +109,7 @@ impl Task<'_> {
         self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) | Due::Direct(gone) if *gone == peer));
         self.reach.observations.forget(&peer);
         self.forget_hop(&peer);
+        self.reach.told.remove(&peer);
         self.bootstrap_lost(Some(peer), now);
         if self.members.is_member(&peer) || self.book.contains(&peer) {
             self.agenda.no_later(Due::Dial, now);
@@ -171,6 +172,7 @@ impl Task<'_> {
             .collect();
         let is_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
         self.note_hop(peer_id, is_relay, &announced, now);
+        self.reach.told.insert(peer_id, announced.clone());
         if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) {
             let first = self.swarm.behaviour_mut().kad.kbuckets().all(|bucket| bucket.num_entries() == 0);
             for address in &announced {

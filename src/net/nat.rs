@@ -46,6 +46,8 @@ pub(crate) struct Reach {
     direct_pauses: HashMap<PeerId, Duration>,
     /// Clusters whose record is published with addresses that are no longer all.
     pub stale: HashSet<ClusterId>,
+    /// Where connected peers say that they are reached.
+    pub told: HashMap<PeerId, Vec<Multiaddr>>,
     pub load: Load,
 }
 
@@ -143,8 +145,8 @@ impl Task<'_> {
         for id in ids {
             self.publish_record(&id);
         }
-        let members: HashSet<PeerId> = self.members.peers().collect();
-        self.swarm.behaviour_mut().identify.push(members);
+        let connected: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        self.swarm.behaviour_mut().identify.push(connected);
     }
 
     /// A peer said where it sees us on `connection`.
