@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::future::Either;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, OptionalTransport};
 use libp2p::core::upgrade;
@@ -16,6 +15,7 @@ use libp2p::swarm::{self, NetworkBehaviour};
 use libp2p::{PeerId, Swarm, Transport as _, noise, quic, relay, tcp, yamux};
 use tokio::sync::Notify;
 
+use super::lobby::{Door, Lobby};
 use super::meter::Meters;
 
 /// A connection that nobody uses is closed after this; an open stream counts as use.
@@ -54,7 +54,11 @@ pub(crate) type Circuits = (relay::client::Transport, Meters);
 ///
 /// # Errors
 /// The Noise keys could not be made.
-fn transport(keypair: &Keypair, circuits: Option<Circuits>) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
+fn transport(
+    keypair: &Keypair,
+    (door, pending): (&Door, u32),
+    circuits: Option<Circuits>,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
     let mut mux = yamux::Config::default();
     mux.set_max_num_streams(MAX_YAMUX_STREAMS);
     let noise = noise::Config::new(keypair)?;
@@ -66,32 +70,33 @@ fn transport(keypair: &Keypair, circuits: Option<Circuits>) -> Result<Boxed<(Pee
             .authenticate(noise.clone())
             .multiplex(mux.clone())
             .timeout(CIRCUIT_SETUP)
+            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
     });
     let circuits = circuits.map_or_else(OptionalTransport::none, OptionalTransport::some);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .upgrade(upgrade::Version::V1)
         .authenticate(noise)
         .multiplex(mux)
-        .timeout(TCP_SETUP);
+        .timeout(TCP_SETUP)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .boxed();
     let quic = quic::tokio::Transport::new(quic_config(keypair));
-    Ok(circuits
-        .or_transport(quic)
-        .or_transport(tcp)
-        .map(|either, _| match either {
-            Either::Left(Either::Left((peer, muxer))) => (peer, StreamMuxerBox::new(muxer)),
-            Either::Left(Either::Right((peer, muxer))) => (peer, StreamMuxerBox::new(muxer)),
-            Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
-        })
-        .boxed())
+    let quic = quic.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed();
+    // A room for each: a flood of first packets over UDP, whose sources anybody can forge, leaves TCP open.
+    let lobby = |transport| Lobby::new(transport, door.clone(), pending);
+    let direct = lobby(quic).or_transport(lobby(tcp)).map(|either, _| either.into_inner());
+    Ok(circuits.or_transport(direct).map(|either, _| either.into_inner()).boxed())
 }
 
-/// Builds the swarm. `panicked` is notified when one of its connection tasks panics: the swarm is then unfit for use.
+/// Builds the swarm; the `lobby` has a door and, for each transport, so many places for those who still prove who they are.
+/// `panicked` is notified when one of its connection tasks panics: the swarm is then unfit for use.
 ///
 /// # Errors
 /// The Noise keys could not be made.
 pub(crate) fn swarm<B: NetworkBehaviour>(
     keypair: &Keypair,
     behaviour: B,
+    lobby: (&Door, u32),
     circuits: Option<Circuits>,
     panicked: Arc<Notify>,
 ) -> Result<Swarm<B>, noise::Error> {
@@ -108,5 +113,5 @@ pub(crate) fn swarm<B: NetworkBehaviour>(
         .with_idle_connection_timeout(IDLE)
         .with_max_negotiating_inbound_streams(MAX_NEGOTIATING)
         .with_smart_dial();
-    Ok(Swarm::new(transport(keypair, circuits)?, behaviour, keypair.public().to_peer_id(), config))
+    Ok(Swarm::new(transport(keypair, lobby, circuits)?, behaviour, keypair.public().to_peer_id(), config))
 }

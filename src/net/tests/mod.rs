@@ -6,6 +6,7 @@ mod dht;
 mod door;
 mod lanes;
 mod nat;
+mod ping;
 mod rogue;
 mod versions;
 

@@ -19,7 +19,7 @@ fn hidden(name: &'static str, relay: &str) -> Plan {
 async fn until(node: &Node, what: &str, wanted: impl Fn(&Facts) -> bool) -> Facts {
     let limit = tokio::time::Instant::now() + DEADLINE;
     loop {
-        let facts = node.handle.facts().await.unwrap();
+        let facts = node.handle.facts(None).await.unwrap();
         if wanted(&facts) {
             return facts;
         }
@@ -179,7 +179,7 @@ async fn a_configured_address_is_announced_and_makes_the_node_one_that_is_reache
         ..Config::default()
     };
     let (handle, _) = start(config, &plan.identity, Arc::new(Stub { offer, prompts: None })).await.unwrap();
-    let facts = handle.facts().await.unwrap();
+    let facts = handle.facts(None).await.unwrap();
     assert_eq!(facts.reach.announced, ["/ip4/198.51.100.7/udp/4001/quic-v1"]);
     assert!(facts.dht.server);
     let snapshot = handle.snapshot();
