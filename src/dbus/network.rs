@@ -135,8 +135,9 @@ impl From<PingError> for Error {
         let message = error.to_string();
         let name = match error {
             PingError::NoSuchPeer(_) => ErrorName::NoSuchPeer,
+            PingError::Ambiguous(..) | PingError::Ourselves => ErrorName::InvalidArgs,
             PingError::NotConnected(..) => ErrorName::PeerUnreachable,
-            PingError::NoAnswer(_) => ErrorName::NoAnswer,
+            PingError::NoAnswer(_) | PingError::Unsupported(_) => ErrorName::NoAnswer,
             PingError::Busy => ErrorName::Busy,
             PingError::Stopped => ErrorName::ShuttingDown,
         };
