@@ -414,13 +414,15 @@ impl Task<'_> {
     }
 
     fn on_down(&mut self, generation: Generation, peer: PeerId, connection: ConnectionId, cluster: Option<ClusterId>, end: End) {
-        self.hellos.remove(&generation);
+        let accepted = self.hellos.remove(&generation).is_some_and(|(_, greeted)| greeted.is_none());
         tracing::debug!(%peer, generation, ?end, "membership stream ended");
         let now = Instant::now();
         if let Some(cluster) = &cluster {
             self.ledger.ended(peer, cluster, &end, now.into_std());
         }
         match &end {
+            // What became of the other side's hello says nothing about ours.
+            End::Refused | End::VersionMismatch(_) if accepted => {}
             End::Refused | End::VersionMismatch(_) => {
                 // A report of a connection that is gone would never be forgotten.
                 if let (Some(cluster), true) = (&cluster, self.is_open(&peer, connection)) {

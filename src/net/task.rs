@@ -39,7 +39,7 @@ use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::Offer;
+use crate::domain::node::{FoundBy, Offer};
 use crate::wire::control::ByeReason;
 use crate::wire::keys::Root;
 use crate::wire::version::{INFERENCE_PROTOCOL, PING_PROTOCOL};
@@ -552,6 +552,7 @@ impl Task<'_> {
                 }
             }
             self.swarm.behaviour_mut().gate.ban(peer);
+            self.ledger.heard(peer, FoundBy::Inbound, std::time::Instant::now());
             self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
             let _ = self.swarm.disconnect_peer_id(peer);
         }

@@ -3,6 +3,7 @@
 
 mod conduct;
 mod dht;
+mod doctor;
 mod door;
 mod lanes;
 mod ping;
