@@ -105,6 +105,8 @@ pub struct PeerFacts {
     pub sources: Vec<FoundBy>,
     /// How long ago it was heard of last.
     pub heard_ago: Option<Duration>,
+    /// How long ago it was heard on the local network last: it was awake then.
+    pub mdns_ago: Option<Duration>,
     /// Addresses that would be dialled.
     pub addresses: Vec<String>,
     /// The last dial to each address, the newest first; at most 8.
@@ -327,7 +329,7 @@ pub struct Pinged {
     pub name: Option<String>,
     /// The connection that was used.
     pub link: Link,
-    /// Round trips, in order.
+    /// Round trips, in order; fewer than were asked for when one was not answered.
     pub round_trips: Vec<Duration>,
 }
 
@@ -337,12 +339,21 @@ pub enum PingError {
     /// No peer of this id or name is known.
     #[error("no peer {0} is known here")]
     NoSuchPeer(String),
+    /// Several peers have this name; the second text names their ids.
+    #[error("several peers are called {0}: name one of them by its peer id: {1}")]
+    Ambiguous(String, String),
+    /// This node itself is meant.
+    #[error("that is this node itself")]
+    Ourselves,
     /// It is known and there is no connection, nor could one be made.
     #[error("{0} is not connected, and dialling it failed: {1}")]
     NotConnected(String, String),
     /// It is connected and did not answer in time.
     #[error("{0} is connected and does not answer")]
     NoAnswer(String),
+    /// It is connected, answers, and is too old to know pings.
+    #[error("{0} is connected, and too old to be pinged")]
+    Unsupported(String),
     /// Too many pings at once.
     #[error("too many pings are running")]
     Busy,

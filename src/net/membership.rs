@@ -544,6 +544,7 @@ impl Task<'_> {
     pub(super) fn forget_connection(&mut self, peer: PeerId, connection: ConnectionId) {
         self.refused.retain(|(refused, _), _| *refused != connection);
         self.serving.remove(&connection);
+        self.pings.connection_closed(connection);
         self.lasting.pool.connection_closed(peer, connection);
     }
 }
