@@ -25,7 +25,9 @@ mod joining;
 mod lanes;
 mod ledger;
 mod listen;
-mod mdns_meter;
+mod lobby;
+mod local;
+mod mdns;
 mod members;
 mod membership;
 mod mesh;
@@ -50,6 +52,7 @@ pub use handle::{
     AnswerEvent, AnswerNow, AnswerStream, Command, Event, Handle, InboundPrompt, JoinError, JoinOptions, LeaveError, Replier,
     Scripted, Service, Snapshot,
 };
+pub use ping::MAX_PINGS;
 pub use supervise::{Stopped, start};
 pub use task::{MAX_CLUSTERS, StartError};
 

@@ -31,8 +31,10 @@ use super::guard::Bans;
 use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service, Snapshot};
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
-use super::mdns_meter::MdnsMeter;
+use super::lobby::Door;
+use super::mdns::{self, Mdns};
 use super::members::Members;
+use super::ping::Pings;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
@@ -40,7 +42,7 @@ use crate::domain::cluster::ClusterId;
 use crate::domain::node::Offer;
 use crate::wire::control::ByeReason;
 use crate::wire::keys::Root;
-use crate::wire::version::INFERENCE_PROTOCOL;
+use crate::wire::version::{INFERENCE_PROTOCOL, PING_PROTOCOL};
 
 /// Clusters that a node may be in at once: each costs a membership stream to every member.
 pub const MAX_CLUSTERS: usize = 16;
@@ -78,7 +80,9 @@ pub(crate) enum Due {
     Duplicates(PeerId),
     /// Dial a bootstrap address that names no peer.
     Bootstrap(usize),
-    /// Start mDNS anew after a flood.
+    /// Tell who waits to ping a peer that it did not connect in time.
+    Ping(PeerId),
+    /// Start mDNS anew after it has failed.
     Mdns,
     /// Close idle lanes.
     Trim,
@@ -164,9 +168,17 @@ pub(crate) struct Task<'a> {
     pub(super) book: Book,
     pub(super) policy: Policy,
     pub(super) bans: Bans,
+    pub(super) door: Door,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
-    pub(super) mdns_meter: MdnsMeter,
+    pub(super) pings: Pings,
+    /// Configured addresses that could not be listened on, with the reason.
+    pub(super) not_listening: Vec<(String, String)>,
+    /// Discovery on the local network, while it runs, and what it tells.
+    pub(super) mdns: Option<Mdns>,
+    pub(super) mdns_events: mpsc::Sender<mdns::Event>,
+    /// Addresses of other machines that say they are this node, and when they said so.
+    pub(super) twins: BTreeMap<std::net::IpAddr, Instant>,
     pub(super) agenda: Agenda<Due>,
     pub(super) permits: watch::Sender<Arc<Permits>>,
     pub(super) seen: Arc<Mutex<Seen>>,
@@ -204,6 +216,7 @@ struct Ends {
     reports: mpsc::Receiver<Report>,
     violations: mpsc::Receiver<PeerId>,
     resolved: mpsc::Receiver<(usize, Vec<Multiaddr>)>,
+    mdns: mpsc::Receiver<mdns::Event>,
     panicked: Arc<Notify>,
     alarm: Alarm,
 }
@@ -249,10 +262,13 @@ pub(crate) async fn run(
     let (reports_sender, reports) = mpsc::channel(REPORT_QUEUE);
     let (violations_sender, violations) = mpsc::channel(64);
     let (resolved_sender, resolved) = mpsc::channel(64);
+    let (mdns_events, mdns) = mpsc::channel(64);
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
     let behaviour = Behaviour::new(&keypair, lasting.config.caps, Gate::default(), inbound_sender);
-    let swarm = transport::swarm(&keypair, behaviour, Arc::clone(&panicked)).map_err(StartError::Keys)?;
+    let door = Door::default();
+    let pending = lasting.config.caps.pending_incoming;
+    let swarm = transport::swarm(&keypair, behaviour, &door, pending, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let local = keypair.public().to_peer_id();
     let offer = lasting.service.offer();
     let alarm = Alarm::new().map_err(StartError::Timer)?;
@@ -268,8 +284,13 @@ pub(crate) async fn run(
         book: Book::new(),
         policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
+        door,
         ledger: Ledger::default(),
-        mdns_meter: MdnsMeter::new(std::time::Instant::now()),
+        pings: Pings::default(),
+        not_listening: Vec::new(),
+        mdns: None,
+        mdns_events,
+        twins: BTreeMap::new(),
         agenda: Agenda::new(),
         permits: watch::channel(Arc::default()).0,
         seen: Arc::new(Mutex::new(Seen::new(std::time::Instant::now()))),
@@ -300,7 +321,7 @@ pub(crate) async fn run(
     task.start()?;
     task.publish();
     started();
-    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, panicked, alarm }).await;
+    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, mdns, panicked, alarm }).await;
     task.abandon();
     Ok(ended)
 }
@@ -352,6 +373,7 @@ impl Task<'_> {
                 Some(stream) = ends.inbound.recv() => self.on_inbound(stream),
                 Some(peer) = ends.violations.recv() => self.on_violation(peer),
                 Some((index, addresses)) = ends.resolved.recv() => self.on_resolved(index, addresses),
+                Some(event) = ends.mdns.recv() => self.on_mdns(event),
                 Ok(()) = self.offer.changed() => self.on_offer(),
                 () = ends.panicked.notified() => return Ended::Panicked,
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
@@ -368,6 +390,9 @@ impl Task<'_> {
     /// Says goodbye and drives the swarm until the goodbyes are out.
     async fn farewell(&mut self) {
         let deadline = Instant::now() + FAREWELL;
+        if let Some(mdns) = self.mdns.take() {
+            mdns.goodbye();
+        }
         let mut outboxes = Vec::new();
         for (_, session) in self.sessions.drain() {
             if session.outbox.try_send(Outgoing::Bye(ByeReason::Shutdown)).is_ok() {
@@ -424,7 +449,7 @@ impl Task<'_> {
             }
             Command::Shutdown { reply } => self.stopping = Some(reply),
             Command::Probe { reply } => drop(reply.send(())),
-            Command::Facts { reply } => drop(reply.send(self.facts())),
+            Command::Facts { about, reply } => drop(reply.send(self.facts(about.as_deref()))),
             Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
             Command::Reach { cluster, member, reply } => self.reach(&cluster, &member, reply),
             #[cfg(test)]
@@ -446,6 +471,7 @@ impl Task<'_> {
                 Due::Hello(peer, cluster) => self.greet(peer, &cluster),
                 Due::Duplicates(peer) => self.close_duplicates(peer, now),
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
+                Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
                 Due::Leave(cluster) => self.try_depart(&cluster, now),
@@ -509,6 +535,8 @@ impl Task<'_> {
                 violations: self.violations.clone(),
             };
             self.spawn(answer::serve(desk, inbound.peer, inbound.stream));
+        } else if inbound.protocol.as_ref() == PING_PROTOCOL {
+            self.accept_ping(inbound);
         } else {
             self.accept_hello(inbound);
         }
@@ -517,6 +545,12 @@ impl Task<'_> {
     pub(super) fn on_violation(&mut self, peer: PeerId) {
         if self.bans.violation(peer, std::time::Instant::now()) {
             tracing::warn!(%peer, "peer {peer} banned for ten minutes: it broke the protocol three times");
+            for connection in self.swarm.behaviour().streams.connections(&peer) {
+                if let Some(ip) = super::address::ip_of(&connection.remote).filter(|ip| !connection.relayed && !ip.is_loopback())
+                {
+                    self.door.slow_down(ip);
+                }
+            }
             self.swarm.behaviour_mut().gate.ban(peer);
             self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
             let _ = self.swarm.disconnect_peer_id(peer);
