@@ -91,8 +91,7 @@ impl Shared {
 
 /// Tells when the worst finding is another one than before. Never ends.
 pub(super) async fn follow(shared: Arc<Shared>, connection: Connection) {
-    let (Ok(emitter), Ok(interface)) =
-        (SignalEmitter::new(&connection, ROOT_PATH), InterfaceName::try_from(NETWORK_INTERFACE))
+    let (Ok(emitter), Ok(interface)) = (SignalEmitter::new(&connection, ROOT_PATH), InterfaceName::try_from(NETWORK_INTERFACE))
     else {
         return;
     };
@@ -165,9 +164,12 @@ impl Network {
             (None, None) => Subject::Node,
         };
         let uid = self.0.access.caller(connection, &header).await?.uid;
-        let _turn = self.0.looks.diagnoses.take(uid).map_err(|full| {
-            Error::new(ErrorName::Busy, full.sentence("questions", uid, "wait for a look at the network"))
-        })?;
+        let _turn = self
+            .0
+            .looks
+            .diagnoses
+            .take(uid)
+            .map_err(|full| Error::new(ErrorName::Busy, full.sentence("questions", uid, "wait for a look at the network")))?;
         let found = self.0.diagnosis(&subject).await?;
         let facts = facts::facts(&found.facts, &found.host, &about(&found.facts, &subject));
         Ok((found.findings.iter().map(facts::finding).collect(), facts))
