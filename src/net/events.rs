@@ -137,6 +137,7 @@ impl Task<'_> {
                 }
                 self.ping_not_connected(peer, &super::bootstrap::why_not(error));
                 self.policy.failed(&peer, now.into_std());
+                self.known_not_reached(&peer, now);
                 if self.book.failed(&peer) >= 3 && !self.is_bootstrap(&peer) {
                     self.swarm.behaviour_mut().kad.remove_peer(&peer);
                 }
