@@ -33,12 +33,17 @@ mod mdns;
 mod members;
 mod membership;
 mod mesh;
+mod meter;
 mod nat;
 mod offers;
 mod ping;
+mod places;
 mod port;
 mod publish;
+mod punch;
+mod reach;
 mod recover;
+mod relaying;
 mod rivals;
 mod session;
 #[cfg(test)]

@@ -21,7 +21,7 @@ use futures::StreamExt as _;
 use super::agenda::Agenda;
 use super::alarm::Alarm;
 use super::answer::{self, Desk, Permits};
-use super::behaviour::Behaviour;
+use super::behaviour::{Behaviour, Parts};
 use super::book::Book;
 use super::config::Config;
 use super::dedup::Seen;
@@ -35,6 +35,8 @@ use super::ledger::Ledger;
 use super::lobby::Door;
 use super::mdns::{self, Mdns};
 use super::members::Members;
+use super::meter::Meters;
+use super::nat::Reach;
 use super::ping::Pings;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
@@ -89,6 +91,10 @@ pub(crate) enum Due {
     Duplicates(PeerId),
     /// Dial a bootstrap address that names no peer.
     Bootstrap(usize),
+    /// Ask relays for places.
+    Places,
+    /// Try to reach a peer directly that is connected through a relay.
+    Direct(PeerId),
     /// Tell who waits to ping a peer that it did not connect in time.
     Ping(PeerId),
     /// Start mDNS anew after it has failed.
@@ -192,6 +198,8 @@ pub(crate) struct Task<'a> {
     pub(super) door: Door,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
+    /// How others reach this node.
+    pub(super) reach: Reach,
     pub(super) pings: Pings,
     /// Configured addresses that could not be listened on, with the reason.
     pub(super) not_listening: Vec<(String, String)>,
@@ -286,11 +294,15 @@ pub(crate) async fn run(
     let (mdns_events, mdns) = mpsc::channel(64);
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
-    let behaviour = Behaviour::new(&keypair, lasting.config.caps, Gate::default(), inbound_sender);
-    let door = Door::default();
-    let pending = lasting.config.caps.pending_incoming;
-    let swarm = transport::swarm(&keypair, behaviour, &door, pending, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let local = keypair.public().to_peer_id();
+    let (circuits, relay_client) = libp2p::relay::client::new(local);
+    let meters = Meters::default();
+    let parts = Parts { gate: Gate::default(), inbound: inbound_sender, relay_client, meters: meters.clone() };
+    let behaviour = Behaviour::new(&keypair, lasting.config.caps, &lasting.config.relaying, parts);
+    let door = Door::default();
+    let lobby = (&door, lasting.config.caps.pending_incoming);
+    let circuits = Some((circuits, meters));
+    let swarm = transport::swarm(&keypair, behaviour, lobby, circuits, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let offer = lasting.service.offer();
     let alarm = Alarm::new().map_err(StartError::Timer)?;
     let over = CancellationToken::new();
@@ -310,6 +322,7 @@ pub(crate) async fn run(
         bans: Bans::default(),
         door,
         ledger: Ledger::default(),
+        reach: Reach::default(),
         pings: Pings::default(),
         not_listening: Vec::new(),
         mdns: None,
@@ -356,6 +369,7 @@ impl Task<'_> {
         if self.lasting.config.mdns {
             self.start_mdns();
         }
+        self.announce_configured();
         self.start_bootstrap();
         let now = Instant::now();
         for (cluster, (options, joined_at)) in self.lasting.joined.clone() {
@@ -499,6 +513,8 @@ impl Task<'_> {
                 Due::Hello(peer, cluster) => self.greet(peer, &cluster),
                 Due::Duplicates(peer) => self.close_duplicates(peer, now),
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
+                Due::Places => self.seek_places(now),
+                Due::Direct(peer) => self.seek_direct(peer, now),
                 Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
@@ -515,7 +531,8 @@ impl Task<'_> {
 
     /// The pool wants a stream: opens it beside the loop and hands it over.
     fn on_lane_wanted(&mut self, peer: PeerId) {
-        let Some(connection) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
+        let best = self.swarm.behaviour().streams.connections(&peer).first();
+        let Some((connection, meter)) = best.map(|best| (best.id, best.meter.clone())) else {
             self.lasting.pool.opened(peer, Err(NoLane::NotConnected));
             return;
         };
@@ -523,7 +540,7 @@ impl Task<'_> {
         let pool = self.lasting.pool.clone();
         tokio::spawn(async move {
             let outcome = match answer.await {
-                Ok(Ok(stream)) => Ok(Lane::new(connection, stream)),
+                Ok(Ok(stream)) => Ok(Lane::new(connection, stream, meter)),
                 Ok(Err(OpenError::NotConnected)) | Err(_) => Err(NoLane::NotConnected),
                 Ok(Err(error)) => Err(NoLane::Failed(error.to_string())),
             };

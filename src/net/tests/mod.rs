@@ -7,6 +7,7 @@ mod doctor;
 mod door;
 mod lanes;
 mod mesh;
+mod nat;
 mod ping;
 mod rivals;
 mod rogue;
@@ -20,8 +21,8 @@ use tokio::time::timeout;
 
 use super::identity::Identity;
 use super::{
-    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Service,
-    Snapshot, Timings, start,
+    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Relaying,
+    Service, Snapshot, Timings, start,
 };
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};
@@ -70,6 +71,7 @@ struct Plan {
     caps: ConnectionCaps,
     versions: Versions,
     models: Vec<ModelOffer>,
+    relaying: Relaying,
     mesh: Mesh,
 }
 
@@ -84,6 +86,7 @@ fn plan(name: &'static str) -> Plan {
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
         versions: Versions::OURS,
         models: vec![ModelOffer::named("echo")],
+        relaying: Relaying::default(),
         mesh: Mesh::default(),
     }
 }
@@ -104,6 +107,7 @@ impl Plan {
             timings: self.timings,
             caps: self.caps,
             versions: self.versions,
+            relaying: self.relaying,
             mesh: self.mesh,
             ..Config::default()
         };
