@@ -52,6 +52,8 @@ pub struct Network {
     pub bootstrap: Option<Vec<String>>,
     /// Look for members on the local network.
     pub mdns: Option<bool>,
+    /// Remember members on disk.
+    pub remember: Option<bool>,
     /// Connections in all.
     pub max_connections: Option<u32>,
 }
@@ -204,7 +206,11 @@ impl Raw {
     /// Lays `over` on top: its keys win one by one; its lists replace whole lists.
     pub fn merge(&mut self, over: Self) {
         section(&mut self.node, over.node, |under, over| overlay!(under, over; name, state_dir));
-        section(&mut self.network, over.network, |under, over| overlay!(under, over; listen, bootstrap, mdns, max_connections));
+        section(
+            &mut self.network,
+            over.network,
+            |under, over| overlay!(under, over; listen, bootstrap, mdns, remember, max_connections),
+        );
         section(&mut self.serve, over.serve, |under, over| overlay!(under, over; enabled, cores, memory_gb, storage_gb, vram_gb));
         section(&mut self.upstreams, over.upstreams, |under, over| overlay!(under, over; discover));
         section(&mut self.models, over.models, |under, over| overlay!(under, over; directory, also));
@@ -231,7 +237,7 @@ mod tests {
             .prop_map(|(name, state)| Node { name: name.map(|n| n.to_string()), state_dir: state.map(|s| s.to_string().into()) });
         let network =
             (any::<Option<bool>>(), any::<Option<u32>>(), any::<Option<bool>>()).prop_map(|(mdns, max_connections, list)| {
-                Network { listen: list.map(|list| vec![list.to_string()]), bootstrap: None, mdns, max_connections }
+                Network { listen: list.map(|list| vec![list.to_string()]), mdns, max_connections, ..Network::default() }
             });
         let serve = (any::<Option<bool>>(), proptest::option::of(0.5..9.0)).prop_map(|(enabled, cores)| Serve {
             enabled,

@@ -93,6 +93,8 @@ pub struct Settings {
     pub bootstrap: Vec<String>,
     /// Look for members on the local network.
     pub mdns: bool,
+    /// Remember members on disk and dial them first at the next start.
+    pub remember: bool,
     /// Connections in all.
     pub max_connections: u32,
     /// Answer prompts of other members.
@@ -285,6 +287,7 @@ impl Settings {
             listen: if listen.is_empty() { default_listen() } else { listen },
             bootstrap: addresses("network.bootstrap", network.bootstrap)?,
             mdns: network.mdns.unwrap_or(true),
+            remember: network.remember.unwrap_or(true),
             max_connections,
             serve: enabled,
             lent: Lent {
@@ -308,8 +311,9 @@ pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     if (&old.node_name, &old.state_dir) != (&new.node_name, &new.state_dir) {
         sections.push("[node]");
     }
-    let network =
-        |settings: &Settings| (settings.listen.clone(), settings.bootstrap.clone(), settings.mdns, settings.max_connections);
+    let network = |settings: &Settings| {
+        (settings.listen.clone(), settings.bootstrap.clone(), settings.mdns, settings.remember, settings.max_connections)
+    };
     if network(old) != network(new) {
         sections.push("[network]");
     }
@@ -343,7 +347,7 @@ mod tests {
     fn nothing_written_is_a_whole_configuration() {
         let settings = settings("").unwrap();
         assert_eq!(settings.node_name, "host");
-        assert!(settings.mdns && settings.serve && settings.any_port);
+        assert!(settings.mdns && settings.remember && settings.serve && settings.any_port);
         assert_eq!(settings.listen.len(), 4);
         assert_eq!(settings.backends.len(), 1);
         assert!(settings.clusters.is_empty(), "a machine lends nothing before its owner says so");

@@ -75,6 +75,7 @@ impl Task<'_> {
         }
         if connections > 1 {
             self.agenda.no_later(Due::Duplicates(peer), now + self.lasting.config.timings.duplicates);
+            self.probe_older(peer);
             return;
         }
         self.greet_peer(peer, now);
@@ -99,7 +100,9 @@ impl Task<'_> {
     }
 
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
-        self.note_bootstrap_failure(peer, error);
+        if !matches!(error, DialError::Aborted) {
+            self.note_bootstrap_failure(peer, error);
+        }
         if let Some(peer) = peer {
             for (address, outcome) in ledger::outcomes(error) {
                 self.ledger.dialled(peer, address, outcome, now.into_std());
@@ -109,6 +112,12 @@ impl Task<'_> {
             Some(peer) => {
                 tracing::debug!(%peer, %error, "dial failed");
                 if self.swarm.is_connected(&peer) {
+                    return;
+                }
+                if matches!(error, DialError::Aborted) {
+                    // By `recover`: the network is another one now.
+                    self.policy.aborted(&peer);
+                    self.agenda.no_later(Due::Dial, now);
                     return;
                 }
                 if matches!(error, DialError::WrongPeerId { .. }) {

@@ -4,7 +4,7 @@ use libp2p::{Multiaddr, kad};
 use tokio::time::Instant;
 
 use super::bootstrap::why;
-use super::task::{Due, StartError, Task};
+use super::task::{StartError, Task};
 use super::{address, port};
 use crate::domain::cluster::ClusterId;
 
@@ -55,9 +55,7 @@ impl Task<'_> {
         if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
             self.reachable(listening);
         }
-        // A cable is in again, or a network was joined: what failed before may work now.
-        self.policy.network_changed();
-        self.agenda.no_later(Due::Dial, Instant::now());
+        self.addresses_changed(Instant::now());
         self.dirty = true;
     }
 
@@ -94,9 +92,7 @@ impl Task<'_> {
     pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
         self.networks_changed();
         self.unreachable(address);
-        // A QUIC connection does not survive the change of an address: members are dialled again at once.
-        self.policy.network_changed();
-        self.agenda.no_later(Due::Dial, Instant::now());
+        self.addresses_changed(Instant::now());
         self.dirty = true;
     }
 }

@@ -402,6 +402,7 @@ impl Task<'_> {
         self.publish_permits();
         self.policy.succeeded(&peer);
         self.book.succeeded(&peer, now.into_std());
+        self.remember_members(now);
         self.ledger.greeted(peer, cluster, GreetOutcome::Member, now.into_std());
         if let Some(member) = self.members.get(cluster, &peer) {
             self.ledger.named(peer, &member.name, now.into_std());
@@ -487,6 +488,7 @@ impl Task<'_> {
     fn on_gone(&mut self, cluster: &ClusterId, peer: PeerId, name: Option<String>, reason: GoneReason) {
         self.dirty = true;
         self.publish_permits();
+        self.bootstrap_if_lonely(Instant::now());
         if !self.members.is_member(&peer) {
             self.lasting.pool.forget(peer);
             if !self.is_bootstrap(&peer) {

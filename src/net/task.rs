@@ -23,7 +23,7 @@ use super::alarm::Alarm;
 use super::answer::{self, Desk, Permits};
 use super::behaviour::Behaviour;
 use super::book::Book;
-use super::config::Config;
+use super::config::{Config, Remembered};
 use super::dedup::Seen;
 use super::dial::Policy;
 use super::gate::Gate;
@@ -31,9 +31,12 @@ use super::guard::Bans;
 use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service, Snapshot};
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
+use super::links::Ground;
 use super::mdns_meter::MdnsMeter;
 use super::members::Members;
 use super::ping::Pings;
+use super::recover::{Probed, Recovery};
+use super::remember::Recollection;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
@@ -79,6 +82,8 @@ pub(crate) enum Due {
     Duplicates(PeerId),
     /// Dial a bootstrap address that names no peer.
     Bootstrap(usize),
+    /// The network changed: try what there is.
+    Recover,
     /// Tell who waits to ping a peer that it did not connect in time.
     Ping(PeerId),
     /// Start mDNS anew after a flood.
@@ -140,6 +145,9 @@ pub(crate) struct Lasting {
     pub events: broadcast::Sender<Event>,
     pub pool: Pool,
     pub directory: watch::Sender<Arc<Directory>>,
+    /// Who was a member last, and what others are told of it.
+    pub recollection: Recollection,
+    pub remembered: watch::Sender<Arc<[Remembered]>>,
     pub service: Arc<dyn Service>,
     pub next_generation: Generation,
 }
@@ -170,6 +178,7 @@ pub(crate) struct Task<'a> {
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
     pub(super) pings: Pings,
+    pub(super) recovery: Recovery,
     pub(super) mdns_meter: MdnsMeter,
     pub(super) agenda: Agenda<Due>,
     pub(super) permits: watch::Sender<Arc<Permits>>,
@@ -208,6 +217,8 @@ struct Ends {
     reports: mpsc::Receiver<Report>,
     violations: mpsc::Receiver<PeerId>,
     resolved: mpsc::Receiver<(usize, Vec<Multiaddr>)>,
+    probed: mpsc::Receiver<Probed>,
+    ground: watch::Receiver<Ground>,
     panicked: Arc<Notify>,
     alarm: Alarm,
 }
@@ -253,6 +264,8 @@ pub(crate) async fn run(
     let (reports_sender, reports) = mpsc::channel(REPORT_QUEUE);
     let (violations_sender, violations) = mpsc::channel(64);
     let (resolved_sender, resolved) = mpsc::channel(64);
+    let (probed_sender, probed) = mpsc::channel(64);
+    let ground = super::links::watch();
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
     let behaviour = Behaviour::new(&keypair, lasting.config.caps, Gate::default(), inbound_sender);
@@ -274,6 +287,7 @@ pub(crate) async fn run(
         bans: Bans::default(),
         ledger: Ledger::default(),
         pings: Pings::default(),
+        recovery: Recovery::new(probed_sender, Instant::now()),
         mdns_meter: MdnsMeter::new(std::time::Instant::now()),
         agenda: Agenda::new(),
         permits: watch::channel(Arc::default()).0,
@@ -305,7 +319,8 @@ pub(crate) async fn run(
     task.start()?;
     task.publish();
     started();
-    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, panicked, alarm }).await;
+    let ends = Ends { inbound, reports, violations, resolved, probed, ground, panicked, alarm };
+    let ended = task.serve(commands, wanted, ends).await;
     task.abandon();
     Ok(ended)
 }
@@ -316,8 +331,9 @@ impl Task<'_> {
         if self.lasting.config.mdns {
             self.start_mdns();
         }
-        self.start_bootstrap();
         let now = Instant::now();
+        self.recall(now);
+        self.start_bootstrap();
         for (cluster, (options, joined_at)) in self.lasting.joined.clone() {
             // They were checked when the cluster was joined.
             let _ = self.add_bootstrap(&options.bootstrap);
@@ -357,6 +373,11 @@ impl Task<'_> {
                 Some(stream) = ends.inbound.recv() => self.on_inbound(stream),
                 Some(peer) = ends.violations.recv() => self.on_violation(peer),
                 Some((index, addresses)) = ends.resolved.recv() => self.on_resolved(index, addresses),
+                Some(probed) = ends.probed.recv() => self.on_probed(probed, Instant::now()),
+                Ok(()) = ends.ground.changed() => {
+                    let ground = *ends.ground.borrow_and_update();
+                    self.on_ground(ground, Instant::now());
+                }
                 Ok(()) = self.offer.changed() => self.on_offer(),
                 () = ends.panicked.notified() => return Ended::Panicked,
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
@@ -427,7 +448,10 @@ impl Task<'_> {
                 // Only scripted handles send this: a real one asks on a lane of its own.
                 drop(events);
             }
-            Command::Shutdown { reply } => self.stopping = Some(reply),
+            Command::Shutdown { reply } => {
+                self.stopping = Some(reply);
+                self.remember_members(Instant::now());
+            }
             Command::Probe { reply } => drop(reply.send(())),
             Command::Facts { reply } => drop(reply.send(self.facts())),
             Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
@@ -438,6 +462,9 @@ impl Task<'_> {
     }
 
     fn on_timer(&mut self, now: Instant) {
+        if let Some(due) = self.agenda.next() {
+            self.notice_oversleeping(due, now);
+        }
         while let Some(due) = self.agenda.pop(now) {
             match due {
                 Due::Heartbeat => self.heartbeat(now),
@@ -451,6 +478,7 @@ impl Task<'_> {
                 Due::Hello(peer, cluster) => self.greet(peer, &cluster),
                 Due::Duplicates(peer) => self.close_duplicates(peer, now),
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
+                Due::Recover => self.recover(now),
                 Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
@@ -482,6 +510,10 @@ impl Task<'_> {
             pool.opened(peer, outcome);
         });
         self.agenda.no_later(Due::Trim, Instant::now() + TRIM);
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.stopping.is_some()
     }
 
     /// Runs `work` for as long as this swarm lives, at most.

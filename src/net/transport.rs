@@ -16,6 +16,8 @@ use libp2p::swarm::{self, NetworkBehaviour};
 use libp2p::{PeerId, Swarm, Transport as _, noise, quic, tcp, yamux};
 use tokio::sync::Notify;
 
+use super::hasty::Hasty;
+
 /// A connection that nobody uses is closed after this; an open stream counts as use.
 const IDLE: Duration = Duration::from_secs(30);
 /// Set-up of a TCP connection, Noise and Yamux included: slow-loris peers are gone after it.
@@ -59,7 +61,7 @@ fn transport(keypair: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise
         .or_transport(tcp)
         .map(|either, _| match either {
             Either::Left((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
-            Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
+            Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(Hasty::new(muxer))),
         })
         .boxed())
 }
