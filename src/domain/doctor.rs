@@ -46,11 +46,11 @@ pub struct Finding {
 /// What is known beside the network: of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Host {
-    /// "firewalld", "ufw": a firewall that is active, with the zone or chain that counts.
+    /// "firewalld", "ufw": a firewall that is active; `None` when none is known to be.
     pub firewall: Option<String>,
     /// The clock is known to be right; `None` when nobody says.
     pub clock_synchronised: Option<bool>,
-    /// Longest suspend that was noticed since the start, in seconds; 0 is none.
+    /// How long it was suspended since the daemon started, in seconds; 0 is never.
     pub suspended_s: u64,
 }
 

@@ -60,6 +60,8 @@ pub enum GreetOutcome {
     Violation,
     /// It did not answer in time, or the connection broke.
     Failed,
+    /// It was a member and one of the two said goodbye.
+    Left,
     /// Another machine with the same identity is in the cluster already.
     SameIdentity,
 }
@@ -73,6 +75,8 @@ pub struct Greeting {
     pub ago: Duration,
     /// How it went.
     pub outcome: GreetOutcome,
+    /// Versions of the membership protocol that the peer speaks, from its oldest to its newest, where it said so.
+    pub versions: Option<(u16, u16)>,
 }
 
 /// A connection to a peer.
@@ -113,6 +117,8 @@ pub struct PeerFacts {
     pub greetings: Vec<Greeting>,
     /// Clusters in which it is a member now.
     pub member_of: Vec<ClusterId>,
+    /// It is a member that has been silent for so long that it gets no new prompts.
+    pub suspect: bool,
     /// It broke the protocol three times and is not let in for ten minutes.
     pub banned: bool,
     /// It is a configured bootstrap node.
@@ -242,6 +248,36 @@ pub struct DhtFacts {
     pub answered_ago: Option<Duration>,
 }
 
+/// A joined cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterFacts {
+    /// Which.
+    pub id: ClusterId,
+    /// Since when.
+    pub joined_ago: Duration,
+    /// Members that are listed, but for this node.
+    pub members: usize,
+    /// Of those: only told of by others, without a connection.
+    pub known: usize,
+    /// Of those: that take prompts.
+    pub serving: usize,
+    /// This node takes prompts for it.
+    pub serves: bool,
+    /// It is announced in the DHT.
+    pub announced: bool,
+}
+
+/// Connections that this node did not let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedFacts {
+    /// How many since the start.
+    pub count: u64,
+    /// How long ago the last one was.
+    pub ago: Duration,
+    /// Why, a phrase.
+    pub reason: String,
+}
+
 /// Everything that `net` knows of the network, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -267,14 +303,19 @@ pub struct Facts {
     pub reach: ReachFacts,
     /// The DHT.
     pub dht: DhtFacts,
-    /// Joined clusters, with how many members each has.
-    pub clusters: Vec<(ClusterId, usize)>,
-    /// Peers: members, candidates, and those that were met; at most 256, those with trouble first.
+    /// Joined clusters.
+    pub clusters: Vec<ClusterFacts>,
+    /// Peers: members, candidates, and those that were met; at most 256, the one that was asked about and those with trouble
+    /// first.
     pub peers: Vec<PeerFacts>,
     /// Addresses of another machine that uses this node's identity.
     pub same_identity: Vec<String>,
     /// Connections in all, and how many there may be.
     pub connections: (usize, usize),
+    /// Connections that a limit of this node kept out.
+    pub refused: Option<RefusedFacts>,
+    /// Versions of the membership protocol that this node speaks, from the oldest to the newest.
+    pub versions: (u16, u16),
 }
 
 /// One member, and how it answered when it was asked for a sign of life.

@@ -106,6 +106,8 @@ pub enum Command {
     },
     /// Tell what is known of the network.
     Facts {
+        /// A peer, by id or name, that must not be missing from them if it is known.
+        about: Option<String>,
         /// Told at once.
         reply: oneshot::Sender<Facts>,
     },
@@ -135,6 +137,9 @@ pub enum Command {
     /// Panics inside the loop.
     #[cfg(test)]
     Panic,
+    /// Does as if a link had come up.
+    #[cfg(test)]
+    ChangeNetwork,
 }
 
 /// A piece of an answer from another node, in order; `End` is the last.
@@ -447,10 +452,11 @@ impl Handle {
         }
     }
 
-    /// What is known of the network now; `None` when the task is busy beyond measure or has stopped.
-    pub async fn facts(&self) -> Option<Facts> {
+    /// What is known of the network now, `about` a peer (by id or name) in any case; `None` when the task is busy beyond
+    /// measure or has stopped.
+    pub async fn facts(&self, about: Option<String>) -> Option<Facts> {
         let (reply, answer) = oneshot::channel();
-        self.commands.try_send(Command::Facts { reply }).ok()?;
+        self.commands.try_send(Command::Facts { about, reply }).ok()?;
         answer.await.ok()
     }
 
@@ -481,6 +487,12 @@ impl Handle {
     #[cfg(test)]
     pub(crate) fn panic(&self) {
         let _ = self.commands.try_send(Command::Panic);
+    }
+
+    /// Makes the network task believe that the network changed.
+    #[cfg(test)]
+    pub(crate) fn change_network(&self) {
+        let _ = self.commands.try_send(Command::ChangeNetwork);
     }
 
     /// Resolves to true when the network task answered: the watchdog's proof of life.

@@ -9,18 +9,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, Stream};
-use libp2p::{Multiaddr, PeerId, StreamProtocol};
+use libp2p::{PeerId, StreamProtocol};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::bootstrap::why_not;
+use super::membership;
 use super::streams::{Connection, Inbound, OpenError};
 use super::task::{Due, Task};
-use super::{address, membership};
-use crate::domain::network::{Link, PingError, Pinged, Relay};
+use crate::domain::network::{PingError, Pinged};
 use crate::domain::node::NodeId;
 use crate::wire::limits::{MAX_PING_STREAMS, PING_BYTES, PING_IDLE, PING_PACE};
 use crate::wire::version::PING_PROTOCOL;
@@ -78,12 +77,6 @@ enum Meant {
     Several(Vec<PeerId>),
 }
 
-/// Who carries a connection to a relayed address.
-fn relay_of(address: &Multiaddr) -> Option<PeerId> {
-    let before = address.iter().take_while(|part| *part != Protocol::P2pCircuit);
-    before.filter_map(|part| if let Protocol::P2p(peer) = part { Some(peer) } else { None }).last()
-}
-
 /// Chooses among the `known` peers and their names: a peer id means itself, a name whoever told it.
 fn meant<'a>(text: &str, known: impl Iterator<Item = (PeerId, &'a str)>) -> Meant {
     let mut found: Vec<PeerId> = known.filter(|(_, name)| *name == text).map(|(peer, _)| peer).collect();
@@ -129,7 +122,7 @@ impl Task<'_> {
         }
         // Members first: somebody who is gone must not make the name of a member ambiguous.
         let members = self.clusters.keys().flat_map(|cluster| self.members.names(cluster));
-        let met = self.ledger.peers().filter_map(|(&peer, note)| Some((peer, note.name.as_deref()?)));
+        let met = self.ledger.peers().filter_map(|peer| Some((*peer, self.ledger.get(peer)?.name.as_deref()?)));
         let found = match meant(text, members) {
             Meant::Nobody => meant(text, met),
             found => found,
@@ -192,7 +185,7 @@ impl Task<'_> {
     }
 
     fn ask_for_life(&mut self, peer: PeerId, connection: &Connection, asking: Asking) {
-        let link = self.link_facts(connection);
+        let link = self.link_facts(connection, std::time::Instant::now());
         let opening = self.open_ping(peer, connection.id);
         let name = self.name_of(&peer).map(|name| membership::loggable(&name));
         let id = NodeId::new(peer.to_string());
@@ -228,24 +221,6 @@ impl Task<'_> {
                 Ok(Ok(Ok(_) | Err(OpenError::Unsupported(_) | OpenError::Busy))) => true,
                 Ok(Ok(Err(OpenError::NotConnected | OpenError::TimedOut | OpenError::Io(_)))) | Ok(Err(_)) | Err(_) => false,
             }
-        }
-    }
-
-    /// The name that a peer told last, if it ever did.
-    pub(super) fn name_of(&self, peer: &PeerId) -> Option<String> {
-        let listed = self.clusters.keys().find_map(|cluster| self.members.name(cluster, peer));
-        listed.or_else(|| self.ledger.get(peer)?.name.as_deref()).map(str::to_owned)
-    }
-
-    /// A connection as everybody understands it.
-    pub(super) fn link_facts(&self, connection: &Connection) -> Link {
-        let relay = connection.relayed.then(|| relay_of(&connection.remote)).flatten();
-        Link {
-            address: address::without_peer(&connection.remote).to_string(),
-            dialed: connection.dialed,
-            transport: if connection.quic { "quic" } else { "tcp" },
-            relay: relay.map(|relay| Relay { id: NodeId::new(relay.to_string()), name: self.name_of(&relay) }),
-            age: connection.since.elapsed(),
         }
     }
 

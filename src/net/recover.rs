@@ -129,7 +129,7 @@ impl Task<'_> {
         }
     }
 
-    fn changed(&mut self, what: &str, now: Instant) {
+    pub(super) fn changed(&mut self, what: &str, now: Instant) {
         tracing::debug!("the network may have changed: {what}");
         self.agenda.no_later(Due::Recover, self.recovery.rounds.due(now));
     }

@@ -107,16 +107,30 @@ impl Task<'_> {
     pub(super) fn remember_members(&mut self, now: Instant) {
         let mut peers: Vec<PeerId> = self.members.peers().collect();
         peers.dedup();
-        let at = SystemTime::now();
         let mut news = false;
         for peer in peers {
-            let mut addresses = self.addresses_of(&peer);
-            addresses.retain(|found| address::dialable(found, &self.networks));
-            news |= self.lasting.recollection.seen(peer, addresses, at, now);
+            news |= self.note(peer, now);
         }
         if news || self.stopping() {
-            self.lasting.remembered.send_replace(self.lasting.recollection.list());
+            self.tell_remembered();
         }
+    }
+
+    /// Notes where one member is reached.
+    pub(super) fn remember_member(&mut self, peer: PeerId, now: Instant) {
+        if self.note(peer, now) {
+            self.tell_remembered();
+        }
+    }
+
+    fn note(&mut self, peer: PeerId, now: Instant) -> bool {
+        let mut addresses = self.addresses_of(&peer);
+        addresses.retain(|found| address::dialable(found, &self.networks));
+        self.lasting.recollection.seen(peer, addresses, SystemTime::now(), now)
+    }
+
+    fn tell_remembered(&self) {
+        self.lasting.remembered.send_replace(self.lasting.recollection.list());
     }
 }
 

@@ -179,6 +179,8 @@ pub(crate) struct Task<'a> {
     pub(super) ledger: Ledger,
     pub(super) pings: Pings,
     pub(super) recovery: Recovery,
+    /// Configured addresses that could not be listened on, with the reason.
+    pub(super) not_listening: Vec<(String, String)>,
     pub(super) mdns_meter: MdnsMeter,
     pub(super) agenda: Agenda<Due>,
     pub(super) permits: watch::Sender<Arc<Permits>>,
@@ -288,6 +290,7 @@ pub(crate) async fn run(
         ledger: Ledger::default(),
         pings: Pings::default(),
         recovery: Recovery::new(probed_sender, Instant::now()),
+        not_listening: Vec::new(),
         mdns_meter: MdnsMeter::new(std::time::Instant::now()),
         agenda: Agenda::new(),
         permits: watch::channel(Arc::default()).0,
@@ -453,11 +456,13 @@ impl Task<'_> {
                 self.remember_members(Instant::now());
             }
             Command::Probe { reply } => drop(reply.send(())),
-            Command::Facts { reply } => drop(reply.send(self.facts())),
+            Command::Facts { about, reply } => drop(reply.send(self.facts(about.as_deref()))),
             Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
             Command::Reach { cluster, member, reply } => self.reach(&cluster, &member, reply),
             #[cfg(test)]
             Command::Panic => panic!("asked to by a test"),
+            #[cfg(test)]
+            Command::ChangeNetwork => self.changed("a test", Instant::now()),
         }
     }
 

@@ -6,6 +6,7 @@ mod dht;
 mod door;
 mod lanes;
 mod ping;
+mod recover;
 mod rogue;
 mod versions;
 
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 
 use super::identity::Identity;
 use super::{
-    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Service, Snapshot,
+    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Remembered, Service, Snapshot,
     Timings, start,
 };
 use crate::domain::cluster::ClusterId;
@@ -62,6 +63,7 @@ struct Plan {
     identity: Identity,
     listen: String,
     bootstrap: Vec<String>,
+    remembered: Vec<Remembered>,
     interactive: bool,
     timings: Timings,
     caps: ConnectionCaps,
@@ -75,6 +77,7 @@ fn plan(name: &'static str) -> Plan {
         identity: Identity::generate(),
         listen: QUIC.to_owned(),
         bootstrap: Vec::new(),
+        remembered: Vec::new(),
         interactive: false,
         timings: Timings { views: Duration::from_millis(300), patience: Duration::from_millis(100), ..Timings::default() },
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
@@ -99,6 +102,7 @@ impl Plan {
             timings: self.timings,
             caps: self.caps,
             versions: self.versions,
+            remembered: self.remembered,
             ..Config::default()
         };
         let (handle, _) = start(config, &self.identity, stub).await.unwrap();
