@@ -126,7 +126,8 @@ async fn a_peer_that_connects_from_elsewhere_is_not_spoken_to_where_it_was() {
     let way = Way::to(&a.bare_address().await).await;
     let mut rogue = Rogue::start().await;
     let before = rogue.connect(&format!("{}/p2p/{}", way.address, a.id())).await;
-    rogue.greet(&a, before, "home").await.introduces("rogue");
+    let session = rogue.greet(&a, before, "home").await;
+    session.introduces("rogue");
     a.sees("home", &["rogue"]).await;
     // Old enough to be doubted.
     tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -134,7 +135,8 @@ async fn a_peer_that_connects_from_elsewhere_is_not_spoken_to_where_it_was() {
     way.cut();
     let cut = Instant::now();
     let now = rogue.connect(&a.address().await).await;
-    rogue.greet(&a, now, "home").await.introduces("rogue");
+    let moved = rogue.greet(&a, now, "home").await;
+    moved.introduces("rogue");
     a.until("the old connection gone", |snapshot| snapshot.connections == 1).await;
     assert!(cut.elapsed() < Duration::from_secs(3) + TOLERANCE, "{:?}", cut.elapsed());
     a.sees("home", &["rogue"]).await;
