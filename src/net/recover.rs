@@ -29,7 +29,7 @@ const PEACE: Duration = Duration::from_secs(30);
 /// Addresses that are told so soon after the start are those that it begins with.
 const BEGINNING: Duration = Duration::from_secs(1);
 /// A sign of life takes no longer, or there is none: many round trips, in which a lost packet is sent again several times.
-const SIGN: Duration = Duration::from_millis(1500);
+const SIGN: Duration = Duration::from_secs(1);
 /// The same through a relay.
 const SIGN_RELAYED: Duration = Duration::from_secs(3);
 /// A connection that is older than this when the peer connects again may be one that the peer has lost.
@@ -179,6 +179,8 @@ impl Task<'_> {
         let older: Vec<ConnectionId> = connections.iter().filter(|known| old(known)).map(|known| known.id).collect();
         for connection in older {
             self.probe(peer, connection);
+            // Prompts take the new one meanwhile.
+            self.lasting.pool.connection_closed(peer, connection);
         }
     }
 
@@ -189,6 +191,7 @@ impl Task<'_> {
         }
         let relayed =
             self.swarm.behaviour().streams.connections(&peer).iter().any(|known| known.id == connection && known.relayed);
+        self.swarm.behaviour_mut().streams.doubt(&peer, connection, true);
         let sign = self.is_alive(peer, connection, if relayed { SIGN_RELAYED } else { SIGN });
         let probed = self.recovery.probed.clone();
         self.spawn(async move {
@@ -199,7 +202,9 @@ impl Task<'_> {
 
     pub(super) fn on_probed(&mut self, (peer, connection, alive): Probed, now: Instant) {
         self.recovery.probing.remove(&connection);
-        if !alive {
+        if alive {
+            self.swarm.behaviour_mut().streams.doubt(&peer, connection, false);
+        } else {
             self.give_up(peer, connection);
         }
         self.look_up_when_settled(now);

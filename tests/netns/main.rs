@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 mod common;
 
 mod clusters;
+mod comeback;
 mod discovery;
 mod failure;
 mod lab;
