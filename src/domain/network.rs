@@ -105,6 +105,8 @@ pub struct PeerFacts {
     pub sources: Vec<FoundBy>,
     /// How long ago it was heard of last.
     pub heard_ago: Option<Duration>,
+    /// How long ago it was heard on the local network last: it was awake then.
+    pub mdns_ago: Option<Duration>,
     /// Addresses that would be dialled.
     pub addresses: Vec<String>,
     /// The last dial to each address, the newest first; at most 8.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::bootstrap::Bootstrap;
 use super::ledger::{Note, Tried};
+use super::mdns::Mdns;
 use super::streams::Connection;
 use super::task::Task;
 use crate::domain::cluster::ClusterId;
@@ -79,14 +80,14 @@ impl Task<'_> {
             not_listening: self.not_listening.clone(),
             interfaces: Vec::new(),
             mdns_enabled: self.lasting.config.mdns,
-            mdns_flooded: false,
-            mdns: Vec::new(),
+            mdns_flooded: self.mdns.as_ref().is_some_and(Mdns::is_flooded),
+            mdns: self.mdns_facts(),
             bootstrap: self.bootstrap.iter().map(|bootstrap| self.bootstrap_facts(bootstrap, now)).collect(),
             reach: ReachFacts::default(),
             dht: DhtFacts::default(),
             clusters: self.clusters.keys().filter_map(|id| self.cluster_facts(id, now)).collect(),
             peers: Vec::new(),
-            same_identity: Vec::new(),
+            same_identity: self.twins.keys().map(ToString::to_string).collect(),
             connections: (self.swarm.behaviour().streams.all().count(), self.lasting.config.caps.established as usize),
             refused: self.ledger.refused(now.into_std()),
             versions: (self.lasting.config.versions.min, self.lasting.config.versions.max),
@@ -95,14 +96,12 @@ impl Task<'_> {
 
     fn cluster_facts(&self, id: &ClusterId, now: Instant) -> Option<ClusterFacts> {
         let cluster = self.clusters.get(id)?;
-        let members = self.members.list(id);
-        let count = |is: fn(&crate::domain::node::Member) -> bool| members.iter().filter(|member| is(member)).count();
         Some(ClusterFacts {
             id: id.clone(),
             joined_ago: now.saturating_duration_since(cluster.joined),
-            members: members.len(),
-            known: count(|member| member.liveness == Liveness::Known),
-            serving: count(|member| member.serving),
+            members: self.members.count(id),
+            known: 0,
+            serving: self.members.serving(id),
             serves: cluster.serve,
             announced: cluster.announced,
         })
@@ -166,6 +165,7 @@ impl Task<'_> {
             name: members().next().map(|member| member.name.clone()).or_else(|| note.name.clone()),
             sources,
             heard_ago: heard.map(|heard| at.saturating_duration_since(heard)),
+            mdns_ago: note.mdns.map(|heard| at.saturating_duration_since(heard)),
             addresses: self.addresses_of(peer).iter().map(ToString::to_string).collect(),
             attempts: attempts(&note.attempts.iter().cloned().collect::<Vec<_>>(), at),
             next_dial: candidate

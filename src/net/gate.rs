@@ -1,4 +1,4 @@
-//! The behaviour at the door: refuses connections before their handshake when a source knocks too often, and banned peers.
+//! The behaviour behind the door: refuses banned peers once they have proved who they are.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -12,15 +12,8 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 
-use super::address::ip_of;
-use super::guard::Knocks;
-
 const BAN: Duration = Duration::from_secs(600);
 const MAX_BANNED: usize = 4096;
-
-#[derive(Debug, thiserror::Error)]
-#[error("too many connections from this source")]
-struct TooFast;
 
 #[derive(Debug, thiserror::Error)]
 #[error("it is banned here: it broke the protocol three times")]
@@ -28,7 +21,6 @@ pub(super) struct Banned;
 
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
-    knocks: Knocks,
     banned: HashMap<PeerId, Instant>,
     /// Members and configured nodes: never banned by mistake of a shared address.
     trusted: HashSet<PeerId>,
@@ -40,10 +32,14 @@ impl Gate {
         let now = Instant::now();
         if self.banned.len() >= MAX_BANNED {
             self.banned.retain(|_, until| *until > now);
+            // Names cost nothing: a crowd of banned ones must not let the next one in.
+            if let Some(first) = self.banned.iter().min_by_key(|(_, until)| **until).map(|(&peer, _)| peer)
+                && self.banned.len() >= MAX_BANNED
+            {
+                self.banned.remove(&first);
+            }
         }
-        if self.banned.len() < MAX_BANNED {
-            self.banned.insert(peer, now + BAN);
-        }
+        self.banned.insert(peer, now + BAN);
         self.trusted.remove(&peer);
     }
 
@@ -64,19 +60,6 @@ impl Gate {
 impl NetworkBehaviour for Gate {
     type ConnectionHandler = dummy::ConnectionHandler;
     type ToSwarm = Infallible;
-
-    fn handle_pending_inbound_connection(
-        &mut self,
-        _: ConnectionId,
-        _: &Multiaddr,
-        remote: &Multiaddr,
-    ) -> Result<(), ConnectionDenied> {
-        // A relayed connection has no address of its own; its relay is limited at its own connection.
-        match ip_of(remote) {
-            Some(ip) if !ip.is_loopback() && !self.knocks.allow(ip, Instant::now()) => Err(ConnectionDenied::new(TooFast)),
-            _ => Ok(()),
-        }
-    }
 
     fn handle_established_inbound_connection(
         &mut self,
@@ -107,5 +90,22 @@ impl NetworkBehaviour for Gate {
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_a_crowd_is_banned_too_and_the_first_is_let_in_again() {
+        let mut gate = Gate::default();
+        let crowd: Vec<PeerId> = (0..=MAX_BANNED).map(|_| PeerId::random()).collect();
+        for peer in &crowd {
+            gate.ban(*peer);
+        }
+        assert_eq!(gate.banned.len(), MAX_BANNED);
+        assert!(gate.check(&crowd[MAX_BANNED]).is_err());
+        assert!(gate.check(&crowd[0]).is_ok());
     }
 }

@@ -63,6 +63,8 @@ pub(crate) struct Note {
     pub name: Option<String>,
     /// When it was heard of last.
     pub heard: Option<Instant>,
+    /// When it was heard by mDNS last.
+    pub mdns: Option<Instant>,
     /// When anything was written here last.
     touched: Option<Instant>,
 }
@@ -93,6 +95,9 @@ impl Ledger {
     pub(crate) fn heard(&mut self, peer: PeerId, source: FoundBy, now: Instant) {
         let note = self.note(peer, now);
         note.heard = Some(now);
+        if source == FoundBy::Mdns {
+            note.mdns = Some(now);
+        }
         if !note.sources.contains(&source) {
             note.sources.push(source);
         }

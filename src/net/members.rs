@@ -245,6 +245,11 @@ impl Members {
         self.of(cluster).filter(|(_, entry)| entry.state.is_some()).count()
     }
 
+    /// Of those: that take prompts.
+    pub(crate) fn serving(&self, cluster: &ClusterId) -> usize {
+        self.of(cluster).filter(|(_, entry)| entry.state.is_some() && entry.heartbeat.serving).count()
+    }
+
     fn of<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (&'a PeerId, &'a Entry)> {
         self.entries.iter().filter(move |((in_cluster, _), _)| in_cluster == cluster).map(|((_, peer), entry)| (peer, entry))
     }

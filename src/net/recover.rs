@@ -151,6 +151,7 @@ impl Task<'_> {
             }
         }
         self.bootstrap_again(now);
+        self.ask_local_network();
         for (peer, connection) in self.connections_that_matter() {
             self.probe(peer, connection);
         }

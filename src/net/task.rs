@@ -32,7 +32,8 @@ use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service,
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
 use super::links::Ground;
-use super::mdns_meter::MdnsMeter;
+use super::lobby::Door;
+use super::mdns::{self, Mdns};
 use super::members::Members;
 use super::ping::Pings;
 use super::recover::{Probed, Recovery};
@@ -86,7 +87,7 @@ pub(crate) enum Due {
     Recover,
     /// Tell who waits to ping a peer that it did not connect in time.
     Ping(PeerId),
-    /// Start mDNS anew after a flood.
+    /// Start mDNS anew after it has failed.
     Mdns,
     /// Close idle lanes.
     Trim,
@@ -175,13 +176,18 @@ pub(crate) struct Task<'a> {
     pub(super) book: Book,
     pub(super) policy: Policy,
     pub(super) bans: Bans,
+    pub(super) door: Door,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
     pub(super) pings: Pings,
     pub(super) recovery: Recovery,
     /// Configured addresses that could not be listened on, with the reason.
     pub(super) not_listening: Vec<(String, String)>,
-    pub(super) mdns_meter: MdnsMeter,
+    /// Discovery on the local network, while it runs, and what it tells.
+    pub(super) mdns: Option<Mdns>,
+    pub(super) mdns_events: mpsc::Sender<mdns::Event>,
+    /// Addresses of other machines that say they are this node, and when they said so.
+    pub(super) twins: BTreeMap<std::net::IpAddr, Instant>,
     pub(super) agenda: Agenda<Due>,
     pub(super) permits: watch::Sender<Arc<Permits>>,
     pub(super) seen: Arc<Mutex<Seen>>,
@@ -221,6 +227,7 @@ struct Ends {
     resolved: mpsc::Receiver<(usize, Vec<Multiaddr>)>,
     probed: mpsc::Receiver<Probed>,
     ground: watch::Receiver<Ground>,
+    mdns: mpsc::Receiver<mdns::Event>,
     panicked: Arc<Notify>,
     alarm: Alarm,
 }
@@ -268,10 +275,13 @@ pub(crate) async fn run(
     let (resolved_sender, resolved) = mpsc::channel(64);
     let (probed_sender, probed) = mpsc::channel(64);
     let ground = super::links::watch();
+    let (mdns_events, mdns) = mpsc::channel(64);
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
     let behaviour = Behaviour::new(&keypair, lasting.config.caps, Gate::default(), inbound_sender);
-    let swarm = transport::swarm(&keypair, behaviour, Arc::clone(&panicked)).map_err(StartError::Keys)?;
+    let door = Door::default();
+    let pending = lasting.config.caps.pending_incoming;
+    let swarm = transport::swarm(&keypair, behaviour, &door, pending, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let local = keypair.public().to_peer_id();
     let offer = lasting.service.offer();
     let alarm = Alarm::new().map_err(StartError::Timer)?;
@@ -287,11 +297,14 @@ pub(crate) async fn run(
         book: Book::new(),
         policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
+        door,
         ledger: Ledger::default(),
         pings: Pings::default(),
         recovery: Recovery::new(probed_sender, Instant::now()),
         not_listening: Vec::new(),
-        mdns_meter: MdnsMeter::new(std::time::Instant::now()),
+        mdns: None,
+        mdns_events,
+        twins: BTreeMap::new(),
         agenda: Agenda::new(),
         permits: watch::channel(Arc::default()).0,
         seen: Arc::new(Mutex::new(Seen::new(std::time::Instant::now()))),
@@ -322,7 +335,7 @@ pub(crate) async fn run(
     task.start()?;
     task.publish();
     started();
-    let ends = Ends { inbound, reports, violations, resolved, probed, ground, panicked, alarm };
+    let ends = Ends { inbound, reports, violations, resolved, probed, ground, mdns, panicked, alarm };
     let ended = task.serve(commands, wanted, ends).await;
     task.abandon();
     Ok(ended)
@@ -381,6 +394,7 @@ impl Task<'_> {
                     let ground = *ends.ground.borrow_and_update();
                     self.on_ground(ground, Instant::now());
                 }
+                Some(event) = ends.mdns.recv() => self.on_mdns(event),
                 Ok(()) = self.offer.changed() => self.on_offer(),
                 () = ends.panicked.notified() => return Ended::Panicked,
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
@@ -397,6 +411,9 @@ impl Task<'_> {
     /// Says goodbye and drives the swarm until the goodbyes are out.
     async fn farewell(&mut self) {
         let deadline = Instant::now() + FAREWELL;
+        if let Some(mdns) = self.mdns.take() {
+            mdns.goodbye();
+        }
         let mut outboxes = Vec::new();
         for (_, session) in self.sessions.drain() {
             if session.outbox.try_send(Outgoing::Bye(ByeReason::Shutdown)).is_ok() {
@@ -562,6 +579,12 @@ impl Task<'_> {
     pub(super) fn on_violation(&mut self, peer: PeerId) {
         if self.bans.violation(peer, std::time::Instant::now()) {
             tracing::warn!(%peer, "peer {peer} banned for ten minutes: it broke the protocol three times");
+            for connection in self.swarm.behaviour().streams.connections(&peer) {
+                if let Some(ip) = super::address::ip_of(&connection.remote).filter(|ip| !connection.relayed && !ip.is_loopback())
+                {
+                    self.door.slow_down(ip);
+                }
+            }
             self.swarm.behaviour_mut().gate.ban(peer);
             self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
             let _ = self.swarm.disconnect_peer_id(peer);

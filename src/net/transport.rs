@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::future::Either;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade;
@@ -17,6 +16,7 @@ use libp2p::{PeerId, Swarm, Transport as _, noise, quic, tcp, yamux};
 use tokio::sync::Notify;
 
 use super::hasty::Hasty;
+use super::lobby::{Door, Lobby};
 
 /// A connection that nobody uses is closed after this; an open stream counts as use.
 const IDLE: Duration = Duration::from_secs(30);
@@ -48,31 +48,32 @@ fn quic_config(keypair: &Keypair) -> quic::Config {
 ///
 /// # Errors
 /// The Noise keys could not be made.
-fn transport(keypair: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
+fn transport(keypair: &Keypair, door: &Door, pending: u32) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
     let mut mux = yamux::Config::default();
     mux.set_max_num_streams(MAX_YAMUX_STREAMS);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .upgrade(upgrade::Version::V1)
         .authenticate(noise::Config::new(keypair)?)
         .multiplex(mux)
-        .timeout(TCP_SETUP);
+        .timeout(TCP_SETUP)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(Hasty::new(muxer))))
+        .boxed();
     let quic = quic::tokio::Transport::new(quic_config(keypair));
-    Ok(quic
-        .or_transport(tcp)
-        .map(|either, _| match either {
-            Either::Left((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
-            Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(Hasty::new(muxer))),
-        })
-        .boxed())
+    let quic = quic.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed();
+    // A room for each: a flood of first packets over UDP, whose sources anybody can forge, leaves TCP open.
+    let lobby = |transport| Lobby::new(transport, door.clone(), pending);
+    Ok(lobby(quic).or_transport(lobby(tcp)).map(|either, _| either.into_inner()).boxed())
 }
 
-/// Builds the swarm. `panicked` is notified when one of its connection tasks panics: the swarm is then unfit for use.
+/// Builds the swarm; of each transport at most `pending` connections at a time prove who they are. `panicked` is notified when one of its connection tasks panics: the swarm is then unfit for use.
 ///
 /// # Errors
 /// The Noise keys could not be made.
 pub(crate) fn swarm<B: NetworkBehaviour>(
     keypair: &Keypair,
     behaviour: B,
+    door: &Door,
+    pending: u32,
     panicked: Arc<Notify>,
 ) -> Result<Swarm<B>, noise::Error> {
     let spawn = move |task: Pin<Box<dyn Future<Output = ()> + Send>>| {
@@ -88,5 +89,5 @@ pub(crate) fn swarm<B: NetworkBehaviour>(
         .with_idle_connection_timeout(IDLE)
         .with_max_negotiating_inbound_streams(MAX_NEGOTIATING)
         .with_smart_dial();
-    Ok(Swarm::new(transport(keypair)?, behaviour, keypair.public().to_peer_id(), config))
+    Ok(Swarm::new(transport(keypair, door, pending)?, behaviour, keypair.public().to_peer_id(), config))
 }

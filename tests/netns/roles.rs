@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use crate::common::node::DEADLINE;
-use crate::{lab::Lab, liar};
+use crate::{lab::Lab, liar, rogue};
 
 const ROLE: &str = "OPENGATEWAY_NETNS_ROLE";
 
@@ -21,6 +21,7 @@ fn role_process() {
         match role.to_str() {
             Some("model-server") => model_server().await,
             Some("liar") => liar::play().await,
+            Some("rogue") => rogue::play().await,
             _ => panic!("{role:?} is no role"),
         }
     });
@@ -66,7 +67,12 @@ impl Role {
 
     /// The next line that the role tells.
     pub async fn told(&mut self) -> String {
-        tokio::time::timeout(DEADLINE, self.lines.recv()).await.expect("a word in time").expect("the role ended early")
+        self.told_within(DEADLINE).await
+    }
+
+    /// The same, for a role that takes its time.
+    pub async fn told_within(&mut self, limit: Duration) -> String {
+        tokio::time::timeout(limit, self.lines.recv()).await.expect("a word in time").expect("the role ended early")
     }
 
     /// A line that was told already, if any.

@@ -86,17 +86,6 @@ async fn a_crowd_of_strangers_does_not_keep_a_member_out() {
 }
 
 #[test]
-fn forty_handshakes_of_one_source_pass_and_the_next_is_refused_before_any_cryptography() {
-    use libp2p::swarm::{ConnectionId, NetworkBehaviour as _};
-    let mut gate = Gate::default();
-    let (local, remote) = ("/ip4/192.0.2.1/tcp/1".parse().unwrap(), "/ip4/198.51.100.7/tcp/9".parse().unwrap());
-    let knock =
-        |gate: &mut Gate, remote| gate.handle_pending_inbound_connection(ConnectionId::new_unchecked(1), &local, remote).is_ok();
-    assert_eq!((0..100).filter(|_| knock(&mut gate, &remote)).count(), 40);
-    assert!(knock(&mut gate, &"/ip4/198.51.100.8/tcp/9".parse().unwrap()), "another source is not affected");
-}
-
-#[test]
 fn an_external_address_alone_makes_no_dht_server() {
     use libp2p::kad::Mode;
     use libp2p::swarm::derive_prelude::ExternalAddrConfirmed;
@@ -108,19 +97,6 @@ fn an_external_address_alone_makes_no_dht_server() {
     let addr = "/ip4/198.51.100.7/tcp/4001/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN/p2p-circuit".parse().unwrap();
     behaviour.kad.on_swarm_event(FromSwarm::ExternalAddrConfirmed(ExternalAddrConfirmed { addr: &addr }));
     assert_eq!(behaviour.kad.mode(), Mode::Client);
-}
-
-#[tokio::test]
-async fn mdns_is_switched_off_and_on_again() {
-    let keypair = libp2p::identity::Keypair::generate_ed25519();
-    let local = keypair.public().to_peer_id();
-    let mut behaviour = Behaviour::new(&keypair, caps(), Gate::default(), mpsc::channel(1).0);
-    assert!(!behaviour.mdns4.is_enabled());
-    let problems = behaviour.start_mdns(local, &[]);
-    assert_eq!(behaviour.mdns4.is_enabled(), !problems.iter().any(|problem| problem.contains("IPv4")), "{problems:?}");
-    behaviour.stop_mdns();
-    assert!(!behaviour.mdns4.is_enabled() && !behaviour.mdns6.is_enabled());
-    assert_eq!(behaviour.start_mdns(local, &[]), problems);
 }
 
 /// Starts pairs that dial each other in the same moment; each ends with one connection and members that never left.

@@ -12,6 +12,7 @@ use libp2p::{Multiaddr, PeerId, StreamProtocol, identify};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::super::lobby::Door;
 use super::super::session::{self, Context, Outgoing, Report};
 use super::super::streams::{self, Inbound, OpenError};
 use super::super::transport;
@@ -90,7 +91,7 @@ impl Rogue {
             identify: identify::Behaviour::new(identify::Config::new("rogue/1".to_owned(), keypair.public())),
             kad: kad::Behaviour::with_config(peer, MemoryStore::new(peer), config),
         };
-        let mut swarm = transport::swarm(&keypair, behaviour, Arc::new(Notify::new())).unwrap();
+        let mut swarm = transport::swarm(&keypair, behaviour, &Door::default(), 64, Arc::new(Notify::new())).unwrap();
         swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Client));
         swarm.listen_on("/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()).unwrap();
         let address = loop {
