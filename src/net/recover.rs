@@ -153,7 +153,7 @@ impl Task<'_> {
         self.bootstrap_again(now);
         self.ask_local_network();
         for (peer, connection) in self.connections_that_matter() {
-            self.probe(peer, connection);
+            self.ask_for_sign(peer, connection);
         }
         self.agenda.no_later(Due::Dial, now);
         self.recovery.look_up = true;
@@ -179,14 +179,14 @@ impl Task<'_> {
         let connections = self.swarm.behaviour().streams.connections(&peer);
         let older: Vec<ConnectionId> = connections.iter().filter(|known| old(known)).map(|known| known.id).collect();
         for connection in older {
-            self.probe(peer, connection);
+            self.ask_for_sign(peer, connection);
             // Prompts take the new one meanwhile.
             self.lasting.pool.connection_closed(peer, connection);
         }
     }
 
     /// Asks for a sign of life on one connection; no answer is its end.
-    pub(super) fn probe(&mut self, peer: PeerId, connection: ConnectionId) {
+    pub(super) fn ask_for_sign(&mut self, peer: PeerId, connection: ConnectionId) {
         if !self.recovery.probing.insert(connection) {
             return;
         }

@@ -29,6 +29,7 @@ use super::dial::Policy;
 use super::gate::Gate;
 use super::guard::Bans;
 use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service, Snapshot};
+use super::known::Known;
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
 use super::links::Ground;
@@ -42,7 +43,7 @@ use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::Offer;
+use crate::domain::node::{FoundBy, Offer};
 use crate::wire::control::ByeReason;
 use crate::wire::keys::Root;
 use crate::wire::version::{INFERENCE_PROTOCOL, PING_PROTOCOL};
@@ -71,6 +72,14 @@ pub(crate) enum Due {
     Expire,
     /// Exchange views with the members.
     Views,
+    /// Tell the members what is new about others.
+    News,
+    /// Look whether this node has too few members at its side, or too many.
+    Mesh,
+    /// Give up reaching members that are only known.
+    Reach,
+    /// Decide between two machines with one identity.
+    Contest,
     /// Dial candidates.
     Dial,
     /// Say in the DHT that this node is in the cluster.
@@ -127,6 +136,12 @@ pub(crate) struct Session {
     pub protocol: u16,
     pub connection: ConnectionId,
     pub opened_by_lower: bool,
+    /// Names the run of the node at the other end; from version 3 on.
+    pub run: Option<u64>,
+    /// The number of the last news that it was told.
+    pub told: u64,
+    /// Members that it lists, by its own word.
+    pub listed: usize,
     pub since: std::time::Instant,
     pub outbox: mpsc::Sender<Outgoing>,
     /// Cancelled with the member, and with it its prompts.
@@ -151,6 +166,8 @@ pub(crate) struct Lasting {
     pub remembered: watch::Sender<Arc<[Remembered]>>,
     pub service: Arc<dyn Service>,
     pub next_generation: Generation,
+    /// Names this run of the node in its hellos.
+    pub run: u64,
 }
 
 /// Why the loop ended.
@@ -168,6 +185,10 @@ pub(crate) struct Task<'a> {
     pub(super) local: PeerId,
     pub(super) clusters: BTreeMap<ClusterId, Cluster>,
     pub(super) members: Members,
+    /// Members that this node is not connected to.
+    pub(super) known: Known,
+    pub(super) mesh: super::mesh::State,
+    pub(super) rivals: super::rivals::Rivals,
     pub(super) sessions: HashMap<Generation, Session>,
     /// Hellos in flight, to bound them per peer and to not greet twice.
     pub(super) hellos: HashMap<Generation, (PeerId, Option<ClusterId>)>,
@@ -291,6 +312,9 @@ pub(crate) async fn run(
         local,
         clusters: BTreeMap::new(),
         members: Members::new(lasting.config.timings.suspect, lasting.config.timings.dead),
+        known: Known::default(),
+        mesh: super::mesh::State::default(),
+        rivals: super::rivals::Rivals::default(),
         sessions: HashMap::new(),
         hellos: HashMap::new(),
         refused: HashMap::new(),
@@ -494,6 +518,10 @@ impl Task<'_> {
                 Due::Models => self.tell_models(now),
                 Due::Expire => self.expire(now),
                 Due::Views => self.exchange_views(now),
+                Due::News => self.tell_news(now),
+                Due::Mesh => self.tend_mesh(now),
+                Due::Reach => self.give_up_reaching(now),
+                Due::Contest => self.decide_contests(now),
                 Due::Dial => self.dial(now),
                 Due::Announce(cluster) => self.announce(&cluster, now),
                 Due::Lookup(cluster) => self.look_up(&cluster, now),
@@ -586,6 +614,7 @@ impl Task<'_> {
                 }
             }
             self.swarm.behaviour_mut().gate.ban(peer);
+            self.ledger.heard(peer, FoundBy::Inbound, std::time::Instant::now());
             self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
             let _ = self.swarm.disconnect_peer_id(peer);
         }

@@ -21,6 +21,7 @@ fn role_process() {
         match role.to_str() {
             Some("model-server") => model_server().await,
             Some("liar") => liar::play().await,
+            Some("old-node") => old_node::play().await,
             Some("rogue") => rogue::play().await,
             _ => panic!("{role:?} is no role"),
         }

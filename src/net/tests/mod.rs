@@ -3,10 +3,13 @@
 
 mod conduct;
 mod dht;
+mod doctor;
 mod door;
 mod lanes;
+mod mesh;
 mod ping;
 mod recover;
+mod rivals;
 mod rogue;
 mod versions;
 
@@ -18,8 +21,8 @@ use tokio::time::timeout;
 
 use super::identity::Identity;
 use super::{
-    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Remembered, Service,
-    Snapshot, Timings, start,
+    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Remembered,
+    Service, Snapshot, Timings, start,
 };
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};
@@ -69,6 +72,7 @@ struct Plan {
     caps: ConnectionCaps,
     versions: Versions,
     models: Vec<ModelOffer>,
+    mesh: Mesh,
 }
 
 fn plan(name: &'static str) -> Plan {
@@ -83,6 +87,7 @@ fn plan(name: &'static str) -> Plan {
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
         versions: Versions::OURS,
         models: vec![ModelOffer::named("echo")],
+        mesh: Mesh::default(),
     }
 }
 
@@ -103,6 +108,7 @@ impl Plan {
             caps: self.caps,
             versions: self.versions,
             remembered: self.remembered,
+            mesh: self.mesh,
             ..Config::default()
         };
         let (handle, _) = start(config, &self.identity, stub).await.unwrap();
