@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use crate::common::node::DEADLINE;
-use crate::{lab::Lab, liar, rogue};
+use crate::{lab::Lab, liar, old_node, rogue};
 
 const ROLE: &str = "OPENGATEWAY_NETNS_ROLE";
 
