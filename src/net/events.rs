@@ -108,6 +108,7 @@ impl Task<'_> {
         }
         if connections > 1 {
             self.agenda.no_later(Due::Duplicates(peer), now + self.lasting.config.timings.duplicates);
+            self.probe_older(peer);
             return;
         }
         self.greet_peer(peer, now);
@@ -137,7 +138,9 @@ impl Task<'_> {
     }
 
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
-        self.note_bootstrap_failure(peer, error);
+        if !matches!(error, DialError::Aborted) {
+            self.note_bootstrap_failure(peer, error);
+        }
         let meant = peer.map(|peer| self.book.addresses(&peer)).unwrap_or_default();
         // Who dials itself meant whoever is there.
         let named = peer.filter(|peer| *peer != self.local);
@@ -149,6 +152,12 @@ impl Task<'_> {
                 tracing::debug!(%peer, %error, "dial failed");
                 self.reach.places.not_reached(&peer, super::bootstrap::why_not(error));
                 if self.swarm.is_connected(&peer) {
+                    return;
+                }
+                if matches!(error, DialError::Aborted) {
+                    // By `recover`: the network is another one now.
+                    self.policy.aborted(&peer);
+                    self.agenda.no_later(Due::Dial, now);
                     return;
                 }
                 if matches!(error, DialError::WrongPeerId { .. }) {

@@ -23,7 +23,7 @@ use super::alarm::Alarm;
 use super::answer::{self, Desk, Permits};
 use super::behaviour::{Behaviour, Parts};
 use super::book::Book;
-use super::config::Config;
+use super::config::{Config, Remembered};
 use super::dedup::Seen;
 use super::dial::Policy;
 use super::gate::Gate;
@@ -32,12 +32,15 @@ use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service,
 use super::known::Known;
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
+use super::links::Ground;
 use super::lobby::Door;
 use super::mdns::{self, Mdns};
 use super::members::Members;
 use super::meter::Meters;
 use super::nat::Reach;
 use super::ping::Pings;
+use super::recover::{Probed, Recovery};
+use super::remember::Recollection;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
@@ -95,6 +98,8 @@ pub(crate) enum Due {
     Places,
     /// Try to reach a peer directly that is connected through a relay.
     Direct(PeerId),
+    /// The network changed: try what there is.
+    Recover,
     /// Tell who waits to ping a peer that it did not connect in time.
     Ping(PeerId),
     /// Start mDNS anew after it has failed.
@@ -162,6 +167,9 @@ pub(crate) struct Lasting {
     pub events: broadcast::Sender<Event>,
     pub pool: Pool,
     pub directory: watch::Sender<Arc<Directory>>,
+    /// Who was a member last, and what others are told of it.
+    pub recollection: Recollection,
+    pub remembered: watch::Sender<Arc<[Remembered]>>,
     pub service: Arc<dyn Service>,
     pub next_generation: Generation,
     /// Names this run of the node in its hellos.
@@ -201,6 +209,7 @@ pub(crate) struct Task<'a> {
     /// How others reach this node.
     pub(super) reach: Reach,
     pub(super) pings: Pings,
+    pub(super) recovery: Recovery,
     /// Configured addresses that could not be listened on, with the reason.
     pub(super) not_listening: Vec<(String, String)>,
     /// Discovery on the local network, while it runs, and what it tells.
@@ -245,6 +254,8 @@ struct Ends {
     reports: mpsc::Receiver<Report>,
     violations: mpsc::Receiver<PeerId>,
     resolved: mpsc::Receiver<(usize, Vec<Multiaddr>)>,
+    probed: mpsc::Receiver<Probed>,
+    ground: watch::Receiver<Ground>,
     mdns: mpsc::Receiver<mdns::Event>,
     panicked: Arc<Notify>,
     alarm: Alarm,
@@ -291,6 +302,8 @@ pub(crate) async fn run(
     let (reports_sender, reports) = mpsc::channel(REPORT_QUEUE);
     let (violations_sender, violations) = mpsc::channel(64);
     let (resolved_sender, resolved) = mpsc::channel(64);
+    let (probed_sender, probed) = mpsc::channel(64);
+    let ground = super::links::watch();
     let (mdns_events, mdns) = mpsc::channel(64);
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
@@ -324,6 +337,7 @@ pub(crate) async fn run(
         ledger: Ledger::default(),
         reach: Reach::default(),
         pings: Pings::default(),
+        recovery: Recovery::new(probed_sender, Instant::now()),
         not_listening: Vec::new(),
         mdns: None,
         mdns_events,
@@ -358,7 +372,8 @@ pub(crate) async fn run(
     task.start()?;
     task.publish();
     started();
-    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, mdns, panicked, alarm }).await;
+    let ends = Ends { inbound, reports, violations, resolved, probed, ground, mdns, panicked, alarm };
+    let ended = task.serve(commands, wanted, ends).await;
     task.abandon();
     Ok(ended)
 }
@@ -370,8 +385,9 @@ impl Task<'_> {
             self.start_mdns();
         }
         self.announce_configured();
-        self.start_bootstrap();
         let now = Instant::now();
+        self.recall(now);
+        self.start_bootstrap();
         for (cluster, (options, joined_at)) in self.lasting.joined.clone() {
             // They were checked when the cluster was joined.
             let _ = self.add_bootstrap(&options.bootstrap);
@@ -411,6 +427,11 @@ impl Task<'_> {
                 Some(stream) = ends.inbound.recv() => self.on_inbound(stream),
                 Some(peer) = ends.violations.recv() => self.on_violation(peer),
                 Some((index, addresses)) = ends.resolved.recv() => self.on_resolved(index, addresses),
+                Some(probed) = ends.probed.recv() => self.on_probed(probed, Instant::now()),
+                Ok(()) = ends.ground.changed() => {
+                    let ground = *ends.ground.borrow_and_update();
+                    self.on_ground(ground, Instant::now());
+                }
                 Some(event) = ends.mdns.recv() => self.on_mdns(event),
                 Ok(()) = self.offer.changed() => self.on_offer(),
                 () = ends.panicked.notified() => return Ended::Panicked,
@@ -485,17 +506,25 @@ impl Task<'_> {
                 // Only scripted handles send this: a real one asks on a lane of its own.
                 drop(events);
             }
-            Command::Shutdown { reply } => self.stopping = Some(reply),
+            Command::Shutdown { reply } => {
+                self.stopping = Some(reply);
+                self.remember_members(Instant::now());
+            }
             Command::Probe { reply } => drop(reply.send(())),
             Command::Facts { about, reply } => drop(reply.send(self.facts(about.as_deref()))),
             Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
             Command::Reach { cluster, member, reply } => self.reach(&cluster, &member, reply),
             #[cfg(test)]
             Command::Panic => panic!("asked to by a test"),
+            #[cfg(test)]
+            Command::ChangeNetwork => self.changed("a test", Instant::now()),
         }
     }
 
     fn on_timer(&mut self, now: Instant) {
+        if let Some(due) = self.agenda.next() {
+            self.notice_oversleeping(due, now);
+        }
         while let Some(due) = self.agenda.pop(now) {
             match due {
                 Due::Heartbeat => self.heartbeat(now),
@@ -515,6 +544,7 @@ impl Task<'_> {
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
                 Due::Places => self.seek_places(now),
                 Due::Direct(peer) => self.seek_direct(peer, now),
+                Due::Recover => self.recover(now),
                 Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
@@ -547,6 +577,10 @@ impl Task<'_> {
             pool.opened(peer, outcome);
         });
         self.agenda.no_later(Due::Trim, Instant::now() + TRIM);
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.stopping.is_some()
     }
 
     /// Runs `work` for as long as this swarm lives, at most.

@@ -13,6 +13,7 @@ mod common;
 
 mod churn;
 mod clusters;
+mod comeback;
 mod discovery;
 mod eye;
 mod failure;
