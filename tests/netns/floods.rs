@@ -54,3 +54,37 @@ async fn ten_thousand_streams_of_one_peer_trouble_nobody_else() {
         siege.under("streams", &title, &settings).await.hold(16);
     }
 }
+
+#[tokio::test]
+async fn frames_that_are_none_get_their_sender_banned_and_few_lines() {
+    let Some(siege) = Siege::lay().await else { return };
+    let (seconds, hosts) = either(("30", "8"), ("4", "8"));
+    let figures = siege.under("malformed", "malformed frames", &[("SECONDS", seconds), ("HOSTS", hosts)]).await;
+    figures.hold(16);
+    assert!(figures.lines <= 20, "{figures:?}\n{}", siege.a.log());
+    let figures = siege.under("huge", "lengths of 4 GiB", &[("ROUNDS", "30"), ("SECONDS", either("10", "4"))]).await;
+    figures.hold(8);
+    assert!(figures.lines <= 20, "{figures:?}\n{}", siege.a.log());
+    let figures = siege.under("empty", "a million empty frames, twice", &[]).await;
+    figures.hold(8);
+}
+
+#[tokio::test]
+async fn false_provider_records_stay_within_bounds() {
+    let Some(siege) = Siege::lay().await else { return };
+    for (title, spread) in [("provider records on one key", "0"), ("provider records on a key each", "1")] {
+        let settings = [("SPREAD", spread), ("RECORDS", "10000"), ("PEERS", "20"), ("SECONDS", either("60", "5"))];
+        siege.under("records", title, &settings).await.hold(16);
+    }
+}
+
+#[tokio::test]
+async fn streams_that_are_filled_and_never_read_cost_their_window_and_no_more() {
+    let Some(siege) = Siege::lay().await else { return };
+    for (over, member) in [("quic", ""), ("tcp", ""), ("quic", CLUSTER), ("tcp", CLUSTER)] {
+        let title = format!("full streams, {over}{}", if member.is_empty() { "" } else { ", member" });
+        let mut settings = vec![("OVER", over), ("CONNECTIONS", "4"), ("SECONDS", "4")];
+        settings.extend((!member.is_empty()).then_some(("MEMBER", member)));
+        siege.under("stuffed", &title, &settings).await.hold(32);
+    }
+}
