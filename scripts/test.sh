@@ -65,7 +65,7 @@ need_build
 need dbus-daemon=dbus-daemon
 if wants it; then need tmux=tmux; fi
 if wants it && [ "$(id -u)" = 0 ]; then need strace=strace pkaction=polkitd; fi
-if wants netns && [ "$(id -u)" = 0 ]; then need ip=iproute2 nft=nftables; fi
+if wants netns && [ "$(id -u)" = 0 ]; then need ip=iproute2 tc=iproute2 nft=nftables python3=python3-minimal; fi
 
 if wants lint; then
   if cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt >/dev/null 2>&1; then
@@ -85,7 +85,7 @@ if wants lint; then
     skip "shell scripts" "shellcheck is not here: apt-get install shellcheck"
   fi
   if command -v xmllint >/dev/null; then
-    step "interface files" xmllint --noout --nonet dbus/*.xml dbus/*.conf dbus/*.policy
+    step "interface files" xmllint --noout --nonet dbus/*.xml dbus/*.conf dbus/*.policy packaging/firewall/*.xml
   else
     skip "interface files" "xmllint is not here: apt-get install libxml2-utils"
   fi

@@ -22,7 +22,7 @@ use super::address::{self, Network};
 use super::gate::Gate;
 use super::store::Providers;
 use super::streams::{self, Inbound};
-use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL};
+use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL, PING_PROTOCOL};
 
 /// Names the software family and nothing else: strangers read it.
 const IDENTIFY_PROTOCOL: &str = "opengateway/1";
@@ -105,7 +105,7 @@ impl Behaviour {
             mdns4: None.into(),
             mdns6: None.into(),
             streams: streams::Behaviour::new(
-                vec![StreamProtocol::new(MEMBER_PROTOCOL), StreamProtocol::new(INFERENCE_PROTOCOL)],
+                [MEMBER_PROTOCOL, INFERENCE_PROTOCOL, PING_PROTOCOL].map(StreamProtocol::new).to_vec(),
                 inbound,
             ),
         }

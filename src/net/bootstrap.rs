@@ -217,17 +217,6 @@ impl Task<'_> {
         }
     }
 
-    /// The bootstrap nodes that are not reached, a sentence each.
-    pub(super) fn bootstrap_problems(&self) -> impl Iterator<Item = String> + '_ {
-        self.bootstrap.iter().filter_map(|bootstrap| {
-            let reason = bootstrap.problem.as_ref()?;
-            Some(format!(
-                "bootstrap node {} is not reached: {reason}; compare with what \"ogctl status\" shows there, and let its port through the firewall",
-                bootstrap.address.text()
-            ))
-        })
-    }
-
     pub(super) fn is_bootstrap(&self, peer: &PeerId) -> bool {
         self.bootstrap.iter().any(|bootstrap| bootstrap.peer.as_ref() == Some(peer))
     }

@@ -163,6 +163,12 @@ impl Policy {
         self.pauses.clear();
     }
 
+    /// How long a candidate has to wait for its next dial.
+    pub(crate) fn pause_left(&self, peer: &PeerId, was_member: bool, now: Instant) -> Duration {
+        let longest = if was_member { LONGEST_PAUSE_OF_MEMBER } else { LONGEST_PAUSE };
+        self.pauses.get(peer).map_or(Duration::ZERO, |pause| pause.until_at_most(longest).saturating_duration_since(now))
+    }
+
     /// Forgets pauses of peers that are candidates no more.
     pub(crate) fn retain(&mut self, keep: impl Fn(&PeerId) -> bool) {
         self.pauses.retain(|peer, _| keep(peer));

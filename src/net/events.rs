@@ -2,7 +2,7 @@
 
 use libp2p::core::ConnectedPoint;
 use libp2p::kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult};
-use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::swarm::{DialError, ListenError, SwarmEvent};
 use libp2p::{PeerId, identify, mdns};
 use tokio::time::Instant;
 
@@ -24,7 +24,18 @@ impl Task<'_> {
         let now = Instant::now();
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event, now),
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, num_established, .. } => {
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                num_established,
+                concurrent_dial_errors,
+                ..
+            } => {
+                for (address, error) in concurrent_dial_errors.unwrap_or_default() {
+                    let address = address::without_peer(&address);
+                    self.ledger.dialled(Some(peer_id), address, ledger::outcome(&error), now.into_std());
+                }
                 if num_established.get() > MAX_CONNECTIONS_PER_PEER {
                     // Members are exempt from the limits of the library.
                     self.swarm.close_connection(connection_id);
@@ -32,9 +43,12 @@ impl Task<'_> {
                 }
                 self.on_connected(peer_id, &endpoint, num_established.get(), now);
             }
-            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, endpoint, num_established, cause } => {
                 tracing::debug!(peer = %peer_id, ?cause, "connection closed");
                 self.forget_connection(peer_id, connection_id);
+                if cause.is_some() && endpoint.is_dialer() {
+                    self.ledger.hung_up(peer_id, &address::without_peer(endpoint.get_remote_address()), now.into_std());
+                }
                 if num_established == 0 {
                     self.on_disconnected(peer_id, now);
                 } else {
@@ -56,6 +70,11 @@ impl Task<'_> {
             SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener error"),
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 tracing::debug!(address = %send_back_addr, %error, "incoming connection failed");
+                if let ListenError::Denied { cause } = &error
+                    && ledger::is_limit(cause)
+                {
+                    self.ledger.refuse(ledger::denied(cause), now.into_std());
+                }
             }
             _ => {}
         }
@@ -65,9 +84,10 @@ impl Task<'_> {
         let remote = endpoint.get_remote_address();
         tracing::debug!(%peer, address = %remote, dialed = endpoint.is_dialer(), "connected");
         self.policy.connected(&peer);
+        self.ping_connected(peer);
         self.dirty = true;
         if endpoint.is_dialer() {
-            self.ledger.dialled(peer, address::without_peer(remote), DialOutcome::Connected, now.into_std());
+            self.ledger.dialled(Some(peer), address::without_peer(remote), DialOutcome::Connected, now.into_std());
             self.match_bootstrap(peer, remote);
         } else {
             self.show_out_a_stranger();
@@ -99,10 +119,9 @@ impl Task<'_> {
 
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
         self.note_bootstrap_failure(peer, error);
-        if let Some(peer) = peer {
-            for (address, outcome) in ledger::outcomes(error) {
-                self.ledger.dialled(peer, address, outcome, now.into_std());
-            }
+        let meant = peer.map(|peer| self.book.addresses(&peer)).unwrap_or_default();
+        for (address, outcome) in ledger::outcomes(error, meant) {
+            self.ledger.dialled(peer, address, outcome, now.into_std());
         }
         match peer {
             Some(peer) => {
@@ -114,6 +133,7 @@ impl Task<'_> {
                     // Somebody else has the address now: trying again costs both of us a handshake and finds nobody.
                     self.book.forget(&peer);
                 }
+                self.ping_not_connected(peer, &super::bootstrap::why_not(error));
                 self.policy.failed(&peer, now.into_std());
                 if self.book.failed(&peer) >= 3 && !self.is_bootstrap(&peer) {
                     self.swarm.behaviour_mut().kad.remove_peer(&peer);

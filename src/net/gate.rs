@@ -16,8 +16,8 @@ const BAN: Duration = Duration::from_secs(600);
 const MAX_BANNED: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
-#[error("this peer is banned")]
-struct Banned;
+#[error("it is banned here: it broke the protocol three times")]
+pub(super) struct Banned;
 
 #[derive(Debug, Default)]
 pub(crate) struct Gate {

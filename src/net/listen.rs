@@ -24,7 +24,10 @@ impl Task<'_> {
             let any_port = self.lasting.config.any_port;
             match open(address.clone()).or_else(|error| if any_port { open(address::any_port(&address)) } else { Err(error) }) {
                 Ok(_) => listening += 1,
-                Err(error) => problems.push(refused(error)),
+                Err(error) => {
+                    self.not_listening.push((text.clone(), error.clone()));
+                    problems.push(refused(error));
+                }
             }
         }
         // A machine without IPv6 has half of the listeners, which is well; none at all is not.

@@ -245,12 +245,22 @@ impl Members {
         self.of(cluster).filter(|(_, entry)| entry.state.is_some()).count()
     }
 
+    /// Of those: that take prompts.
+    pub(crate) fn serving(&self, cluster: &ClusterId) -> usize {
+        self.of(cluster).filter(|(_, entry)| entry.state.is_some() && entry.heartbeat.serving).count()
+    }
+
     fn of<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (&'a PeerId, &'a Entry)> {
         self.entries.iter().filter(move |((in_cluster, _), _)| in_cluster == cluster).map(|((_, peer), entry)| (peer, entry))
     }
 
     pub(crate) fn name(&self, cluster: &ClusterId, peer: &PeerId) -> Option<&str> {
         self.entries.get(&Self::key(cluster, peer))?.state.as_ref().map(|state| state.node_name.as_str())
+    }
+
+    /// Who told which name in a cluster.
+    pub(crate) fn names<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (PeerId, &'a str)> + 'a {
+        self.of(cluster).filter_map(|(peer, entry)| Some((*peer, entry.state.as_ref()?.node_name.as_str())))
     }
 
     /// Peers of a cluster, each with when it was heard last; the caller picks at random.

@@ -418,21 +418,15 @@ impl Task<'_> {
         tracing::debug!(%peer, generation, ?end, "membership stream ended");
         let now = Instant::now();
         if let Some(cluster) = &cluster {
-            let outcome = match &end {
-                End::Refused => GreetOutcome::Refused,
-                End::VersionMismatch => GreetOutcome::VersionMismatch,
-                End::Violation(_) => GreetOutcome::Violation,
-                End::Bye(_) | End::Closed | End::Io(_) | End::TimedOut => GreetOutcome::Failed,
-            };
-            self.ledger.greeted(peer, cluster, outcome, now.into_std());
+            self.ledger.ended(peer, cluster, &end, now.into_std());
         }
         match &end {
-            End::Refused | End::VersionMismatch => {
+            End::Refused | End::VersionMismatch(_) => {
                 // A report of a connection that is gone would never be forgotten.
                 if let (Some(cluster), true) = (&cluster, self.is_open(&peer, connection)) {
                     let key = (connection, cluster.clone());
                     let pause = match (&end, self.refused.get(&key)) {
-                        (End::VersionMismatch, _) => REFUSED,
+                        (End::VersionMismatch(_), _) => REFUSED,
                         (_, Some(last)) => (last.pause * 2).min(REFUSED),
                         (_, None) => jitter(HELLO_AGAIN),
                     };
@@ -449,7 +443,7 @@ impl Task<'_> {
         let reason = match &end {
             End::Bye(_) | End::Closed => GoneReason::Left,
             End::TimedOut => GoneReason::Timeout,
-            End::Refused | End::VersionMismatch | End::Io(_) | End::Violation(_) => GoneReason::Error,
+            End::Refused | End::VersionMismatch(_) | End::Io(_) | End::Violation(_) => GoneReason::Error,
         };
         let buried = self.bury(generation, reason);
         // The hello went down with its connection, and there is another one.
@@ -550,6 +544,7 @@ impl Task<'_> {
     pub(super) fn forget_connection(&mut self, peer: PeerId, connection: ConnectionId) {
         self.refused.retain(|(refused, _), _| *refused != connection);
         self.serving.remove(&connection);
+        self.pings.connection_closed(connection);
         self.lasting.pool.connection_closed(peer, connection);
     }
 }

@@ -51,6 +51,7 @@ pub use handle::{
     AnswerEvent, AnswerNow, AnswerStream, Command, Event, Handle, InboundPrompt, JoinError, JoinOptions, LeaveError, Replier,
     Scripted, Service, Snapshot,
 };
+pub use ping::MAX_PINGS;
 pub use supervise::{Stopped, start};
 pub use task::{MAX_CLUSTERS, StartError};
 

@@ -8,6 +8,7 @@ use super::answer::{self, Permits};
 use super::handle::{Directory, Snapshot};
 use super::task::Task;
 use crate::domain::cluster::ClusterId;
+use crate::domain::doctor;
 use crate::domain::node::{ClusterState, ClusterView, NodeId};
 
 impl Task<'_> {
@@ -64,7 +65,7 @@ impl Task<'_> {
             clusters,
             connected_peers: self.swarm.connected_peers().count(),
             connections: self.swarm.behaviour().streams.all().count(),
-            problems: self.problems.values().cloned().chain(self.bootstrap_problems()).collect(),
+            problems: doctor::problems(&self.facts_of_node()).into_iter().chain(self.problems.values().cloned()).collect(),
         };
         self.lasting.publish.send_replace(Arc::new(snapshot));
     }

@@ -62,8 +62,8 @@ pub(crate) enum End {
     Closed,
     /// The other side is not in the cluster, or does not answer strangers.
     Refused,
-    /// No common protocol version.
-    VersionMismatch,
+    /// No common protocol version; what the other side speaks, if it said so.
+    VersionMismatch(Option<(u16, u16)>),
     /// The stream broke.
     Io(String),
     /// The other side broke the protocol.
@@ -98,7 +98,7 @@ pub(crate) struct Context {
 impl From<HelloError> for End {
     fn from(error: HelloError) -> Self {
         match error {
-            HelloError::VersionMismatch { .. } => Self::VersionMismatch,
+            HelloError::VersionMismatch { min, max } => Self::VersionMismatch((max > 0).then_some((min, max))),
             HelloError::NoMatch => Self::Refused,
             other => Self::Violation(other.to_string()),
         }
@@ -136,8 +136,8 @@ pub(crate) async fn open(context: Context, cluster: ClusterId, root: Root, strea
 
 /// Runs the accepter's side of a session to its end. `roots` are all clusters that this node is in.
 pub(crate) async fn accept(context: Context, roots: Vec<(ClusterId, Root)>, stream: Stream) {
-    let mut cluster = None;
-    let end = match timeout(HELLO_DEADLINE, answer(&context, &roots, stream)).await {
+    let (mut cluster, mut mismatched) = (None, None);
+    let end = match timeout(HELLO_DEADLINE, answer(&context, &roots, stream, &mut mismatched)).await {
         Ok(Ok((matched, reader, writer, protocol))) => {
             cluster = Some(matched.clone());
             converse(&context, matched, protocol, false, None, reader, writer).await
@@ -145,7 +145,7 @@ pub(crate) async fn accept(context: Context, roots: Vec<(ClusterId, Root)>, stre
         Ok(Err(end)) => end,
         Err(_) => End::TimedOut,
     };
-    down(context, cluster, end).await;
+    down(context, cluster.or(mismatched), end).await;
 }
 
 pub(crate) async fn down(context: Context, cluster: Option<ClusterId>, end: End) {
@@ -207,8 +207,13 @@ async fn greet(context: &Context, root: &Root, stream: Stream) -> Result<(Reader
     }
 }
 
-/// H1 in, H2 out, H3 in. A stranger gets no byte.
-async fn answer(context: &Context, roots: &[(ClusterId, Root)], stream: Stream) -> Result<(ClusterId, Reader, Writer, u16), End> {
+/// H1 in, H2 out, H3 in. A stranger gets no byte. `mismatched` is the cluster in which there is no common version.
+async fn answer(
+    context: &Context,
+    roots: &[(ClusterId, Root)],
+    stream: Stream,
+    mismatched: &mut Option<ClusterId>,
+) -> Result<(ClusterId, Reader, Writer, u16), End> {
     let (read, mut writer) = stream.split();
     let mut reader = FrameReader::new(read);
     let h1 = reader.next(H1_BYTES).await?.ok_or(End::Refused)?;
@@ -216,7 +221,7 @@ async fn answer(context: &Context, roots: &[(ClusterId, Root)], stream: Stream) 
     let (opener, accepter) = (context.peer.to_bytes(), context.local.to_bytes());
     let (matched, responder) = hello::Responder::on_h1(context.versions, &candidates, &opener, &accepter, &h1, nonce()?)?;
     put(&mut writer, responder.h2()).await?;
-    let protocol = responder.version()?;
+    let protocol = responder.version().inspect_err(|_| *mismatched = Some(roots[matched].0.clone()))?;
     let h3 = reader.next(MAX_HELLO_FRAME_BYTES).await?.ok_or(End::Refused)?;
     responder.on_h3(&h3)?;
     Ok((roots[matched].0.clone(), reader, writer, protocol))

@@ -58,6 +58,13 @@ pub(crate) enum OpenError {
     Io(String),
 }
 
+impl Inbound {
+    /// The stream alone: it was taken, its place among the waiting ones is free.
+    pub(crate) fn into_stream(self) -> Stream {
+        self.stream
+    }
+}
+
 type Reply = oneshot::Sender<Result<Stream, OpenError>>;
 
 /// One established connection.

@@ -34,6 +34,7 @@ use super::ledger::Ledger;
 use super::lobby::Door;
 use super::mdns_meter::MdnsMeter;
 use super::members::Members;
+use super::ping::Pings;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
@@ -41,7 +42,7 @@ use crate::domain::cluster::ClusterId;
 use crate::domain::node::Offer;
 use crate::wire::control::ByeReason;
 use crate::wire::keys::Root;
-use crate::wire::version::INFERENCE_PROTOCOL;
+use crate::wire::version::{INFERENCE_PROTOCOL, PING_PROTOCOL};
 
 /// Clusters that a node may be in at once: each costs a membership stream to every member.
 pub const MAX_CLUSTERS: usize = 16;
@@ -79,6 +80,8 @@ pub(crate) enum Due {
     Duplicates(PeerId),
     /// Dial a bootstrap address that names no peer.
     Bootstrap(usize),
+    /// Tell who waits to ping a peer that it did not connect in time.
+    Ping(PeerId),
     /// Start mDNS anew after a flood.
     Mdns,
     /// Close idle lanes.
@@ -168,6 +171,9 @@ pub(crate) struct Task<'a> {
     pub(super) door: Door,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
+    pub(super) pings: Pings,
+    /// Configured addresses that could not be listened on, with the reason.
+    pub(super) not_listening: Vec<(String, String)>,
     pub(super) mdns_meter: MdnsMeter,
     pub(super) agenda: Agenda<Due>,
     pub(super) permits: watch::Sender<Arc<Permits>>,
@@ -274,6 +280,8 @@ pub(crate) async fn run(
         bans: Bans::default(),
         door,
         ledger: Ledger::default(),
+        pings: Pings::default(),
+        not_listening: Vec::new(),
         mdns_meter: MdnsMeter::new(std::time::Instant::now()),
         agenda: Agenda::new(),
         permits: watch::channel(Arc::default()).0,
@@ -429,7 +437,7 @@ impl Task<'_> {
             }
             Command::Shutdown { reply } => self.stopping = Some(reply),
             Command::Probe { reply } => drop(reply.send(())),
-            Command::Facts { reply } => drop(reply.send(self.facts())),
+            Command::Facts { about, reply } => drop(reply.send(self.facts(about.as_deref()))),
             Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
             Command::Reach { cluster, member, reply } => self.reach(&cluster, &member, reply),
             #[cfg(test)]
@@ -451,6 +459,7 @@ impl Task<'_> {
                 Due::Hello(peer, cluster) => self.greet(peer, &cluster),
                 Due::Duplicates(peer) => self.close_duplicates(peer, now),
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
+                Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
                 Due::Leave(cluster) => self.try_depart(&cluster, now),
@@ -514,6 +523,8 @@ impl Task<'_> {
                 violations: self.violations.clone(),
             };
             self.spawn(answer::serve(desk, inbound.peer, inbound.stream));
+        } else if inbound.protocol.as_ref() == PING_PROTOCOL {
+            self.accept_ping(inbound);
         } else {
             self.accept_hello(inbound);
         }

@@ -58,6 +58,15 @@ pub const MAX_ADDRESS_BYTES: usize = 96;
 /// A binary peer id.
 pub const MAX_PEER_ID_BYTES: usize = 64;
 
+/// What is sent to and fro as a sign of life.
+pub const PING_BYTES: usize = 32;
+/// Streams of one connection on which signs of life are given at once; one more is reset.
+pub const MAX_PING_STREAMS: usize = 2;
+/// Between two signs of life on one stream, at least: who asks faster waits.
+pub const PING_PACE: Duration = Duration::from_millis(20);
+/// A stream on which nothing is asked for so long is closed.
+pub const PING_IDLE: Duration = Duration::from_secs(30);
+
 /// An `inference_request` on the wire. The prompt may take all of it; JSON escapes count.
 pub const MAX_REQUEST_FRAME_BYTES: usize = 1 << 20;
 /// An `inference_response` on the wire.

@@ -2,6 +2,9 @@
 
 pub use crate::domain::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL, MEMBER_VERSION_TWO, PEER_PROTOCOLS};
 
+/// Signs of life, as every libp2p program gives them.
+pub const PING_PROTOCOL: &str = "/ipfs/ping/1.0.0";
+
 /// Oldest version of the membership stream that this software speaks.
 pub const MEMBER_VERSION_MIN: u16 = 1;
 /// Newest version of the membership stream that this software speaks.

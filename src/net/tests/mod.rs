@@ -5,6 +5,7 @@ mod conduct;
 mod dht;
 mod door;
 mod lanes;
+mod ping;
 mod rogue;
 mod versions;
 

@@ -76,9 +76,14 @@ impl Rogue {
     }
 
     pub(super) async fn with(keypair: Keypair) -> Self {
+        Self::speaking(keypair, &[MEMBER_PROTOCOL, INFERENCE_PROTOCOL]).await
+    }
+
+    /// A rogue that takes streams of these protocols.
+    pub(super) async fn speaking(keypair: Keypair, protocols: &[&'static str]) -> Self {
         let (sender, inbound) = mpsc::channel(1024);
         let peer = keypair.public().to_peer_id();
-        let protocols = vec![StreamProtocol::new(MEMBER_PROTOCOL), StreamProtocol::new(INFERENCE_PROTOCOL)];
+        let protocols = protocols.iter().copied().map(StreamProtocol::new).collect();
         let mut config = kad::Config::new(StreamProtocol::new(KAD_PROTOCOL));
         config.set_query_timeout(Duration::from_secs(5)).set_periodic_bootstrap_interval(None);
         let behaviour = Manners {
