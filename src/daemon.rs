@@ -215,6 +215,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     let (control, requests, publish) = Control::new(shown);
     let node = dbus::Node {
         net: net.clone(),
+        doctor: crate::diagnosis::Doctor::new(net.clone()),
         serve: serve.clone(),
         dispatch,
         models: models.handle.clone(),

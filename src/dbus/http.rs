@@ -8,7 +8,7 @@ use zbus::message::Header;
 use super::access::Action;
 use super::errors::Error;
 use super::guard::Readers;
-use super::manager::Shared;
+use super::shared::Shared;
 use super::options::{self, Raw};
 use crate::api::names::ErrorName;
 use crate::http::KeyError;

@@ -13,7 +13,7 @@ use super::catalogue::{self, Offered};
 use super::details::{Details, micros, put, text};
 use super::errors::Error;
 use super::guard::Readers;
-use super::manager::Shared;
+use super::shared::Shared;
 use super::options::{self, Raw};
 use super::{stream, transfer};
 use crate::api::names::ErrorName;

@@ -8,15 +8,13 @@ use std::time::Duration;
 
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::Endpoint;
-use libp2p::core::transport::{ListenerId, PortUse};
+use libp2p::core::transport::PortUse;
 use libp2p::identity::Keypair;
 use libp2p::kad::{self, StoreInserts};
-use libp2p::swarm::behaviour::NewListenAddr;
-use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
-use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, mdns, memory_connection_limits};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, memory_connection_limits};
 use tokio::sync::mpsc;
 
 use super::address::{self, Network};
@@ -28,10 +26,6 @@ use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL, PI
 
 /// Names the software family and nothing else: strangers read it.
 const IDENTIFY_PROTOCOL: &str = "opengateway/1";
-/// A lost announcement is made good by the next query of anybody; the record outlives two lost queries. Each query is
-/// answered by every node, to every node, over IPv4 and IPv6, and so wakes each of them several times.
-const MDNS_TTL: Duration = Duration::from_secs(90);
-const MDNS_QUERY: Duration = Duration::from_secs(30);
 /// Lifetime of a provider record at the nodes that store it.
 pub(crate) const PROVIDER_TTL: Duration = Duration::from_secs(30 * 60);
 /// Addresses of one peer that are taken from the DHT.
@@ -81,8 +75,6 @@ pub(crate) struct Behaviour {
     pub memory: memory_connection_limits::Behaviour,
     pub identify: identify::Behaviour,
     pub kad: Dht,
-    pub mdns4: Toggle<mdns::tokio::Behaviour>,
-    pub mdns6: Toggle<mdns::tokio::Behaviour>,
     pub streams: streams::Behaviour,
 }
 
@@ -106,41 +98,11 @@ impl Behaviour {
             memory: memory_connection_limits::Behaviour::with_max_bytes(caps.memory_bytes),
             identify: identify::Behaviour::new(identify),
             kad: Dht { inner: kademlia(local), networks: Vec::new(), configured: HashSet::new(), sources: HashMap::new() },
-            mdns4: None.into(),
-            mdns6: None.into(),
             streams: streams::Behaviour::new(
                 [MEMBER_PROTOCOL, INFERENCE_PROTOCOL, PING_PROTOCOL].map(StreamProtocol::new).to_vec(),
                 inbound,
             ),
         }
-    }
-
-    /// Switches discovery on the local network on, over IPv4 and IPv6. What fails is left off and reported.
-    pub(crate) fn start_mdns(&mut self, local: PeerId, listening: &[Multiaddr]) -> Vec<String> {
-        let mut problems = Vec::new();
-        let mut build = |enable_ipv6| {
-            let config = mdns::Config { ttl: MDNS_TTL, query_interval: MDNS_QUERY, enable_ipv6 };
-            let version = if enable_ipv6 { "IPv6" } else { "IPv4" };
-            mdns::tokio::Behaviour::new(config, local)
-                .map_err(|error| problems.push(format!("mDNS over {version} could not be started: {error}")))
-                .ok()
-        };
-        self.mdns4 = build(false).into();
-        self.mdns6 = build(true).into();
-        // A listener tells its addresses once: mDNS that begins later would announce none.
-        for addr in listening {
-            for mdns in [&mut self.mdns4, &mut self.mdns6] {
-                let listener_id = ListenerId::next();
-                mdns.on_swarm_event(FromSwarm::NewListenAddr(NewListenAddr { listener_id, addr }));
-            }
-        }
-        problems
-    }
-
-    /// Switches it off.
-    pub(crate) fn stop_mdns(&mut self) {
-        self.mdns4 = None.into();
-        self.mdns6 = None.into();
     }
 }
 

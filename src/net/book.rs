@@ -121,6 +121,11 @@ impl Book {
         self.candidates.retain(|known, candidate| known != peer || candidate.source == Source::Bootstrap);
     }
 
+    /// Forgets what mDNS told, but of those that `keep` names. Who was a member once proved to be real.
+    pub(crate) fn forget_heard(&mut self, keep: impl Fn(&PeerId) -> bool) {
+        self.candidates.retain(|peer, candidate| candidate.source != Source::Mdns || candidate.was_member || keep(peer));
+    }
+
     /// Counts a failed dial; gives the number in a row.
     pub(crate) fn failed(&mut self, peer: &PeerId) -> u32 {
         self.candidates.get_mut(peer).map_or(0, |candidate| {

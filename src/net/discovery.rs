@@ -31,34 +31,9 @@ const COMPANY: usize = 3;
 const LOOK_FIRST: Duration = Duration::from_secs(1);
 
 impl Task<'_> {
-    pub(super) fn start_mdns(&mut self) {
-        let local = self.local;
-        let listening: Vec<Multiaddr> = self.swarm.listeners().cloned().collect();
-        let problems = self.swarm.behaviour_mut().start_mdns(local, &listening);
-        self.mdns_meter.restarted(std::time::Instant::now());
-        match problems.first() {
-            Some(problem) => {
-                tracing::warn!("{problem}");
-                self.problems.insert("mdns", problem.clone());
-            }
-            None => drop(self.problems.remove("mdns")),
-        }
-        self.dirty = true;
-    }
-
-    /// More records than an honest network sends: off for a while.
-    pub(super) fn stop_mdns(&mut self, now: Instant) {
-        tracing::warn!("mDNS flood: discovery on the local network is off for ten minutes");
-        self.problems.insert("mdns", "discovery on the local network is off: it was flooded with mDNS records".to_owned());
-        self.swarm.behaviour_mut().stop_mdns();
-        self.agenda.set(Due::Mdns, now + super::mdns_meter::PAUSE);
-        self.dirty = true;
-    }
-
     pub(super) fn ways_of_discovery(&self) -> Vec<&'static str> {
         let mut ways = Vec::new();
-        let behaviour = self.swarm.behaviour();
-        if behaviour.mdns4.is_enabled() || behaviour.mdns6.is_enabled() {
+        if self.mdns.is_some() {
             ways.push("mdns");
         }
         if !self.bootstrap.is_empty() {

@@ -1,15 +1,15 @@
-//! The part of the network task that hears the swarm: connections, listeners, identify, mDNS, Kademlia.
+//! The part of the network task that hears the swarm: connections, listeners, identify, Kademlia.
 
 use libp2p::core::ConnectedPoint;
 use libp2p::kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult};
 use libp2p::swarm::{DialError, ListenError, SwarmEvent};
-use libp2p::{PeerId, identify, mdns};
+use libp2p::{PeerId, identify};
 use tokio::time::Instant;
 
 use super::behaviour::BehaviourEvent;
 use super::book::Source;
 use super::task::{Due, Task};
-use super::{address, ledger, mdns_meter};
+use super::{address, ledger};
 use crate::domain::cluster::ClusterId;
 use crate::domain::network::DialOutcome;
 use crate::wire::version::KAD_PROTOCOL;
@@ -148,7 +148,6 @@ impl Task<'_> {
     fn on_behaviour_event(&mut self, event: BehaviourEvent, now: Instant) {
         match event {
             BehaviourEvent::Identify(event) => self.on_identify(event, now),
-            BehaviourEvent::Mdns4(event) | BehaviourEvent::Mdns6(event) => self.on_mdns(event, now),
             BehaviourEvent::Kad(event) => self.on_kad(event, now),
             _ => {}
         }
@@ -185,24 +184,6 @@ impl Task<'_> {
         }
         if self.members.is_member(&peer_id) {
             self.book.learn(peer_id, Source::Inbound, announced, now.into_std());
-        }
-    }
-
-    fn on_mdns(&mut self, event: mdns::Event, now: Instant) {
-        let mdns::Event::Discovered(found) = event else { return };
-        let listed = {
-            let behaviour = self.swarm.behaviour();
-            let count = |mdns: &libp2p::swarm::behaviour::toggle::Toggle<mdns::tokio::Behaviour>| {
-                mdns.as_ref().map_or(0, |mdns| mdns.discovered_nodes().len())
-            };
-            count(&behaviour.mdns4) + count(&behaviour.mdns6)
-        };
-        if self.mdns_meter.on_records(now.into_std(), found.len(), listed) == mdns_meter::Verdict::Stop {
-            self.stop_mdns(now);
-            return;
-        }
-        for (peer, address) in found {
-            self.learn(peer, Source::Mdns, vec![address], now);
         }
     }
 

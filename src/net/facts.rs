@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::bootstrap::Bootstrap;
 use super::ledger::{Note, Tried};
+use super::mdns::Mdns;
 use super::streams::Connection;
 use super::task::Task;
 use crate::domain::cluster::ClusterId;
@@ -79,14 +80,14 @@ impl Task<'_> {
             not_listening: self.not_listening.clone(),
             interfaces: Vec::new(),
             mdns_enabled: self.lasting.config.mdns,
-            mdns_flooded: false,
-            mdns: Vec::new(),
+            mdns_flooded: self.mdns.as_ref().is_some_and(Mdns::is_flooded),
+            mdns: self.mdns_facts(),
             bootstrap: self.bootstrap.iter().map(|bootstrap| self.bootstrap_facts(bootstrap, now)).collect(),
             reach: ReachFacts::default(),
             dht: DhtFacts::default(),
             clusters: self.clusters.keys().filter_map(|id| self.cluster_facts(id, now)).collect(),
             peers: Vec::new(),
-            same_identity: Vec::new(),
+            same_identity: self.twins.keys().map(ToString::to_string).collect(),
             connections: (self.swarm.behaviour().streams.all().count(), self.lasting.config.caps.established as usize),
             refused: self.ledger.refused(now.into_std()),
             versions: (self.lasting.config.versions.min, self.lasting.config.versions.max),

@@ -44,6 +44,7 @@ impl Task<'_> {
     fn networks_changed(&mut self) {
         self.networks = address::networks_of(self.swarm.listeners());
         self.swarm.behaviour_mut().kad.networks.clone_from(&self.networks);
+        self.tell_mdns_addresses();
     }
 
     /// A listener got an address. Where no NAT can lie between, it is also what others may dial.

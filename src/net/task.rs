@@ -32,7 +32,7 @@ use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service,
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
 use super::lobby::Door;
-use super::mdns_meter::MdnsMeter;
+use super::mdns::{self, Mdns};
 use super::members::Members;
 use super::ping::Pings;
 use super::room::Rooms;
@@ -83,7 +83,7 @@ pub(crate) enum Due {
     Bootstrap(usize),
     /// Tell who waits to ping a peer that it did not connect in time.
     Ping(PeerId),
-    /// Start mDNS anew after a flood.
+    /// Start mDNS anew after it has failed.
     Mdns,
     /// Close idle lanes.
     Trim,
@@ -177,7 +177,11 @@ pub(crate) struct Task<'a> {
     pub(super) pings: Pings,
     /// Configured addresses that could not be listened on, with the reason.
     pub(super) not_listening: Vec<(String, String)>,
-    pub(super) mdns_meter: MdnsMeter,
+    /// Discovery on the local network, while it runs, and what it tells.
+    pub(super) mdns: Option<Mdns>,
+    pub(super) mdns_events: mpsc::Sender<mdns::Event>,
+    /// Addresses of other machines that say they are this node, and when they said so.
+    pub(super) twins: BTreeMap<std::net::IpAddr, Instant>,
     pub(super) agenda: Agenda<Due>,
     pub(super) permits: watch::Sender<Arc<Permits>>,
     pub(super) seen: Arc<Mutex<Seen>>,
@@ -215,6 +219,7 @@ struct Ends {
     reports: mpsc::Receiver<Report>,
     violations: mpsc::Receiver<PeerId>,
     resolved: mpsc::Receiver<(usize, Vec<Multiaddr>)>,
+    mdns: mpsc::Receiver<mdns::Event>,
     panicked: Arc<Notify>,
     alarm: Alarm,
 }
@@ -260,6 +265,7 @@ pub(crate) async fn run(
     let (reports_sender, reports) = mpsc::channel(REPORT_QUEUE);
     let (violations_sender, violations) = mpsc::channel(64);
     let (resolved_sender, resolved) = mpsc::channel(64);
+    let (mdns_events, mdns) = mpsc::channel(64);
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
     let behaviour = Behaviour::new(&keypair, lasting.config.caps, Gate::default(), inbound_sender);
@@ -286,7 +292,9 @@ pub(crate) async fn run(
         ledger: Ledger::default(),
         pings: Pings::default(),
         not_listening: Vec::new(),
-        mdns_meter: MdnsMeter::new(std::time::Instant::now()),
+        mdns: None,
+        mdns_events,
+        twins: BTreeMap::new(),
         agenda: Agenda::new(),
         permits: watch::channel(Arc::default()).0,
         seen: Arc::new(Mutex::new(Seen::new(std::time::Instant::now()))),
@@ -317,7 +325,7 @@ pub(crate) async fn run(
     task.start()?;
     task.publish();
     started();
-    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, panicked, alarm }).await;
+    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, mdns, panicked, alarm }).await;
     task.abandon();
     Ok(ended)
 }
@@ -369,6 +377,7 @@ impl Task<'_> {
                 Some(stream) = ends.inbound.recv() => self.on_inbound(stream),
                 Some(peer) = ends.violations.recv() => self.on_violation(peer),
                 Some((index, addresses)) = ends.resolved.recv() => self.on_resolved(index, addresses),
+                Some(event) = ends.mdns.recv() => self.on_mdns(event),
                 Ok(()) = self.offer.changed() => self.on_offer(),
                 () = ends.panicked.notified() => return Ended::Panicked,
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
@@ -385,6 +394,9 @@ impl Task<'_> {
     /// Says goodbye and drives the swarm until the goodbyes are out.
     async fn farewell(&mut self) {
         let deadline = Instant::now() + FAREWELL;
+        if let Some(mdns) = self.mdns.take() {
+            mdns.goodbye();
+        }
         let mut outboxes = Vec::new();
         for (_, session) in self.sessions.drain() {
             if session.outbox.try_send(Outgoing::Bye(ByeReason::Shutdown)).is_ok() {

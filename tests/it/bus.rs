@@ -138,6 +138,7 @@ impl Played {
             settings: opengateway::config::HttpSettings::default(),
         };
         let node = dbus::Node {
+            doctor: opengateway::diagnosis::Doctor::new(net.clone()),
             net,
             serve: serve.clone(),
             dispatch,

@@ -13,14 +13,19 @@ mod common;
 
 mod clusters;
 mod discovery;
+mod eye;
 mod failure;
 mod floods;
+mod history;
 mod lab;
 mod liar;
+mod partition;
+mod report;
 mod rogue;
 mod roles;
 mod scale;
 mod siege;
+mod weather;
 
 use common::bus::{LIMIT, Said, bus_or_skip, ogctl_on};
 use common::node::{DEADLINE, Node, Plan, names_of};

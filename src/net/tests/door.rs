@@ -99,19 +99,6 @@ fn an_external_address_alone_makes_no_dht_server() {
     assert_eq!(behaviour.kad.mode(), Mode::Client);
 }
 
-#[tokio::test]
-async fn mdns_is_switched_off_and_on_again() {
-    let keypair = libp2p::identity::Keypair::generate_ed25519();
-    let local = keypair.public().to_peer_id();
-    let mut behaviour = Behaviour::new(&keypair, caps(), Gate::default(), mpsc::channel(1).0);
-    assert!(!behaviour.mdns4.is_enabled());
-    let problems = behaviour.start_mdns(local, &[]);
-    assert_eq!(behaviour.mdns4.is_enabled(), !problems.iter().any(|problem| problem.contains("IPv4")), "{problems:?}");
-    behaviour.stop_mdns();
-    assert!(!behaviour.mdns4.is_enabled() && !behaviour.mdns6.is_enabled());
-    assert_eq!(behaviour.start_mdns(local, &[]), problems);
-}
-
 /// Starts pairs that dial each other in the same moment; each ends with one connection and members that never left.
 async fn pairs(count: usize, listen: &str) {
     let timings = Timings { duplicates: Duration::from_millis(1500), ..plan("p").timings };
