@@ -7,8 +7,8 @@ use zbus::Variant;
 use super::details::{Details, micros, put, text, texts};
 use crate::domain::doctor::{Finding, Host};
 use crate::domain::network::{
-    Attempt, BootstrapFacts, ClusterFacts, DialOutcome, Facts, GreetOutcome, Greeting, InterfaceFacts, Link, MdnsFacts, PeerFacts, Pinged,
-    ReachFacts, Relay, ReservationFacts,
+    Attempt, BootstrapFacts, ClusterFacts, DialOutcome, Facts, GreetOutcome, Greeting, InterfaceFacts, Link, MdnsFacts,
+    PeerFacts, Pinged, ReachFacts, Relay, ReservationFacts,
 };
 
 fn span(time: Duration) -> u64 {
@@ -67,11 +67,7 @@ pub(super) fn facts(facts: &Facts, host: &Host, peers: &[&PeerFacts]) -> Details
         ("SuspendedUSec", host.suspended_s.saturating_mul(1_000_000).into()),
     ]);
     let refused = facts.refused.as_ref().map(|refused| {
-        Details::from([
-            ("Count", refused.count.into()),
-            ("AgoUSec", span(refused.ago).into()),
-            ("Reason", text(&refused.reason)),
-        ])
+        Details::from([("Count", refused.count.into()), ("AgoUSec", span(refused.ago).into()), ("Reason", text(&refused.reason))])
     });
     put(&mut details, "Refused", refused);
     put(&mut details, "Firewall", host.firewall.as_deref().map(text));
@@ -129,7 +125,8 @@ fn bootstrap(facts: &BootstrapFacts) -> Details {
 }
 
 fn reach(facts: &ReachFacts) -> Details {
-    let unreachable = |(address, reason): &(String, String)| Details::from([("Address", text(address)), ("Reason", text(reason))]);
+    let unreachable =
+        |(address, reason): &(String, String)| Details::from([("Address", text(address)), ("Reason", text(reason))]);
     let mut details = Details::from([
         ("Nat", facts.nat.as_str().into()),
         ("Observed", lines(&facts.observed)),

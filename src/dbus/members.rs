@@ -39,10 +39,7 @@ impl Seen {
 
 fn differences(was: &Member, is: &Member) -> Vec<&'static str> {
     let relay = |member: &Member| member.relay.as_ref().map(|relay| relay.id.clone());
-    let differs = [
-        ("Liveness", was.liveness != is.liveness),
-        ("Direct", was.direct != is.direct),
-        ("Relay", relay(was) != relay(is)),
-    ];
+    let differs =
+        [("Liveness", was.liveness != is.liveness), ("Direct", was.direct != is.direct), ("Relay", relay(was) != relay(is))];
     differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
 }

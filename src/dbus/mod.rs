@@ -139,7 +139,22 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
 }
 
 async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
-    let Node { net, doctor, serve, dispatch, models, engine, gauge, http, control, version, node_name, features, started_at, log } = node;
+    let Node {
+        net,
+        doctor,
+        serve,
+        dispatch,
+        models,
+        engine,
+        gauge,
+        http,
+        control,
+        version,
+        node_name,
+        features,
+        started_at,
+        log,
+    } = node;
     let (announce, requests) = mpsc::channel(16);
     let shared = Arc::new(Shared {
         net,

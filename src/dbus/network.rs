@@ -42,6 +42,8 @@ pub(super) struct Looks {
     pub worst: watch::Sender<Worst>,
 }
 
+/// A network task that does not answer for so long has other troubles: nobody waits longer for it.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks that nobody asked for.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -67,7 +69,8 @@ impl Shared {
             return Ok(Arc::clone(found));
         }
         let silent = || Error::new(ErrorName::Busy, "the network task does not answer; try again in a moment");
-        let found = Arc::new(self.doctor.examine(subject).await.ok_or_else(silent)?);
+        let found = tokio::time::timeout(PATIENCE, self.doctor.examine(subject)).await.map_err(|_| silent())?;
+        let found = Arc::new(found.ok_or_else(silent)?);
         *last = Some((Instant::now(), subject.clone(), Arc::clone(&found)));
         Ok(found)
     }
@@ -91,8 +94,7 @@ impl Shared {
 
 /// Tells when the worst finding is another one than before. Never ends.
 pub(super) async fn follow(shared: Arc<Shared>, connection: Connection) {
-    let (Ok(emitter), Ok(interface)) =
-        (SignalEmitter::new(&connection, ROOT_PATH), InterfaceName::try_from(NETWORK_INTERFACE))
+    let (Ok(emitter), Ok(interface)) = (SignalEmitter::new(&connection, ROOT_PATH), InterfaceName::try_from(NETWORK_INTERFACE))
     else {
         return;
     };
@@ -135,8 +137,9 @@ impl From<PingError> for Error {
         let message = error.to_string();
         let name = match error {
             PingError::NoSuchPeer(_) => ErrorName::NoSuchPeer,
+            PingError::Ambiguous(..) | PingError::Ourselves => ErrorName::InvalidArgs,
             PingError::NotConnected(..) => ErrorName::PeerUnreachable,
-            PingError::NoAnswer(_) => ErrorName::NoAnswer,
+            PingError::NoAnswer(_) | PingError::Unsupported(_) => ErrorName::NoAnswer,
             PingError::Busy => ErrorName::Busy,
             PingError::Stopped => ErrorName::ShuttingDown,
         };
@@ -165,9 +168,12 @@ impl Network {
             (None, None) => Subject::Node,
         };
         let uid = self.0.access.caller(connection, &header).await?.uid;
-        let _turn = self.0.looks.diagnoses.take(uid).map_err(|full| {
-            Error::new(ErrorName::Busy, full.sentence("questions", uid, "wait for a look at the network"))
-        })?;
+        let _turn = self
+            .0
+            .looks
+            .diagnoses
+            .take(uid)
+            .map_err(|full| Error::new(ErrorName::Busy, full.sentence("questions", uid, "wait for a look at the network")))?;
         let found = self.0.diagnosis(&subject).await?;
         let facts = facts::facts(&found.facts, &found.host, &about(&found.facts, &subject));
         Ok((found.findings.iter().map(facts::finding).collect(), facts))

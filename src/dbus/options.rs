@@ -8,8 +8,8 @@ use zbus::{OwnedVariant, Variant};
 use super::control::ConnectOptions;
 use super::errors::Error;
 use crate::api::keys::{
-    connect_option, disconnect_option, key_option, models_option, network_option, peers_option, prompt_option,
-    resources_option, sharing_option,
+    connect_option, disconnect_option, key_option, models_option, network_option, peers_option, prompt_option, resources_option,
+    sharing_option,
 };
 use crate::config::{MAX_ADDRESS_BYTES, MAX_ADDRESSES};
 use crate::dispatch;

@@ -112,6 +112,11 @@ impl Task<'_> {
             return;
         }
         bootstrap.connected = false;
+        if self.has_company() {
+            // In a large cluster a bootstrap node lets go of those that have others.
+            return self.agenda.set(Due::Bootstrap(index), now + jitter(BOOTSTRAP_LONGEST));
+        }
+        let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
         let pause = jitter(bootstrap.pause);
         bootstrap.pause = (bootstrap.pause * 2).min(BOOTSTRAP_LONGEST);
         self.agenda.set(Due::Bootstrap(index), now + pause);

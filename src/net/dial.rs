@@ -158,6 +158,12 @@ impl Policy {
         self.pauses.insert(*peer, Pause { until: now + super::jitter(length), length, since: now });
     }
 
+    /// The peer is not to be dialled for so long, whatever happens to its connections meanwhile.
+    pub(crate) fn hold(&mut self, peer: &PeerId, length: Duration, now: Instant) {
+        self.proven.insert(*peer);
+        self.pauses.insert(*peer, Pause { until: now + length, length, since: now });
+    }
+
     /// The network changed: what failed before may work now.
     pub(crate) fn network_changed(&mut self) {
         self.pauses.clear();

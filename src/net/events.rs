@@ -120,8 +120,10 @@ impl Task<'_> {
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
         self.note_bootstrap_failure(peer, error);
         let meant = peer.map(|peer| self.book.addresses(&peer)).unwrap_or_default();
+        // Who dials itself meant whoever is there.
+        let named = peer.filter(|peer| *peer != self.local);
         for (address, outcome) in ledger::outcomes(error, meant) {
-            self.ledger.dialled(peer, address, outcome, now.into_std());
+            self.ledger.dialled(named, address, outcome, now.into_std());
         }
         match peer {
             Some(peer) => {
@@ -135,6 +137,7 @@ impl Task<'_> {
                 }
                 self.ping_not_connected(peer, &super::bootstrap::why_not(error));
                 self.policy.failed(&peer, now.into_std());
+                self.known_not_reached(&peer, now);
                 if self.book.failed(&peer) >= 3 && !self.is_bootstrap(&peer) {
                     self.swarm.behaviour_mut().kad.remove_peer(&peer);
                 }

@@ -87,7 +87,7 @@ impl Task<'_> {
             dht: DhtFacts::default(),
             clusters: self.clusters.keys().filter_map(|id| self.cluster_facts(id, now)).collect(),
             peers: Vec::new(),
-            same_identity: self.twins.keys().map(ToString::to_string).collect(),
+            same_identity: self.same_identity(now),
             connections: (self.swarm.behaviour().streams.all().count(), self.lasting.config.caps.established as usize),
             refused: self.ledger.refused(now.into_std()),
             versions: (self.lasting.config.versions.min, self.lasting.config.versions.max),
@@ -99,9 +99,9 @@ impl Task<'_> {
         Some(ClusterFacts {
             id: id.clone(),
             joined_ago: now.saturating_duration_since(cluster.joined),
-            members: self.members.count(id),
-            known: 0,
-            serving: self.members.serving(id),
+            members: self.listed(id),
+            known: self.known.count(id),
+            serving: self.members.serving(id) + self.known.serving(id),
             serves: cluster.serve,
             announced: cluster.announced,
         })

@@ -8,7 +8,7 @@ use super::address::ip_of;
 use super::answer::{self, Desk};
 use super::streams::Inbound;
 use super::task::Task;
-use crate::domain::node::GoneReason;
+use crate::domain::node::{FoundBy, GoneReason};
 use crate::wire::version::{INFERENCE_PROTOCOL, PING_PROTOCOL};
 
 impl Task<'_> {
@@ -60,6 +60,7 @@ impl Task<'_> {
             }
         }
         self.swarm.behaviour_mut().gate.ban(peer);
+        self.ledger.heard(peer, FoundBy::Inbound, std::time::Instant::now());
         self.drop_peer(peer, GoneReason::Banned);
         let _ = self.swarm.disconnect_peer_id(peer);
     }

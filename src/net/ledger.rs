@@ -146,7 +146,8 @@ impl Ledger {
             End::Refused => GreetOutcome::Refused,
             End::VersionMismatch(_) => GreetOutcome::VersionMismatch,
             End::Violation(_) => GreetOutcome::Violation,
-            End::Bye(ByeReason::Duplicate) => return, // it keeps another stream
+            End::Bye(ByeReason::Duplicate | ByeReason::Surplus) => return, // it keeps another stream, or stays a member
+            End::Bye(ByeReason::Identity) | End::SameIdentity(_) => GreetOutcome::SameIdentity,
             End::Bye(_) | End::Closed => GreetOutcome::Left,
             End::Io(_) | End::TimedOut => GreetOutcome::Failed,
         };

@@ -9,7 +9,22 @@ use super::handle::{Directory, Snapshot};
 use super::task::Task;
 use crate::domain::cluster::ClusterId;
 use crate::domain::doctor;
-use crate::domain::node::{ClusterState, ClusterView, NodeId};
+use crate::domain::node::{ClusterState, ClusterView, Member, NodeId};
+
+/// Names of members in one log line; more are counted.
+const NAMES: usize = 32;
+
+fn names(view: &ClusterView) -> String {
+    let mut names: Vec<String> = view.members.iter().map(|member| super::membership::loggable(&member.name)).collect();
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    names.sort();
+    let more = names.len().saturating_sub(NAMES);
+    names.truncate(NAMES);
+    let listed = names.join(", ");
+    if more > 0 { format!("{listed} and {more} more") } else { listed }
+}
 
 impl Task<'_> {
     pub(super) fn publish(&mut self) {
@@ -19,6 +34,7 @@ impl Task<'_> {
             .values()
             .map(|cluster| {
                 let members = self.members.list(&cluster.id);
+                let connected = members.len();
                 let state = if cluster.leaving.is_some() {
                     ClusterState::Disconnecting
                 } else if members.is_empty() {
@@ -35,6 +51,7 @@ impl Task<'_> {
                 } else {
                     ClusterState::Degraded
                 };
+                let members = self.with_known(&cluster.id, members, connected);
                 let view = ClusterView {
                     id: cluster.id.clone(),
                     state,
@@ -49,10 +66,7 @@ impl Task<'_> {
             .collect();
         if std::mem::take(&mut self.membership_changed) {
             for view in clusters.values() {
-                let mut names: Vec<String> =
-                    view.members.iter().map(|member| super::membership::loggable(&member.name)).collect();
-                names.sort();
-                tracing::info!(cluster = %view.id, "peers: {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") });
+                tracing::info!(cluster = %view.id, "peers: {}", names(view));
             }
         }
         let snapshot = Snapshot {
@@ -68,6 +82,16 @@ impl Task<'_> {
             problems: doctor::problems(&self.facts_of_node()).into_iter().chain(self.problems.values().cloned()).collect(),
         };
         self.lasting.publish.send_replace(Arc::new(snapshot));
+    }
+
+    /// The members at our side and those that are only known, sorted.
+    fn with_known(&self, cluster: &ClusterId, mut members: Vec<Arc<Member>>, connected: usize) -> Vec<Arc<Member>> {
+        let not_here = self.known.list(cluster).filter(|(peer, _)| self.members.name(cluster, peer).is_none());
+        members.extend(not_here.map(|(_, member)| Arc::clone(member)));
+        if members.len() > connected {
+            members.sort_by(|one, other| one.id.cmp(&other.id));
+        }
+        members
     }
 
     /// Rebuilds what serving lanes may read of the member table.

@@ -29,6 +29,7 @@ use super::dial::Policy;
 use super::gate::Gate;
 use super::guard::Bans;
 use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service, Snapshot};
+use super::known::Known;
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
 use super::lobby::Door;
@@ -69,6 +70,14 @@ pub(crate) enum Due {
     Expire,
     /// Exchange views with the members.
     Views,
+    /// Tell the members what is new about others.
+    News,
+    /// Look whether this node has too few members at its side, or too many.
+    Mesh,
+    /// Give up reaching members that are only known.
+    Reach,
+    /// Decide between two machines with one identity.
+    Contest,
     /// Dial candidates.
     Dial,
     /// Say in the DHT that this node is in the cluster.
@@ -123,6 +132,12 @@ pub(crate) struct Session {
     pub protocol: u16,
     pub connection: ConnectionId,
     pub opened_by_lower: bool,
+    /// Names the run of the node at the other end; from version 3 on.
+    pub run: Option<u64>,
+    /// The number of the last news that it was told.
+    pub told: u64,
+    /// Members that it lists, by its own word.
+    pub listed: usize,
     pub since: std::time::Instant,
     pub outbox: mpsc::Sender<Outgoing>,
     /// Cancelled with the member, and with it its prompts.
@@ -144,6 +159,8 @@ pub(crate) struct Lasting {
     pub directory: watch::Sender<Arc<Directory>>,
     pub service: Arc<dyn Service>,
     pub next_generation: Generation,
+    /// Names this run of the node in its hellos.
+    pub run: u64,
 }
 
 /// Why the loop ended.
@@ -161,6 +178,10 @@ pub(crate) struct Task<'a> {
     pub(super) local: PeerId,
     pub(super) clusters: BTreeMap<ClusterId, Cluster>,
     pub(super) members: Members,
+    /// Members that this node is not connected to.
+    pub(super) known: Known,
+    pub(super) mesh: super::mesh::State,
+    pub(super) rivals: super::rivals::Rivals,
     pub(super) sessions: HashMap<Generation, Session>,
     /// Hellos in flight, to bound them per peer and to not greet twice.
     pub(super) hellos: HashMap<Generation, (PeerId, Option<ClusterId>)>,
@@ -281,6 +302,9 @@ pub(crate) async fn run(
         local,
         clusters: BTreeMap::new(),
         members: Members::new(lasting.config.timings.suspect, lasting.config.timings.dead),
+        known: Known::default(),
+        mesh: super::mesh::State::default(),
+        rivals: super::rivals::Rivals::default(),
         sessions: HashMap::new(),
         hellos: HashMap::new(),
         refused: HashMap::new(),
@@ -469,6 +493,10 @@ impl Task<'_> {
                 Due::Models => self.tell_models(now),
                 Due::Expire => self.expire(now),
                 Due::Views => self.exchange_views(now),
+                Due::News => self.tell_news(now),
+                Due::Mesh => self.tend_mesh(now),
+                Due::Reach => self.give_up_reaching(now),
+                Due::Contest => self.decide_contests(now),
                 Due::Dial => self.dial(now),
                 Due::Announce(cluster) => self.announce(&cluster, now),
                 Due::Lookup(cluster) => self.look_up(&cluster, now),

@@ -118,10 +118,7 @@ impl Bus {
     ///
     /// # Errors
     /// As [`Bus::ask`].
-    pub async fn ask_network<T>(
-        &mut self,
-        call: impl AsyncFn(&NetworkProxy<'static>) -> zbus::Result<T>,
-    ) -> Result<T, Failure> {
+    pub async fn ask_network<T>(&mut self, call: impl AsyncFn(&NetworkProxy<'static>) -> zbus::Result<T>) -> Result<T, Failure> {
         let mut result = within(self.limit, call(&network(&self.connection).await?)).await;
         if result.as_ref().is_err_and(Failure::is_no_daemon) && self.try_session().await {
             result = within(self.limit, call(&network(&self.connection).await?)).await;

@@ -3,9 +3,12 @@
 
 mod conduct;
 mod dht;
+mod doctor;
 mod door;
 mod lanes;
+mod mesh;
 mod ping;
+mod rivals;
 mod rogue;
 mod versions;
 
@@ -17,8 +20,8 @@ use tokio::time::timeout;
 
 use super::identity::Identity;
 use super::{
-    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Service, Snapshot,
-    Timings, start,
+    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Service,
+    Snapshot, Timings, start,
 };
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};
@@ -67,6 +70,7 @@ struct Plan {
     caps: ConnectionCaps,
     versions: Versions,
     models: Vec<ModelOffer>,
+    mesh: Mesh,
 }
 
 fn plan(name: &'static str) -> Plan {
@@ -80,6 +84,7 @@ fn plan(name: &'static str) -> Plan {
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
         versions: Versions::OURS,
         models: vec![ModelOffer::named("echo")],
+        mesh: Mesh::default(),
     }
 }
 
@@ -99,6 +104,7 @@ impl Plan {
             timings: self.timings,
             caps: self.caps,
             versions: self.versions,
+            mesh: self.mesh,
             ..Config::default()
         };
         let (handle, _) = start(config, &self.identity, stub).await.unwrap();

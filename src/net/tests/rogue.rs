@@ -250,6 +250,7 @@ impl Session {
             reports: sender,
             // As a node of the first version.
             versions: Versions::only(1),
+            run: 7,
         };
         let (cluster, root) = (id(cluster), Root::public(&id(cluster)));
         if opener {

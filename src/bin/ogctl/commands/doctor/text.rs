@@ -157,7 +157,8 @@ fn bootstrap(node: &Bootstrap) -> String {
 
 fn machine(facts: &Facts) -> String {
     let clock = facts.clock_synchronised.map(|is| if is { "the clock is right" } else { "the clock is not synchronised" });
-    let suspended = facts.suspended_us.filter(|&us| us > 0).map(|us| format!("suspended for {}", span(Duration::from_micros(us))));
+    let suspended =
+        facts.suspended_us.filter(|&us| us > 0).map(|us| format!("suspended for {}", span(Duration::from_micros(us))));
     let firewall = facts.firewall.as_deref().map(|name| format!("{} is active", line(name)));
     [firewall, clock.map(str::to_owned), suspended].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
@@ -199,7 +200,11 @@ fn peer(peer: &Peer, style: &Style) -> String {
     let untried = peer.addresses.iter().filter(|address| peer.attempts.iter().all(|tried| tried.address != **address));
     untried.for_each(|address| say(format!("{}: not tried", line(address))));
     if !peer.sources.is_empty() {
-        say(format!("heard of by {}{}", list(&peer.sources), peer.heard_us.map_or_else(String::new, |us| format!(" {}", ago(us)))));
+        say(format!(
+            "heard of by {}{}",
+            list(&peer.sources),
+            peer.heard_us.map_or_else(String::new, |us| format!(" {}", ago(us)))
+        ));
     }
     if let Some(us) = peer.next_dial_us {
         say(format!("dialled again in {}", span(Duration::from_micros(us))));
@@ -208,11 +213,7 @@ fn peer(peer: &Peer, style: &Style) -> String {
 }
 
 fn link(link: &Link) -> String {
-    let way = if link.direct {
-        "direct".to_owned()
-    } else {
-        relayed(link.relay_name.as_deref().or(link.relay.as_deref()))
-    };
+    let way = if link.direct { "direct".to_owned() } else { relayed(link.relay_name.as_deref().or(link.relay.as_deref())) };
     let age = link.age_us.map_or_else(String::new, |us| format!(" for {}", span(Duration::from_micros(us))));
     let side = if link.dialed { "dialled" } else { "accepted" };
     format!("connected over {}, {way}{age}: {side} {}", line(&link.transport), line(&link.address))
