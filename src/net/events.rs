@@ -205,6 +205,13 @@ impl Task<'_> {
         self.note_hop(peer_id, is_relay, &announced, now);
         self.reach.told.insert(peer_id, announced.clone());
         if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) {
+            let connections = self.swarm.behaviour().streams.connections(&peer_id);
+            let source =
+                connections.iter().find(|connection| !connection.relayed).and_then(|direct| address::ip_of(&direct.remote));
+            if !self.is_bootstrap(&peer_id) && !self.swarm.behaviour_mut().kad.may_enter(peer_id, source) {
+                tracing::debug!(peer = %peer_id, "not taken into the DHT: too many from the same place are in it");
+                return;
+            }
             let first = self.swarm.behaviour_mut().kad.kbuckets().all(|bucket| bucket.num_entries() == 0);
             for address in &announced {
                 self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());

@@ -23,6 +23,7 @@ mod guard;
 mod handle;
 mod hasty;
 pub mod identity;
+mod inbound;
 mod joining;
 mod known;
 mod lanes;
@@ -48,6 +49,7 @@ mod recover;
 mod relaying;
 mod remember;
 mod rivals;
+mod room;
 mod session;
 #[cfg(test)]
 mod simulation;

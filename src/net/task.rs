@@ -20,7 +20,7 @@ use futures::StreamExt as _;
 
 use super::agenda::Agenda;
 use super::alarm::Alarm;
-use super::answer::{self, Desk, Permits};
+use super::answer::Permits;
 use super::behaviour::{Behaviour, Parts};
 use super::book::Book;
 use super::config::{Config, Remembered};
@@ -41,14 +41,15 @@ use super::nat::Reach;
 use super::ping::Pings;
 use super::recover::{Probed, Recovery};
 use super::remember::Recollection;
+use super::room::Rooms;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{FoundBy, Offer};
+use crate::domain::node::Offer;
 use crate::wire::control::ByeReason;
 use crate::wire::keys::Root;
-use crate::wire::version::{INFERENCE_PROTOCOL, PING_PROTOCOL};
+use crate::wire::version::INFERENCE_PROTOCOL;
 
 /// Clusters that a node may be in at once: each costs a membership stream to every member.
 pub const MAX_CLUSTERS: usize = 16;
@@ -204,6 +205,8 @@ pub(crate) struct Task<'a> {
     pub(super) policy: Policy,
     pub(super) bans: Bans,
     pub(super) door: Door,
+    /// What prompts of members may take.
+    pub(super) rooms: Rooms,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
     /// How others reach this node.
@@ -334,6 +337,7 @@ pub(crate) async fn run(
         policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
         door,
+        rooms: Rooms::default(),
         ledger: Ledger::default(),
         reach: Reach::default(),
         pings: Pings::default(),
@@ -592,48 +596,5 @@ impl Task<'_> {
                 () = work => {}
             }
         });
-    }
-
-    /// A stream that another node opened.
-    fn on_inbound(&mut self, inbound: Inbound) {
-        if inbound.protocol.as_ref() == INFERENCE_PROTOCOL {
-            // A stranger's stream is reset unread.
-            if !self.members.is_member(&inbound.peer) {
-                tracing::debug!(peer = %inbound.peer, "inference stream of a stranger refused");
-                return;
-            }
-            if !self.swarm.behaviour().streams.connections(&inbound.peer).iter().any(|known| known.id == inbound.connection) {
-                return; // it closed meanwhile
-            }
-            let desk = Desk {
-                permits: self.permits.subscribe(),
-                service: Arc::clone(&self.lasting.service),
-                seen: Arc::clone(&self.seen),
-                working: Arc::clone(&self.working),
-                on_connection: Arc::clone(self.serving.entry(inbound.connection).or_default()),
-                violations: self.violations.clone(),
-            };
-            self.spawn(answer::serve(desk, inbound.peer, inbound.stream));
-        } else if inbound.protocol.as_ref() == PING_PROTOCOL {
-            self.accept_ping(inbound);
-        } else {
-            self.accept_hello(inbound);
-        }
-    }
-
-    pub(super) fn on_violation(&mut self, peer: PeerId) {
-        if self.bans.violation(peer, std::time::Instant::now()) {
-            tracing::warn!(%peer, "peer {peer} banned for ten minutes: it broke the protocol three times");
-            for connection in self.swarm.behaviour().streams.connections(&peer) {
-                if let Some(ip) = super::address::ip_of(&connection.remote).filter(|ip| !connection.relayed && !ip.is_loopback())
-                {
-                    self.door.slow_down(ip);
-                }
-            }
-            self.swarm.behaviour_mut().gate.ban(peer);
-            self.ledger.heard(peer, FoundBy::Inbound, std::time::Instant::now());
-            self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
-            let _ = self.swarm.disconnect_peer_id(peer);
-        }
     }
 }
