@@ -42,6 +42,8 @@ pub(super) struct Looks {
     pub worst: watch::Sender<Worst>,
 }
 
+/// A network task that does not answer for so long has other troubles: nobody waits longer for it.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks that nobody asked for.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -67,7 +69,8 @@ impl Shared {
             return Ok(Arc::clone(found));
         }
         let silent = || Error::new(ErrorName::Busy, "the network task does not answer; try again in a moment");
-        let found = Arc::new(self.doctor.examine(subject).await.ok_or_else(silent)?);
+        let found = tokio::time::timeout(PATIENCE, self.doctor.examine(subject)).await.map_err(|_| silent())?;
+        let found = Arc::new(found.ok_or_else(silent)?);
         *last = Some((Instant::now(), subject.clone(), Arc::clone(&found)));
         Ok(found)
     }

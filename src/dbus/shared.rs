@@ -121,10 +121,13 @@ impl Shared {
         problems.extend(self.net.snapshot().problems.iter().cloned());
         problems.extend(self.serve.backends().1.into_iter().map(without_nul));
         let failed = self.models.list().into_iter().filter(|model| model.state == ModelState::Failed);
-        problems.extend(failed.map(|model| {
+        for model in failed {
             let why = model.problem.unwrap_or_else(|| "it cannot be loaded".to_owned());
-            without_nul(format!("model {}: {why}; see: ogctl models --local", model.name))
-        }));
+            // A missing engine is the trouble of all models, and told once for all of them.
+            if !problems.iter().any(|told| told.ends_with(&why)) {
+                problems.push(without_nul(format!("model {}: {why}; see: ogctl models --local", model.name)));
+            }
+        }
         problems.extend(self.http.problems().into_iter().map(without_nul));
         for view in self.net.snapshot().clusters.values() {
             if view.state == ClusterState::Degraded {

@@ -211,6 +211,7 @@ impl Task<'_> {
         Some(Link {
             addresses: self.addresses_of(peer),
             direct: !used.relayed,
+            relay: used.relay,
             transport: if used.quic { "quic" } else { "tcp" },
         })
     }
@@ -363,6 +364,7 @@ impl Task<'_> {
         self.known_arrived(cluster, &peer, now);
         self.policy.succeeded(&peer);
         self.book.succeeded(&peer, now.into_std());
+        self.remember_member(peer, now);
         self.ledger.greeted(peer, cluster, GreetOutcome::Member, now.into_std());
         if let Some(member) = self.members.get(cluster, &peer) {
             self.ledger.named(peer, &member.name, now.into_std());
@@ -375,7 +377,7 @@ impl Task<'_> {
     }
 
     fn on_down(&mut self, generation: Generation, peer: PeerId, connection: ConnectionId, cluster: Option<ClusterId>, end: End) {
-        self.hellos.remove(&generation);
+        let accepted = self.hellos.remove(&generation).is_some_and(|(_, greeted)| greeted.is_none());
         self.withdraw(generation);
         tracing::debug!(%peer, generation, ?end, "membership stream ended");
         let now = Instant::now();
@@ -383,6 +385,8 @@ impl Task<'_> {
             self.ledger.ended(peer, cluster, &end, now.into_std());
         }
         match &end {
+            // What became of the other side's hello says nothing about ours.
+            End::Refused | End::VersionMismatch(_) if accepted => {}
             End::Refused | End::VersionMismatch(_) => {
                 // A report of a connection that is gone would never be forgotten.
                 if let (Some(cluster), true) = (&cluster, self.is_open(&peer, connection)) {
@@ -460,6 +464,7 @@ impl Task<'_> {
         self.dirty = true;
         self.left_our_side(&peer);
         self.tell_of_loss(cluster, peer, Instant::now());
+        self.bootstrap_if_lonely(Instant::now());
         if let Some(name) = name {
             self.membership_changed = true;
             let id = NodeId::new(peer.to_string());
@@ -530,5 +535,6 @@ impl Task<'_> {
         self.serving.remove(&connection);
         self.pings.connection_closed(connection);
         self.lasting.pool.connection_closed(peer, connection);
+        self.on_path_lost(peer, Instant::now());
     }
 }

@@ -3,6 +3,7 @@
 mod errors;
 mod jobs;
 mod models;
+mod network;
 mod panics;
 mod signals;
 mod slow;

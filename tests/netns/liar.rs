@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves nobody.
 #[derive(Debug)]
-struct Nothing(watch::Receiver<Offer>);
+pub struct Nothing(pub watch::Receiver<Offer>);
 
 impl Service for Nothing {
     fn answer_now(&self, _: &NodeId, _: &Ask) -> Option<Result<AnswerNow, Failure>> {

@@ -11,24 +11,24 @@ use std::time::{Duration, Instant};
 #[path = "../common/mod.rs"]
 mod common;
 
+mod churn;
 mod clusters;
+mod comeback;
 mod discovery;
 mod eye;
 mod failure;
 mod floods;
 mod history;
 mod lab;
-mod lab;
 mod liar;
-mod liar;
+mod old_node;
 mod partition;
 mod report;
 mod rogue;
 mod roles;
-mod roles;
-mod scale;
 mod scale;
 mod siege;
+mod topologies;
 mod weather;
 
 use common::bus::{LIMIT, Said, bus_or_skip, ogctl_on};

@@ -29,24 +29,28 @@ pub(super) fn listeners(facts: &Facts) -> Vec<Finding> {
         let sentence = format!("this node does not listen on {}: {}", words::quoted(address), words::quoted(reason));
         findings.push(Finding::info("not-listening", sentence).mend("ss -lntup, which shows who has the port"));
     }
-    let shown: Vec<String> =
-        words::our_ports(facts).iter().map(|(carrier, port)| format!("{} {port}", carrier.to_uppercase())).collect();
-    let only_itself = words::our_address(facts, None).is_none();
-    if only_itself {
-        findings.push(
-            Finding::warning(
-                "loopback-only",
-                format!("this node listens on {} of this machine alone: no other machine can connect to it", words::list(&shown)),
-            )
-            .mend(
-                "ip address, which shows whether this machine has a network; and \"listen\" in \
-                 /etc/opengateway/opengatewayd.toml",
-            ),
-        );
-    } else {
-        findings.push(Finding::info("listening", format!("this node listens on {}", words::list(&shown))));
-    }
     findings
+}
+
+/// Where others can connect to.
+pub(super) fn listening(facts: &Facts) -> Vec<Finding> {
+    if facts.listening.is_empty() {
+        return Vec::new();
+    }
+    let ports = words::our_ports(facts).into_iter().map(|(carrier, port)| format!("{} {port}", carrier.to_uppercase()));
+    let ports = words::list(&ports.collect::<Vec<_>>());
+    if words::our_address(facts, None).is_some() {
+        return vec![Finding::info("listening", format!("this node listens on {ports}"))];
+    }
+    // Several nodes on one machine without a network are fine.
+    let found = facts.clusters.iter().any(|cluster| cluster.members > 0);
+    let severity = if found { Severity::Info } else { Severity::Warning };
+    let sentence = format!("this node listens on {ports} of this machine alone: no other machine can connect to it");
+    vec![
+        Finding::new(severity, "loopback-only", sentence).mend(
+            "ip address, which shows whether this machine has a network; and \"listen\" in /etc/opengateway/opengatewayd.toml",
+        ),
+    ]
 }
 
 /// What hinders mDNS as long as nothing changes.

@@ -162,6 +162,7 @@ fn standing(facts: &Facts) -> Vec<Finding> {
 /// All about this node and its machine.
 fn of_node(facts: &Facts, host: &Host) -> Vec<Finding> {
     let mut findings = standing(facts);
+    findings.extend(machine::listening(facts));
     findings.extend(machine::interfaces(facts));
     findings.extend(machine::silence(facts, host));
     findings.extend(machine::firewall(facts, host));

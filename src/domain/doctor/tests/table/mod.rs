@@ -316,7 +316,7 @@ fn of_reach() -> Vec<Row> {
         row(
             "the relay is full",
             but(nat(Nat::Cone), |facts| {
-                facts.reach.reservations = vec![reservation(false, Some("its limit of places is reached"))]
+                facts.reach.reservations = vec![reservation(false, Some("its limit of places is reached"))];
             }),
             &["relay-full"],
         ),
