@@ -18,6 +18,8 @@ mod failure;
 mod history;
 mod lab;
 mod liar;
+mod mdns;
+mod neighbours;
 mod partition;
 mod report;
 mod roles;
