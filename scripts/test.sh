@@ -85,7 +85,7 @@ if wants lint; then
     skip "shell scripts" "shellcheck is not here: apt-get install shellcheck"
   fi
   if command -v xmllint >/dev/null; then
-    step "interface files" xmllint --noout --nonet dbus/*.xml dbus/*.conf dbus/*.policy
+    step "interface files" xmllint --noout --nonet dbus/*.xml dbus/*.conf dbus/*.policy packaging/firewall/*.xml
   else
     skip "interface files" "xmllint is not here: apt-get install libxml2-utils"
   fi

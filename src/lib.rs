@@ -22,6 +22,7 @@
 //! | `serve` | prompts that this machine answers: queue, fair shares, backends |
 //! | `dispatch` | prompts that this machine asks: route, retry, deadline |
 //! | `http` | the OpenAI endpoint: any program that speaks that API asks through it |
+//! | `diagnosis` | what the doctor is told: the facts of `net` and those of this machine, joined |
 //! | `dbus` | the bus objects: translate, authorise, delegate |
 //! | `daemon` | wiring and lifecycle |
 
@@ -33,6 +34,8 @@ pub mod config;
 pub mod daemon;
 #[cfg(feature = "daemon")]
 pub mod dbus;
+#[cfg(feature = "daemon")]
+pub mod diagnosis;
 #[cfg(feature = "daemon")]
 pub mod dispatch;
 #[cfg(feature = "daemon")]

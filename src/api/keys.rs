@@ -147,6 +147,22 @@ pub mod sharing_option {
     pub const ALL: &[&str] = &[CORES, MEMORY, STORAGE, VRAM, RUNTIME];
 }
 
+/// Options of `Network.Diagnose` and `Network.Ping`.
+pub mod network_option {
+    /// `s`: only what is about this peer, by name or peer id.
+    pub const PEER: &str = "Peer";
+    /// `s`: only what is about this cluster.
+    pub const CLUSTER: &str = "Cluster";
+    /// `u`: how many pings; 1 to [`MAX_COUNT`].
+    pub const COUNT: &str = "Count";
+    /// What `Diagnose` accepts.
+    pub const DIAGNOSE: &[&str] = &[PEER, CLUSTER];
+    /// What `Ping` accepts.
+    pub const PING: &[&str] = &[COUNT];
+    /// Most pings of one call.
+    pub const MAX_COUNT: u32 = 100;
+}
+
 /// Options of `GetKey`, of the interface for HTTP.
 pub mod key_option {
     /// `b`: make another key.
@@ -170,6 +186,10 @@ mod tests {
         }
         for key in all.into_iter().flatten().chain(&[resources_option::FRESH, resources_option::TIER]) {
             assert!(manager.contains(&format!("{key} (")), "{key} is not documented");
+        }
+        let network = include_str!("../../dbus/org.opengateway.Gateway1.Network.xml");
+        for key in network_option::DIAGNOSE.iter().chain(network_option::PING) {
+            assert!(network.contains(&format!("{key} (")), "{key} is not documented");
         }
         let http = include_str!("../../dbus/org.opengateway.Gateway1.Http.xml");
         assert!(key_option::ALL.iter().all(|key| http.contains(&format!("{key} ("))));

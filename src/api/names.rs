@@ -20,6 +20,8 @@ pub const CLUSTER_INTERFACE: &str = "org.opengateway.Gateway1.Cluster";
 pub const JOB_INTERFACE: &str = "org.opengateway.Gateway1.Job";
 /// The models; on the root object.
 pub const MODELS_INTERFACE: &str = "org.opengateway.Gateway1.Models";
+/// Findings, facts of the network, pings; on the root object.
+pub const NETWORK_INTERFACE: &str = "org.opengateway.Gateway1.Network";
 /// Prefix of the error names that are this service's own.
 pub const ERROR_PREFIX: &str = "org.opengateway.Gateway1.Error.";
 /// The cluster meant by an empty cluster id when not exactly one cluster is joined.
@@ -165,6 +167,12 @@ error_names! {
     ModelRefused = Service "ModelRefused";
     /// There is no engine, or it is switched off.
     NoEngine = Service "NoEngine";
+    /// No peer of this id or name is known.
+    NoSuchPeer = Service "NoSuchPeer";
+    /// The peer is known, and there is no connection to it.
+    PeerUnreachable = Service "PeerUnreachable";
+    /// The peer is connected and did not answer.
+    NoAnswer = Service "NoAnswer";
     /// An argument or option that the service does not accept.
     InvalidArgs = Standard "InvalidArgs";
     /// Polkit would allow it after a password.
@@ -231,6 +239,9 @@ impl ErrorName {
             Self::InvalidModel => "the engine takes GGUF files; fetch the file again, or convert it",
             Self::ModelRefused => "see where it lies and what it does with: ogctl models --local",
             Self::NoEngine => "install the engine (opengateway-engine), or switch it on: enabled = true in [engine]",
+            Self::NoSuchPeer => "see who is known with: ogctl peers, and who was heard of with: ogctl doctor",
+            Self::PeerUnreachable => "see what each of its addresses answered with: ogctl doctor PEER",
+            Self::NoAnswer => "see how it is connected with: ogctl doctor PEER",
             Self::InvalidArgs => "see what is accepted with: ogctl help",
             Self::InteractiveAuthorizationRequired => {
                 "run it on a terminal to be asked for a password, or with sudo, or let an administrator add you with: sudo usermod -aG opengateway-users USER, and log in anew"
@@ -271,6 +282,8 @@ impl ErrorName {
             | Self::InvalidModel
             | Self::ModelRefused
             | Self::NoEngine
+            | Self::PeerUnreachable
+            | Self::NoAnswer
             | Self::Failed
             | Self::Disconnected
             | Self::UnknownMethod => exit::FAILED,
@@ -282,7 +295,9 @@ impl ErrorName {
             }
             Self::NotEligible | Self::Incompatible | Self::TooManyClusters => exit::MEMBERSHIP,
             Self::NameHasNoOwner | Self::ServiceUnknown | Self::TimedOut => exit::NO_DAEMON,
-            Self::NoSuchCluster | Self::NoSuchModel | Self::NotConnected | Self::UnknownObject => exit::NOT_FOUND,
+            Self::NoSuchCluster | Self::NoSuchModel | Self::NoSuchPeer | Self::NotConnected | Self::UnknownObject => {
+                exit::NOT_FOUND
+            }
         }
     }
 }
@@ -337,7 +352,8 @@ mod tests {
     #[test]
     fn every_error_that_a_method_lists_is_in_the_table() {
         let models = include_str!("../../dbus/org.opengateway.Gateway1.Models.xml");
-        let files = [MANAGER, models].into_iter();
+        let network = include_str!("../../dbus/org.opengateway.Gateway1.Network.xml");
+        let files = [MANAGER, models, network].into_iter();
         let listed = files.flat_map(|file| {
             let in_stream = file.split("in the stream:").skip(1);
             file.split("Errors:").skip(1).chain(file.split("polkit and errors:").skip(1)).chain(in_stream)

@@ -62,6 +62,10 @@ pub trait Manager {
     #[zbus(no_autostart)]
     fn list_jobs(&self) -> zbus::Result<Vec<(u64, OwnedObjectPath, Details)>>;
 
+    /// How jobs go, as it happens, on a pipe (see [`crate::api::stream::JobLine`]).
+    #[zbus(no_autostart)]
+    fn watch_jobs(&self, options: &Options<'_>) -> zbus::Result<OwnedFd>;
+
     /// Whether, and how much of, this machine serves others.
     #[zbus(allow_interactive_auth)]
     fn set_sharing(&self, enabled: bool, options: &Options<'_>) -> zbus::Result<()>;
@@ -196,7 +200,11 @@ pub trait Cluster {
     #[zbus(signal)]
     fn peer_disconnected(&self, peer_id: String, reason: String) -> zbus::Result<()>;
 
-    /// Too many came or went to be told one by one.
+    /// A member fell silent or is heard again, or the way to it is another.
+    #[zbus(signal)]
+    fn peer_changed(&self, peer_id: String, changed: Vec<String>, details: Details) -> zbus::Result<()>;
+
+    /// Too many came, went or changed to be told one by one.
     #[zbus(signal)]
     fn peers_changed(&self, count: u32) -> zbus::Result<()>;
 
@@ -300,6 +308,26 @@ pub trait Http {
     fn key_required(&self) -> zbus::Result<bool>;
 }
 
+/// Why this node finds the others, or does not; and signs of life.
+#[zbus::proxy(
+    interface = "org.opengateway.Gateway1.Network",
+    default_service = "org.opengateway.Gateway1",
+    default_path = "/org/opengateway/Gateway1"
+)]
+pub trait Network {
+    /// Findings, the worst first, and the facts that they were drawn from.
+    #[zbus(no_autostart)]
+    fn diagnose(&self, options: &Options<'_>) -> zbus::Result<(Vec<Details>, Details)>;
+
+    /// Asks a peer, by name or peer id, for signs of life.
+    #[zbus(no_autostart)]
+    fn ping(&self, peer: &str, options: &Options<'_>) -> zbus::Result<Details>;
+
+    /// Code, severity, sentence of the worst finding; empty when all is well.
+    #[zbus(property)]
+    fn worst_finding(&self) -> zbus::Result<(String, String, String)>;
+}
+
 #[cfg(test)]
 mod tests {
     use zbus_xml::{Node, PropertyAccess};
@@ -325,6 +353,7 @@ mod tests {
             ("Job", include_str!("../../dbus/org.opengateway.Gateway1.Job.xml")),
             ("Models", include_str!("../../dbus/org.opengateway.Gateway1.Models.xml")),
             ("Http", include_str!("../../dbus/org.opengateway.Gateway1.Http.xml")),
+            ("Network", include_str!("../../dbus/org.opengateway.Gateway1.Network.xml")),
         ];
         for (short, xml) in files {
             let start = source.find(&format!("pub trait {short} {{")).expect("the proxy is there");

@@ -1,4 +1,4 @@
-//! The JSON lines on the pipes of `StartPrompt`, `Models.Add` and `Models.Verify`, and a reader that bounds them.
+//! The JSON lines on the pipes of `StartPrompt`, `WatchJobs`, `Models.Add` and `Models.Verify`, and a reader that bounds them.
 //!
 //! The daemon writes [`Line`]s, a client reads them with [`LineReader`]. One object a line; the last
 //! one is `end` or `error`, and a pipe that closes without one of the two means that the daemon is gone.
@@ -102,6 +102,65 @@ impl Line {
     pub fn parse(line: &[u8]) -> Result<Self, StreamError> {
         // The cause may quote the line, which may hold the answer: only its place is kept.
         serde_json::from_slice(line).map_err(|error| StreamError::NotJson { column: error.column() })
+    }
+}
+
+/// One line of the pipe of `WatchJobs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum JobLine {
+    /// How a job is now.
+    Job(JobNow),
+    /// So many changes were not told: too many came at once, or the reader was slow.
+    Skipped {
+        /// How many.
+        count: u64,
+    },
+    /// A kind of line that this version does not know; skip it.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How a job is: who, where and how much; never what it is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobNow {
+    /// Its number.
+    pub id: u64,
+    /// Where it was asked; empty when this machine asks itself, in no cluster.
+    pub cluster: String,
+    /// Who asked.
+    pub uid: u32,
+    /// "queued", "running", "done", "cancelled", "failed".
+    pub state: String,
+    /// Prompts before it, while it waits and the serving node says so.
+    #[serde(default)]
+    pub position: Option<u32>,
+    /// The model that answers, once it was taken up.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// The node that answers, once it was taken up.
+    #[serde(default)]
+    pub served_by: Option<ServedBy>,
+    /// Tokens of prompt and system text, when it is done.
+    #[serde(default)]
+    pub prompt_tokens: Option<u32>,
+    /// Tokens of the answer so far.
+    #[serde(default)]
+    pub completion_tokens: u32,
+    /// Since it was asked, until now or its end.
+    #[serde(default)]
+    pub duration_us: u64,
+    /// Full D-Bus error name, when it ended with one.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+impl JobLine {
+    /// The line with its line feed, ready to write.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = serde_json::to_vec(self).expect("strings and numbers always become JSON");
+        bytes.push(b'\n');
+        bytes
     }
 }
 
@@ -221,6 +280,15 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
     /// # Errors
     /// [`StreamError`]; the reader is of no use after one.
     pub async fn next_step(&mut self) -> Result<Option<Step>, StreamError> {
+        let parse = |line: &[u8]| serde_json::from_slice(line).map_err(|error| StreamError::NotJson { column: error.column() });
+        self.next_as(parse).await
+    }
+
+    /// The next line of the pipe of `WatchJobs`; else as [`Self::next`].
+    ///
+    /// # Errors
+    /// [`StreamError`]; the reader is of no use after one.
+    pub async fn next_job(&mut self) -> Result<Option<JobLine>, StreamError> {
         let parse = |line: &[u8]| serde_json::from_slice(line).map_err(|error| StreamError::NotJson { column: error.column() });
         self.next_as(parse).await
     }

@@ -2,7 +2,7 @@
 //! polkit decides. Reading is free.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use zbus::Connection;
@@ -11,6 +11,7 @@ use zbus::names::OwnedUniqueName;
 
 use super::errors::Error;
 use super::polkit::{self, Verdict};
+use super::turns::Turns;
 use crate::api::names::ErrorName;
 
 /// Callers whose uid is remembered. Unique names are never given twice on one bus, so an entry never goes stale.
@@ -79,14 +80,14 @@ pub struct Caller {
 pub struct Access {
     mode: Mode,
     uids: Mutex<HashMap<OwnedUniqueName, u32>>,
-    /// Questions to polkit in progress, by uid.
-    questions: Arc<Mutex<HashMap<u32, usize>>>,
+    /// Questions to polkit in progress.
+    questions: Turns,
 }
 
 impl Access {
     /// For this kind of bus.
     pub fn new(mode: Mode) -> Self {
-        Self { mode, uids: Mutex::default(), questions: Arc::default() }
+        Self { mode, uids: Mutex::default(), questions: Turns::new(MAX_QUESTIONS, MAX_ALL_QUESTIONS) }
     }
 
     /// Who called, as the bus knows it.
@@ -182,7 +183,8 @@ impl Access {
             // There is no polkit on a bus of one's own, and its owner was let through before.
             return Ok(Verdict::Refused { without_agent: false });
         }
-        let question = Question::open(&self.questions, uid)?;
+        let question = self.questions.take(uid);
+        let question = question.map_err(|full| Error::new(ErrorName::Busy, full.sentence("calls", uid, "wait for polkit")))?;
         Ok(polkit::check(connection, header, action.id(), ask, question).await)
     }
 }
@@ -216,44 +218,6 @@ fn refusal(uid: u32, action: Action, verdict: &Verdict) -> Error {
     }
 }
 
-/// An open question to polkit, counted while it lives.
-struct Question {
-    open: Arc<Mutex<HashMap<u32, usize>>>,
-    uid: u32,
-}
-
-impl Question {
-    fn open(open: &Arc<Mutex<HashMap<u32, usize>>>, uid: u32) -> Result<Self, Error> {
-        let busy = |limit: usize, whose: String| {
-            Error::new(
-                ErrorName::Busy,
-                format!("{limit} calls{whose} wait for polkit, which is the limit; try again in a moment"),
-            )
-        };
-        let mut counts = open.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.get(&uid).is_some_and(|&count| count >= MAX_QUESTIONS) {
-            return Err(busy(MAX_QUESTIONS, format!(" of user {uid}")));
-        }
-        if counts.values().sum::<usize>() >= MAX_ALL_QUESTIONS {
-            return Err(busy(MAX_ALL_QUESTIONS, String::new()));
-        }
-        *counts.entry(uid).or_default() += 1;
-        Ok(Self { open: Arc::clone(open), uid })
-    }
-}
-
-impl Drop for Question {
-    fn drop(&mut self) {
-        let mut counts = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.uid);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,19 +247,15 @@ mod tests {
 
     #[test]
     fn a_user_has_so_many_open_questions_and_not_one_more() {
-        let open = Arc::default();
-        let mut held: Vec<_> = (0..MAX_QUESTIONS).map(|_| Question::open(&open, 1000).ok().unwrap()).collect();
-        assert_eq!(Question::open(&open, 1000).err().unwrap().name, ErrorName::Busy);
-        assert!(Question::open(&open, 1001).is_ok(), "another user's are counted apart");
-        held.pop();
-        assert!(Question::open(&open, 1000).is_ok());
-        held.clear();
-        assert!(open.lock().unwrap().is_empty());
+        let access = Access::new(Mode::System);
+        let held: Vec<_> = (0..MAX_QUESTIONS).map(|_| access.questions.take(1000).unwrap()).collect();
+        assert!(access.questions.take(1000).is_err() && access.questions.take(1001).is_ok());
+        drop(held);
         let uid = |number: usize| u32::try_from(number / MAX_QUESTIONS).unwrap();
-        let all: Vec<_> = (0..MAX_ALL_QUESTIONS).map(|number| Question::open(&open, uid(number)).ok().unwrap()).collect();
-        assert_eq!(Question::open(&open, 1000).err().unwrap().name, ErrorName::Busy);
+        let all: Vec<_> = (0..MAX_ALL_QUESTIONS).map(|number| access.questions.take(uid(number)).unwrap()).collect();
+        assert!(access.questions.take(1000).is_err());
         drop(all);
-        assert!(Question::open(&open, 1000).is_ok());
+        assert!(access.questions.take(1000).is_ok());
     }
 
     #[test]

@@ -41,6 +41,14 @@ impl Cluster {
     pub(super) async fn peer_disconnected(emitter: &SignalEmitter<'_>, peer_id: &str, reason: &str) -> zbus::Result<()>;
 
     #[zbus(signal)]
+    pub(super) async fn peer_changed(
+        emitter: &SignalEmitter<'_>,
+        peer_id: &str,
+        changed: Vec<&str>,
+        details: Details,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
     pub(super) async fn peers_changed(emitter: &SignalEmitter<'_>, count: u32) -> zbus::Result<()>;
 
     #[zbus(property(emits_changed_signal = "const"))]
@@ -65,7 +73,7 @@ impl Cluster {
 
     #[zbus(property)]
     fn peer_count(&self) -> u32 {
-        self.view().map_or(0, |view| u32::try_from(view.members.len()).unwrap_or(u32::MAX))
+        self.view().map_or(0, |view| details::counts(&view).0)
     }
 
     #[zbus(property)]

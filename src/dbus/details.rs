@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use zbus::Variant;
 
 use super::errors::without_nul;
+use super::facts::put_relay;
 use crate::domain::estimate;
 use crate::domain::node::{ClusterView, Liveness, Member};
 use crate::domain::resources::{Gpu, Lent, Resources};
@@ -24,7 +25,7 @@ pub(super) fn text(text: &str) -> Variant<'static> {
     without_nul(text.to_owned()).into()
 }
 
-fn texts<'a>(list: impl IntoIterator<Item = &'a str>) -> Variant<'static> {
+pub(super) fn texts<'a>(list: impl IntoIterator<Item = &'a str>) -> Variant<'static> {
     list.into_iter().map(|text| without_nul(text.to_owned())).collect::<Vec<String>>().into()
 }
 
@@ -57,23 +58,34 @@ pub(super) fn member(member: &Member) -> Details {
         ("Name", text(&member.name)),
         ("Addresses", texts(member.addresses.iter().map(String::as_str))),
         ("Via", member.found_by.as_str().into()),
-        ("Direct", member.direct.into()),
         ("Version", text(&member.version)),
         ("ProtocolVersion", member.protocol.to_string().into()),
         ("Compatible", true.into()),
-        ("ConnectedAt", micros(member.connected_at).into()),
         ("LastSeen", micros(member.last_seen).into()),
         ("Serving", member.serving.into()),
-        ("FreeSlots", u32::from(member.free_slots).into()),
-        ("Queued", u32::from(member.queued).into()),
         ("Draining", member.draining.into()),
         ("Models", texts(member.models.iter().map(|model| model.name.as_str()))),
         ("TierIds", texts(member.tiers.iter().map(String::as_str))),
         ("Liveness", liveness.into()),
-        ("Transport", if member.direct { member.transport } else { "relay" }.into()),
     ]);
     put(&mut details, "LatencyUSec", member.latency_us);
+    // Of one that is only known there is no connection, and it has told nothing itself.
+    if member.liveness != Liveness::Known {
+        details.insert("Direct", member.direct.into());
+        details.insert("ConnectedAt", micros(member.connected_at).into());
+        details.insert("FreeSlots", u32::from(member.free_slots).into());
+        details.insert("Queued", u32::from(member.queued).into());
+        put(&mut details, "Transport", Some(member.transport).filter(|transport| !transport.is_empty()));
+        put_relay(&mut details, member.relay.as_ref());
+    }
     details
+}
+
+/// How many members are connected, and how many there are, those included that are only known.
+pub(super) fn counts(view: &ClusterView) -> (u32, u32) {
+    let connected = view.members.iter().filter(|member| member.liveness != Liveness::Known).count();
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    (count(connected), count(view.members.len()))
 }
 
 pub(super) fn resources(resources: &Resources, lent: &Lent) -> Details {

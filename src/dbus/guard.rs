@@ -152,7 +152,7 @@ mod tests {
         let registered =
             |line: &&str| line.contains(".serve_at(") || line.contains("object_server().at(") || line.contains("server.at(");
         let lines: Vec<&str> = sources.iter().flat_map(|source| source.lines()).filter(registered).collect();
-        assert_eq!(lines.len(), 7, "{lines:?}");
+        assert_eq!(lines.len(), 8, "{lines:?}");
         for line in lines {
             assert!(line.contains("Guarded(") || line.contains("ObjectManager"), "{line}");
         }

@@ -8,8 +8,8 @@ use zbus::message::Header;
 use super::access::Action;
 use super::errors::Error;
 use super::guard::Readers;
-use super::manager::Shared;
 use super::options::{self, Raw};
+use super::shared::Shared;
 use crate::api::names::ErrorName;
 use crate::http::KeyError;
 

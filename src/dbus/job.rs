@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use zbus::message::Header;
 use zbus::names::OwnedUniqueName;
@@ -12,16 +13,18 @@ use zbus::object_server::SignalEmitter;
 
 use super::access::{Access, Action};
 use super::details::{Details, micros};
-use super::errors::Error;
+use super::errors::{Error, failure_name};
 use super::guard::Readers;
 use crate::api::names::ErrorName;
-use crate::api::stream::ServedBy;
-use crate::domain::prompt::{Failure, FailureKind, Usage};
+use crate::api::stream::{JobLine, JobNow, ServedBy};
+use crate::domain::prompt::{Done, Failure, FailureKind, Usage};
 
 /// Prompts that one user may have in progress at once.
 pub(super) const MAX_PER_UID: usize = 16;
 /// Ended jobs that are kept for a look; the oldest goes first.
 const MAX_ENDED: usize = 256;
+/// Changes of jobs that a watcher may be behind; it is told how many it missed.
+const CHANGES: usize = 256;
 
 /// How far a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +52,22 @@ impl State {
     }
 }
 
+/// What has become of a job, for whoever watches those of its user.
+#[derive(Debug, Clone)]
+pub(super) struct Change {
+    pub uid: u32,
+    /// As it is written to the watcher.
+    pub line: Arc<[u8]>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy)]
+struct End {
+    after: std::time::Duration,
+    usage: Option<Usage>,
+    error: Option<ErrorName>,
+}
+
 /// No position was told.
 const UNKNOWN: u32 = u32::MAX;
 
@@ -59,12 +78,15 @@ pub(super) struct Record {
     pub cluster: String,
     pub uid: u32,
     pub created: SystemTime,
-    pub state: Mutex<State>,
+    begun: Instant,
+    state: Mutex<State>,
     pub tokens: AtomicU32,
     /// Prompts before it where it waits; [`UNKNOWN`] as long as nobody said so.
     position: AtomicU32,
     /// The model that answers and who does, once it was taken up.
     taken: Mutex<Option<(String, ServedBy)>>,
+    end: Mutex<Option<End>>,
+    changes: broadcast::Sender<Change>,
     pub cancel: CancellationToken,
     /// It is cancelled because the daemon stops.
     stopping: AtomicBool,
@@ -77,7 +99,10 @@ impl Record {
 
     /// The serving node says how many are before it.
     pub(super) fn waits(&self, position: u32) {
-        self.position.store(position.min(UNKNOWN - 1), Ordering::Relaxed);
+        let position = position.min(UNKNOWN - 1);
+        if self.position.swap(position, Ordering::Relaxed) != position {
+            self.tell();
+        }
     }
 
     /// Prompts before it, as long as it waits and that is known.
@@ -89,7 +114,9 @@ impl Record {
     /// A node has taken it up.
     pub(super) fn started(&self, model: &str, by: &ServedBy) {
         *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some((model.to_owned(), by.clone()));
-        self.set_state(State::Running);
+        if self.set_state(State::Running) {
+            self.tell();
+        }
     }
 
     /// The model that answers and who does, once it was taken up.
@@ -106,21 +133,77 @@ impl Record {
         }
     }
 
-    /// Moves on; a job that is over stays as it is.
-    pub(super) fn set_state(&self, state: State) {
+    /// It is over; the first end counts.
+    pub(super) fn end(&self, outcome: &Result<Done, Failure>) {
+        let error = outcome.as_ref().err().map(|failure| failure_name(failure.kind));
+        let state = match error {
+            None => State::Done,
+            Some(ErrorName::Cancelled) => State::Cancelled,
+            Some(_) => State::Failed,
+        };
+        let usage = outcome.as_ref().ok().map(|done| done.usage);
+        let end = End { after: self.begun.elapsed(), usage, error };
+        self.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(end);
+        if self.set_state(state) {
+            self.tell();
+        }
+    }
+
+    /// Moves on; a job that is over stays as it is. True when it moved.
+    fn set_state(&self, state: State) -> bool {
         let mut now = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !now.is_over() {
+        let moves = !now.is_over();
+        if moves {
             *now = state;
+        }
+        moves
+    }
+
+    /// How it is now, as its watchers are told: no text of it.
+    pub(super) fn now(&self) -> JobNow {
+        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let (model, served_by) = self.taken().unzip();
+        let tokens = self.tokens.load(Ordering::Relaxed);
+        let usage = end.and_then(|end| end.usage);
+        let after = end.map_or_else(|| self.begun.elapsed(), |end| end.after);
+        JobNow {
+            id: self.id,
+            cluster: self.cluster.clone(),
+            uid: self.uid,
+            state: self.state().as_str().to_owned(),
+            position: self.position(),
+            model,
+            served_by,
+            prompt_tokens: usage.map(|usage| usage.prompt_tokens),
+            completion_tokens: usage.map_or(tokens, |usage| usage.completion_tokens),
+            duration_us: u64::try_from(after.as_micros()).unwrap_or(u64::MAX),
+            error: end.and_then(|end| end.error).map(|name| name.as_str().to_owned()),
+        }
+    }
+
+    /// Tells the watchers, if there are any: most prompts have none, and must not pay for them.
+    fn tell(&self) {
+        if self.changes.receiver_count() > 0 {
+            let line = JobLine::Job(self.now()).to_bytes().into();
+            let _ = self.changes.send(Change { uid: self.uid, line });
         }
     }
 }
 
 /// All jobs of this daemon's life.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Jobs {
     next: AtomicU64,
     records: Mutex<BTreeMap<u64, Arc<Record>>>,
     asked: Mutex<Asked>,
+    changes: broadcast::Sender<Change>,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        let (changes, _) = broadcast::channel(CHANGES);
+        Self { next: AtomicU64::default(), records: Mutex::default(), asked: Mutex::default(), changes }
+    }
 }
 
 /// What this machine's users asked over the bus so far.
@@ -155,10 +238,13 @@ impl Jobs {
                 cluster: cluster.to_owned(),
                 uid,
                 created: SystemTime::now(),
+                begun: Instant::now(),
                 state: Mutex::new(State::Queued),
                 tokens: AtomicU32::new(0),
                 position: AtomicU32::new(UNKNOWN),
                 taken: Mutex::new(None),
+                end: Mutex::new(None),
+                changes: self.changes.clone(),
                 cancel: CancellationToken::new(),
                 stopping: AtomicBool::new(false),
             });
@@ -168,6 +254,7 @@ impl Jobs {
                 records.remove(id);
             }
             records.insert(record.id, Arc::clone(&record));
+            record.tell();
             Ok((record, surplus))
         })
     }
@@ -188,6 +275,13 @@ impl Jobs {
     /// What was asked so far.
     pub(super) fn asked(&self) -> Asked {
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Jobs that are not over, and every change from then on.
+    pub(super) fn watch(&self) -> (Vec<Arc<Record>>, broadcast::Receiver<Change>) {
+        // Subscribed first: what changes in between is told twice, never not at all.
+        let changes = self.changes.subscribe();
+        (self.list().into_iter().filter(|record| !record.state().is_over()).collect(), changes)
     }
 
     pub(super) fn forget(&self, id: u64) {

@@ -1,151 +1,29 @@
 //! `org.opengateway.Gateway1.Manager`: the node. Every method authorises, translates, and delegates.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering;
 
-use futures::StreamExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath};
+use zbus::{Connection, OwnedObjectPath};
 
-use super::access::{Access, Action, Caller};
+use super::access::{Action, Caller};
 use super::catalogue;
-use super::control::Control;
 use super::details::{self, Details, TierEntry, micros};
 use super::errors::{Error, without_nul};
 use super::guard::{Guarded, Readers};
-use super::job::{Job, Jobs, Record};
+use super::job::Job;
 use super::options::{self, Raw};
+use super::prompts;
+use super::shared::{Shared, object_path};
 use super::stream::{self, Progress};
+use super::watchers;
 use crate::api::keys::prompt_option;
 use crate::api::names::ErrorName;
 use crate::api::path;
-use crate::dispatch;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{ClusterState, ModelState};
-use crate::domain::prompt::MAX_PROMPT_BYTES;
 use crate::domain::tier;
-use crate::{gauge, http, net, serve};
-
-/// Ended jobs can be looked at for this long.
-const KEEP: Duration = Duration::from_secs(30);
-/// A prompt that is done within this time is not worth a subscription to its caller's departure.
-const SHORT: Duration = Duration::from_millis(200);
-/// Reading a prompt from a descriptor takes at most this long.
-const READ_PROMPT: Duration = Duration::from_secs(10);
-
-/// What the objects are made of.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub net: net::Handle,
-    pub serve: serve::Handle,
-    pub dispatch: dispatch::Handle,
-    pub models: crate::models::Handle,
-    pub engine: watch::Receiver<crate::models::Settings>,
-    pub gauge: gauge::Handle,
-    pub http: http::Handle,
-    pub control: Control,
-    pub access: Arc<Access>,
-    pub jobs: Jobs,
-    pub version: String,
-    pub node_name: String,
-    pub features: Vec<String>,
-    pub started_at: SystemTime,
-    pub stopping: AtomicBool,
-    /// Asks the publisher to tell at once what has changed.
-    pub announce: mpsc::Sender<oneshot::Sender<()>>,
-    /// Prompts that are being read from descriptors of callers.
-    pub reading: Arc<Semaphore>,
-    /// Models that are being added or verified.
-    pub transfers: Arc<Semaphore>,
-}
-
-impl Shared {
-    /// The state of the node in one word.
-    pub(super) fn state(&self) -> &'static str {
-        if self.stopping.load(Ordering::Relaxed) || self.control.state().stopping {
-            return "stopping";
-        }
-        let snapshot = self.net.snapshot();
-        let mut states = snapshot.clusters.values().map(|view| view.state).peekable();
-        if snapshot.peer_id.is_none() {
-            "starting"
-        } else if states.peek().is_none() {
-            "idle"
-        } else {
-            let states: Vec<ClusterState> = states.collect();
-            if states.contains(&ClusterState::Connected) {
-                "online"
-            } else if states.contains(&ClusterState::Degraded) {
-                "degraded"
-            } else {
-                "joining"
-            }
-        }
-    }
-
-    /// The joined cluster that is meant; "" means the only one, or the default one.
-    pub(super) fn joined(&self, text: &str) -> Result<ClusterId, Error> {
-        let snapshot = self.net.snapshot();
-        if text.is_empty() {
-            return dispatch::default_cluster(snapshot.clusters.keys()).cloned().ok_or_else(|| {
-                let what = if snapshot.clusters.is_empty() {
-                    "this node is in no cluster"
-                } else {
-                    "this node is in several clusters: name one"
-                };
-                Error::new(ErrorName::NotConnected, what)
-            });
-        }
-        let id = ClusterId::new(text)?;
-        if snapshot.clusters.contains_key(&id) {
-            return Ok(id);
-        }
-        if self.control.state().saved.iter().any(|saved| saved.id == id) {
-            return Err(Error::new(ErrorName::NotConnected, format!("this node is not in cluster {id}")));
-        }
-        Err(Error::new(ErrorName::NoSuchCluster, format!("no cluster {id} is known")))
-    }
-
-    /// Where a prompt goes: a joined cluster, or to this machine alone when it is in none, none is named, and it has more
-    /// than the echo.
-    fn asked_in(&self, text: &str) -> Result<Option<ClusterId>, Error> {
-        let alone = text.is_empty() && self.net.snapshot().clusters.is_empty();
-        if alone && self.serve.offer().borrow().models.iter().any(|model| model.rank().0 > 0) {
-            return Ok(None);
-        }
-        self.joined(text).map(Some)
-    }
-
-    /// Resolves when every change so far is announced: what is read right after the reply, from a cache too, is fresh.
-    async fn announced(&self) {
-        let (reply, told) = oneshot::channel();
-        if self.announce.send(reply).await.is_ok() {
-            let _ = told.await;
-        }
-    }
-
-    fn problems(&self) -> Vec<String> {
-        let mut problems = self.control.state().problems;
-        problems.extend(self.net.snapshot().problems.iter().cloned());
-        problems.extend(self.serve.backends().1.into_iter().map(without_nul));
-        let failed = self.models.list().into_iter().filter(|model| model.state == ModelState::Failed);
-        problems.extend(failed.map(|model| {
-            let why = model.problem.unwrap_or_else(|| "it cannot be loaded".to_owned());
-            without_nul(format!("model {}: {why}; see: ogctl models --local", model.name))
-        }));
-        problems.extend(self.http.problems().into_iter().map(without_nul));
-        for view in self.net.snapshot().clusters.values() {
-            if view.state == ClusterState::Degraded {
-                problems.push(format!("no member of cluster {} can serve; see: ogctl peers {}", view.id, view.id));
-            }
-        }
-        problems
-    }
-}
 
 /// The root object.
 #[derive(Debug, Clone)]
@@ -156,31 +34,6 @@ impl Readers for Manager {}
 impl Manager {
     async fn require(&self, connection: &Connection, header: &Header<'_>, action: Action) -> Result<Caller, Error> {
         self.0.access.require(connection, header, action).await
-    }
-
-    fn start(
-        &self,
-        caller: &Caller,
-        cluster: &str,
-        options: options::PromptOptions,
-    ) -> Result<(dispatch::Job, Arc<Record>, Vec<u64>), Error> {
-        if self.0.stopping.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorName::ShuttingDown, "the daemon is stopping"));
-        }
-        options::check_whole(&options.ask)?;
-        let id = self.0.asked_in(cluster)?;
-        let (record, surplus) = self.0.jobs.enter(caller.uid, id.as_ref().map(ClusterId::as_str).unwrap_or_default())?;
-        let job = match id {
-            Some(id) => self.0.dispatch.start(caller.uid, id, options.ask, options.options),
-            None => self.0.dispatch.start_here(caller.uid, options.ask, options.options),
-        };
-        match job {
-            Ok(job) => Ok((job, record, surplus)),
-            Err(failure) => {
-                self.0.jobs.forget(record.id);
-                Err(failure.into())
-            }
-        }
     }
 }
 
@@ -198,7 +51,8 @@ impl Manager {
                 Details::from([
                     ("Id", view.id.as_str().to_owned().into()),
                     ("State", view.state.as_str().into()),
-                    ("PeerCount", u32::try_from(view.members.len()).unwrap_or(u32::MAX).into()),
+                    ("PeerCount", details::counts(view).0.into()),
+                    ("MemberCount", details::counts(view).1.into()),
                     ("Serving", view.serving.into()),
                 ])
             })
@@ -235,13 +89,15 @@ impl Manager {
         ids.into_iter()
             .map(|id| {
                 let view = snapshot.clusters.get(id);
+                let (connected, members) = view.map_or((0, 0), |view| details::counts(view));
                 let kept = saved.iter().find(|saved| saved.id == *id);
                 let discovery: Vec<String> =
                     view.map(|view| view.discovery.iter().map(|&way| way.to_owned()).collect()).unwrap_or_default();
                 let details = Details::from([
                     ("Name", id.as_str().to_owned().into()),
                     ("State", super::cluster::state(view.map(AsRef::as_ref)).into()),
-                    ("PeerCount", view.map_or(0, |view| u32::try_from(view.members.len()).unwrap_or(u32::MAX)).into()),
+                    ("PeerCount", connected.into()),
+                    ("MemberCount", members.into()),
                     ("Models", view.map(|view| details::models(view)).unwrap_or_default().into()),
                     ("Configured", kept.is_some().into()),
                     ("AutoConnect", kept.is_some_and(|saved| saved.auto_connect).into()),
@@ -332,8 +188,8 @@ impl Manager {
     ) -> Result<(String, Details), Error> {
         let options = options::prompt(&prompt, options, prompt_option::PROMPT)?;
         let caller = self.require(connection, &header, Action::Prompt).await?;
-        let (job, record, _) = self.start(&caller, &cluster_id, options)?;
-        let watcher = watch_caller(connection.clone(), caller, Arc::clone(&record));
+        let (job, record, _) = self.0.start_prompt(&caller, &cluster_id, options)?;
+        let watcher = prompts::watch_caller(connection.clone(), caller, Arc::clone(&record));
         let mut progress = Progress::new();
         let outcome = stream::collect(job, &record, &mut progress).await;
         watcher.abort();
@@ -362,9 +218,9 @@ impl Manager {
             let permit = permit.map_err(|_| {
                 Error::new(ErrorName::Busy, "too many prompts are being read from descriptors; try again in a moment")
             })?;
-            options.ask.prompt = read_prompt(fd, permit).await?;
+            options.ask.prompt = prompts::read_prompt(fd, permit).await?;
         }
-        let (job, record, surplus) = self.start(&caller, &cluster_id, options)?;
+        let (job, record, surplus) = self.0.start_prompt(&caller, &cluster_id, options)?;
         let (read, write) = stream::pipe()?;
         let object = object_path(path::job_path(record.id))?;
         let server = connection.object_server();
@@ -376,7 +232,7 @@ impl Manager {
         // The work begins now; what is told of its end waits until there is an object to tell it of. Dropped on return.
         let (_registered, ready) = oneshot::channel();
         let name = caller.name.clone();
-        tokio::spawn(run(self.0.clone(), connection.clone(), caller, job, Arc::clone(&record), write, ready));
+        tokio::spawn(prompts::run(self.0.clone(), connection.clone(), caller, job, Arc::clone(&record), write, ready));
         let job = Job { record, caller: name, access: Arc::clone(&self.0.access) };
         let _ = server.at(&object, Guarded(job)).await;
         Ok((object, zbus::OwnedFd::from(read)))
@@ -408,6 +264,24 @@ impl Manager {
             Ok((record.id, object_path(path::job_path(record.id))?, details))
         })
         .collect()
+    }
+
+    #[zbus(out_args("stream"))]
+    async fn watch_jobs(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+        options: Raw,
+    ) -> Result<zbus::OwnedFd, Error> {
+        options::none(options)?;
+        let caller = self.0.access.caller(connection, &header).await?;
+        let all = self.0.access.manages(connection, &header, &caller).await;
+        let turn = self.0.watchers.take(caller.uid);
+        let turn = turn.map_err(|full| Error::new(ErrorName::Busy, full.sentence("watchers", caller.uid, "are told of jobs")))?;
+        let (read, write) = stream::pipe()?;
+        let (shared, uid) = (Arc::clone(&self.0), (!all).then_some(caller.uid));
+        tokio::spawn(async move { watchers::run(&shared.jobs, uid, write, turn).await });
+        Ok(zbus::OwnedFd::from(read))
     }
 
     async fn set_sharing(
@@ -486,123 +360,4 @@ impl Manager {
         let served = self.0.serve.running();
         u32::try_from(self.0.jobs.active() + served).unwrap_or(u32::MAX)
     }
-}
-
-pub(super) fn object_path(path: String) -> Result<OwnedObjectPath, Error> {
-    OwnedObjectPath::try_from(path).map_err(|error| Error::invalid(error.to_string()))
-}
-
-/// Reads a prompt from a file of the caller's, from its beginning, bounded in size and time.
-///
-/// Only files: reading a pipe or a terminal may never end, and a thread would wait in it for as long as its owner likes. A
-/// file system that hangs keeps `permit`, so it can hinder nothing but other prompts from descriptors.
-async fn read_prompt(fd: OwnedFd, permit: OwnedSemaphorePermit) -> Result<crate::domain::prompt::Text, Error> {
-    let kind = rustix::fs::fstat(&fd).map(|found| rustix::fs::FileType::from_raw_mode(found.st_mode));
-    if kind != Ok(rustix::fs::FileType::RegularFile) {
-        return Err(Error::invalid("PromptFd is neither a memfd nor a file"));
-    }
-    let reading = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
-        let file = std::fs::File::from(fd);
-        let mut bytes = vec![0; MAX_PROMPT_BYTES + 1];
-        let mut length = 0;
-        // By position: the descriptor's own is shared with the caller, and stands at the end after it was written.
-        while length < bytes.len() {
-            match std::os::unix::fs::FileExt::read_at(&file, &mut bytes[length..], length as u64) {
-                Ok(0) => break,
-                Ok(more) => length += more,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        bytes.truncate(length);
-        Ok(bytes)
-    });
-    let bytes = match tokio::time::timeout(READ_PROMPT, reading).await {
-        Ok(Ok(Ok(bytes))) => bytes,
-        Ok(Ok(Err(error))) => return Err(Error::invalid(format!("PromptFd cannot be read: {error}"))),
-        Ok(Err(_)) => return Err(Error::invalid("PromptFd cannot be read")),
-        Err(_) => return Err(Error::invalid(format!("PromptFd gave no end within {} s", READ_PROMPT.as_secs()))),
-    };
-    if bytes.len() > MAX_PROMPT_BYTES {
-        return Err(Error::invalid(format!("the prompt is longer than the {MAX_PROMPT_BYTES} bytes that are taken")));
-    }
-    let text = String::from_utf8(bytes)
-        .map_err(|error| Error::invalid(format!("the prompt is not UTF-8 from byte {} on", error.utf8_error().valid_up_to())))?;
-    options::text_of("the prompt", &text)
-}
-
-/// Cancels the job when its caller leaves the bus. Asks only after a while: most prompts are over by then.
-fn watch_caller(connection: Connection, caller: Caller, record: Arc<Record>) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(async move {
-        let Some(name) = caller.name else { return };
-        tokio::time::sleep(SHORT).await;
-        let rule = MatchRule::builder()
-            .msg_type(zbus::message::Type::Signal)
-            .sender("org.freedesktop.DBus")
-            .interface("org.freedesktop.DBus")
-            .member("NameOwnerChanged")
-            .arg(0, name.as_str())
-            .build();
-        let Ok(rule) = rule else { return };
-        let Ok(mut changes) = MessageStream::for_match_rule(rule, &connection, None).await else { return };
-        // It may have left between its call and the subscription.
-        let owned = connection
-            .call_method(
-                Some("org.freedesktop.DBus"),
-                "/org/freedesktop/DBus",
-                Some("org.freedesktop.DBus"),
-                "NameHasOwner",
-                &(name.as_str(),),
-            )
-            .await;
-        if let Ok(reply) = owned
-            && let Ok(false) = reply.body().deserialize::<bool>()
-        {
-            record.cancel.cancel();
-            return;
-        }
-        if changes.next().await.is_some() {
-            record.cancel.cancel();
-        }
-    })
-}
-
-/// A streamed prompt from its start to 30 s after its end.
-async fn run(
-    shared: Arc<Shared>,
-    connection: Connection,
-    caller: Caller,
-    job: dispatch::Job,
-    record: Arc<Record>,
-    write: OwnedFd,
-    ready: oneshot::Receiver<()>,
-) {
-    let watcher = watch_caller(connection.clone(), caller.clone(), Arc::clone(&record));
-    let mut progress = Progress::new();
-    let (outcome, unread) = stream::write(job, &record, &mut progress, write).await;
-    watcher.abort();
-    shared.jobs.over(outcome.as_ref().ok().map(|done| done.usage));
-    let _ = ready.await;
-    let Ok(object) = object_path(path::job_path(record.id)) else { return };
-    if let Ok(emitter) = SignalEmitter::new(&connection, object.clone()) {
-        let (result, details) = progress.finished(&record, &outcome);
-        let unicast = match &caller.name {
-            Some(name) => emitter.set_destination(name.clone().into_inner().into()),
-            None => emitter,
-        };
-        let _ = Job::finished(&unicast, result, details).await;
-    }
-    // Kept for a look, unless its caller is gone.
-    let gone = outcome.as_ref().is_err_and(|failure| failure.kind == crate::domain::prompt::FailureKind::Cancelled);
-    if !gone {
-        let until = tokio::time::sleep(KEEP);
-        if let Some(mut lines) = unread {
-            // A reader that comes back learns why there is no more.
-            lines.last_words(KEEP).await;
-        }
-        until.await;
-    }
-    shared.jobs.forget(record.id);
-    let _ = connection.object_server().remove::<Guarded<Job>, _>(object).await;
 }

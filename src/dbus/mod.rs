@@ -6,17 +6,24 @@ mod cluster;
 pub mod control;
 mod details;
 mod errors;
+mod facts;
 mod guard;
 mod http;
 mod job;
 mod log_control;
 mod manager;
+mod members;
 mod models;
+mod network;
 mod options;
 mod polkit;
+mod prompts;
 mod publish;
+mod shared;
 mod stream;
 mod transfer;
+mod turns;
+mod watchers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,14 +46,17 @@ use control::Control;
 use http::Http;
 use job::Jobs;
 use log_control::LogControl;
-use manager::{Manager, Shared};
+use manager::Manager;
 use publish::Publisher;
+use shared::Shared;
 
 /// What the objects speak for.
 #[derive(Debug)]
 pub struct Node {
     /// The network.
     pub net: net::Handle,
+    /// Who explains the network.
+    pub doctor: crate::diagnosis::Doctor,
     /// This machine's own backends.
     pub serve: serve::Handle,
     /// Prompts of this machine's users.
@@ -117,6 +127,7 @@ pub struct Service {
     connection: Connection,
     shared: Arc<Shared>,
     publisher: tokio::task::JoinHandle<()>,
+    doctor: tokio::task::JoinHandle<()>,
 }
 
 /// Registers the objects on `builder`'s connection, and asks for the name last: who sees the name finds all of them.
@@ -128,10 +139,26 @@ pub async fn serve(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servi
 }
 
 async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Service, ServeError> {
-    let Node { net, serve, dispatch, models, engine, gauge, http, control, version, node_name, features, started_at, log } = node;
+    let Node {
+        net,
+        doctor,
+        serve,
+        dispatch,
+        models,
+        engine,
+        gauge,
+        http,
+        control,
+        version,
+        node_name,
+        features,
+        started_at,
+        log,
+    } = node;
     let (announce, requests) = mpsc::channel(16);
     let shared = Arc::new(Shared {
         net,
+        doctor,
         serve,
         dispatch,
         models,
@@ -149,6 +176,8 @@ async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servic
         announce,
         reading: Arc::new(Semaphore::new(MAX_READING)),
         transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
+        looks: network::Looks::default(),
+        watchers: turns::Turns::new(watchers::MAX_PER_UID, watchers::MAX_IN_ALL),
     });
     let log_control = LogControl { log, access: Arc::clone(&shared.access) };
     let connection = builder
@@ -156,6 +185,7 @@ async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servic
         .serve_at(ROOT_PATH, Guarded(Manager(Arc::clone(&shared))))
         .serve_at(ROOT_PATH, Guarded(models::Models(Arc::clone(&shared))))
         .serve_at(ROOT_PATH, Guarded(Http(Arc::clone(&shared))))
+        .serve_at(ROOT_PATH, Guarded(network::Network(Arc::clone(&shared))))
         .serve_at(log_control::PATH, Guarded(log_control))
         .build()
         .await
@@ -172,7 +202,8 @@ async fn register(builder: Builder<'_>, node: Node, mode: Mode) -> Result<Servic
         }
     }
     let publisher = tokio::spawn(publisher.run(requests));
-    Ok(Service { connection, shared, publisher })
+    let doctor = tokio::spawn(network::follow(Arc::clone(&shared), connection.clone()));
+    Ok(Service { connection, shared, publisher, doctor })
 }
 
 impl Service {
@@ -209,6 +240,7 @@ impl Service {
         };
         let _ = tokio::time::timeout(FAREWELL, told).await;
         self.publisher.abort();
+        self.doctor.abort();
         let _ = self.connection.release_name(BUS_NAME).await;
         let _ = self.connection.close().await;
     }

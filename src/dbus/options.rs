@@ -8,7 +8,8 @@ use zbus::{OwnedVariant, Variant};
 use super::control::ConnectOptions;
 use super::errors::Error;
 use crate::api::keys::{
-    connect_option, disconnect_option, key_option, models_option, peers_option, prompt_option, resources_option, sharing_option,
+    connect_option, disconnect_option, key_option, models_option, network_option, peers_option, prompt_option, resources_option,
+    sharing_option,
 };
 use crate::config::{MAX_ADDRESS_BYTES, MAX_ADDRESSES};
 use crate::dispatch;
@@ -20,6 +21,9 @@ use crate::wire::limits::MAX_MODEL_NAME_BYTES;
 
 /// Of what a caller wrote, so many characters are repeated to it in an error.
 pub(super) const MAX_SHOWN: usize = 64;
+
+/// Longest name or peer id of a peer that is asked about: ids are 52 characters, names at most 64 bytes.
+const MAX_PEER_BYTES: usize = 128;
 
 /// The options of a call, as they arrive.
 pub(super) type Raw = HashMap<String, OwnedVariant>;
@@ -281,6 +285,38 @@ pub(super) fn disconnect(raw: Raw) -> Result<(bool, Duration), Error> {
 /// Whether another key is made.
 pub(super) fn key(raw: Raw) -> Result<bool, Error> {
     Ok(Options::new(raw, key_option::ALL)?.boolean(key_option::RENEW)?.unwrap_or(false))
+}
+
+/// Which peer or cluster is asked about.
+pub(super) fn diagnose(raw: Raw) -> Result<(Option<String>, Option<String>), Error> {
+    let mut options = Options::new(raw, network_option::DIAGNOSE)?;
+    let peer = options.text(network_option::PEER)?.map(peer_name).transpose()?;
+    let cluster = options.text(network_option::CLUSTER)?;
+    if peer.is_some() && cluster.is_some() {
+        return Err(Error::invalid("options Peer and Cluster exclude each other"));
+    }
+    Ok((peer, cluster))
+}
+
+/// Whom to ask for signs of life, and how often.
+pub(super) fn ping(peer: String, raw: Raw) -> Result<(String, u32), Error> {
+    let mut options = Options::new(raw, network_option::PING)?;
+    let count = options.u32(network_option::COUNT)?.unwrap_or(1);
+    if count == 0 || count > network_option::MAX_COUNT {
+        return Err(Error::invalid(format!("option Count is not between 1 and {}", network_option::MAX_COUNT)));
+    }
+    Ok((peer_name(peer)?, count))
+}
+
+/// What can be the id or the name of a peer; whether there is one, the network knows.
+fn peer_name(name: String) -> Result<String, Error> {
+    match name.len() {
+        0 => Err(Error::invalid("the peer's name is empty")),
+        length if length > MAX_PEER_BYTES => {
+            Err(Error::invalid(format!("the peer's name is {length} bytes long; at most {MAX_PEER_BYTES} are taken")))
+        }
+        _ => Ok(name),
+    }
 }
 
 /// How many peers, after which.

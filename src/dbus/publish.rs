@@ -15,11 +15,14 @@ use super::catalogue;
 use super::cluster::{self, Cluster};
 use super::details;
 use super::guard::Guarded;
-use super::manager::{Manager, Shared, object_path};
+use super::manager::Manager;
+use super::members::Seen;
 use super::models::{self, Models};
+use super::shared::{Shared, object_path};
 use crate::api::names::{CLUSTER_INTERFACE, MANAGER_INTERFACE, MODELS_INTERFACE, ROOT_PATH};
 use crate::api::path;
 use crate::domain::cluster::ClusterId;
+use crate::domain::node::Member;
 use crate::domain::resources::{self, Lent, Resources};
 use crate::models::Local;
 use crate::net::{Event, Snapshot};
@@ -70,6 +73,7 @@ pub(super) struct Publisher {
     connection: Connection,
     clusters: BTreeMap<ClusterId, Told>,
     bursts: BTreeMap<ClusterId, Burst>,
+    seen: Seen,
     node_state: String,
     sharing: bool,
     addresses: Vec<String>,
@@ -100,6 +104,7 @@ impl Publisher {
             connection,
             clusters: BTreeMap::new(),
             bursts: BTreeMap::new(),
+            seen: Seen::default(),
             node_state: String::new(),
             sharing: false,
             addresses: Vec::new(),
@@ -168,7 +173,7 @@ impl Publisher {
         let view = snapshot.clusters.get(id);
         Told {
             state: cluster::state(view.map(AsRef::as_ref)).to_owned(),
-            peer_count: view.map_or(0, |view| u32::try_from(view.members.len()).unwrap_or(u32::MAX)),
+            peer_count: view.map_or(0, |view| details::counts(view).0),
             models: view.map(|view| details::models(view)).unwrap_or_default(),
             discovery: view.map(|view| view.discovery.clone()).unwrap_or_default(),
             serving: view.is_some_and(|view| view.serving),
@@ -184,6 +189,7 @@ impl Publisher {
         for id in gone {
             let before = self.clusters.remove(&id).unwrap_or_default();
             self.bursts.remove(&id);
+            self.seen.forget(&id);
             if before.state != "disconnected" {
                 self.state_changed(&id, "disconnected", &before.state).await;
             }
@@ -208,6 +214,11 @@ impl Publisher {
                     self.clusters.insert(id, now);
                 }
                 Some(_) => {}
+            }
+        }
+        for view in snapshot.clusters.values() {
+            for (member, changed) in self.seen.changes(&view.id, &view.members) {
+                self.member_changed(&view.id, &member, changed).await;
             }
         }
         self.node_changed(&snapshot).await;
@@ -241,12 +252,9 @@ impl Publisher {
         if !self.known().contains(&id) {
             return;
         }
-        let burst = self.burst(&id);
-        if burst.sent >= MAX_PEER_SIGNALS {
-            burst.owed = true;
+        if !self.may_signal(&id) {
             return;
         }
-        burst.sent += 1;
         let Ok(object) = object_path(path::cluster_path(id.key())) else { return };
         ensure_cluster(&self.connection, &self.shared, &id).await;
         let Ok(emitter) = SignalEmitter::new(&self.connection, object) else { return };
@@ -254,6 +262,26 @@ impl Publisher {
             Event::MemberUp { member, .. } => Cluster::peer_connected(&emitter, peer.as_str(), details::member(&member)).await,
             Event::MemberDown { reason, .. } => Cluster::peer_disconnected(&emitter, peer.as_str(), reason.as_str()).await,
         };
+    }
+
+    /// Whether one more signal about a peer may go out in this second; else one about all is owed.
+    fn may_signal(&mut self, id: &ClusterId) -> bool {
+        let burst = self.burst(id);
+        let may = burst.sent < MAX_PEER_SIGNALS;
+        burst.sent += u32::from(may);
+        burst.owed |= !may;
+        may
+    }
+
+    async fn member_changed(&mut self, id: &ClusterId, member: &Member, changed: Vec<&'static str>) {
+        if !self.may_signal(id) {
+            return;
+        }
+        if let Ok(object) = object_path(path::cluster_path(id.key()))
+            && let Ok(emitter) = SignalEmitter::new(&self.connection, object)
+        {
+            let _ = Cluster::peer_changed(&emitter, member.id.as_str(), changed, details::member(member)).await;
+        }
     }
 
     fn owe_all(&mut self) {

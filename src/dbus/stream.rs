@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::details::Details;
 use super::errors::{Error, failure_name, without_nul};
-use super::job::{Record, State};
+use super::job::Record;
 use crate::api::names::ErrorName;
 use crate::api::stream::{Line, ServedBy, Timings, Usage};
 use crate::dispatch::{Job, JobEvent};
@@ -93,14 +93,6 @@ impl Progress {
     }
 }
 
-fn settle(record: &Record, outcome: &Result<Done, Failure>) {
-    record.set_state(match outcome {
-        Ok(_) => State::Done,
-        Err(failure) if failure.kind == FailureKind::Cancelled => State::Cancelled,
-        Err(_) => State::Failed,
-    });
-}
-
 /// Collects the whole answer. The record's token ends it.
 pub(super) async fn collect(mut job: Job, record: &Record, progress: &mut Progress) -> Result<(String, Done), Failure> {
     let mut text = String::new();
@@ -124,7 +116,7 @@ pub(super) async fn collect(mut job: Job, record: &Record, progress: &mut Progre
             None => break Err(Failure::new(FailureKind::ShuttingDown, "the daemon is stopping")),
         }
     };
-    settle(record, &outcome);
+    record.end(&outcome);
     outcome.map(|done| (without_nul(text), done))
 }
 
@@ -223,6 +215,16 @@ impl Lines {
         let _ = self.pipe.ready(Interest::ERROR).await;
     }
 
+    /// Whether everything was written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Resolves when the pipe may take more. Cancel-safe.
+    pub(super) async fn writable(&self) {
+        let _ = self.pipe.writable().await;
+    }
+
     /// Writes what can be written at once; true when nothing is left.
     pub(super) fn try_flush(&mut self) -> bool {
         while self.sent < self.buffer.len() {
@@ -287,7 +289,7 @@ pub(super) async fn write(
         Ok(lines) => lines,
         Err(error) => {
             let failure = Err(Failure::new(FailureKind::Busy, format!("the pipe cannot be used: {error}")));
-            settle(record, &failure);
+            record.end(&failure);
             return (failure, None);
         }
     };
@@ -301,7 +303,7 @@ pub(super) async fn write(
             // Told at once when nobody can read the pipe any more, also while nothing is being written.
             () = lines.closed() => {
                 let failure = Err(Unwritten::Closed.into());
-                settle(record, &failure);
+                record.end(&failure);
                 return (failure, None);
             }
         };
@@ -333,13 +335,13 @@ pub(super) async fn write(
     // The serving node is let go, whatever the reader does.
     drop(job);
     if outcome.is_err() {
-        settle(record, &outcome);
+        record.end(&outcome);
         lines.last_words(LAST_WORDS).await;
     } else {
         if let Err(why) = lines.flush().await {
             outcome = Err(why.into());
         }
-        settle(record, &outcome);
+        record.end(&outcome);
     }
     let left = (lines.sent < lines.buffer.len()).then_some(lines);
     (outcome, left)

@@ -24,6 +24,10 @@ use crate::serve::{self, Requester, Served};
 const MAX_RETRIES: usize = 2;
 /// After an engine crash only one other: the prompt itself may be the poison.
 const MAX_RETRIES_AFTER_CRASH: usize = 1;
+/// Members without a connection that are dialled for a prompt which nobody else can answer, and how long each may take.
+const MAX_REACHED: usize = 3;
+const REACH: Duration = Duration::from_secs(3);
+
 /// What all jobs share: the way to the members and to this node's own backends, and who has how much to do.
 #[derive(Debug)]
 pub struct Router {
@@ -105,6 +109,9 @@ pub(super) struct Running {
     answer: Option<(Answer, ServedBy)>,
     watch: Watch,
     tried: Vec<Tried>,
+    /// Members that were dialled for this prompt; the last one still is while `reaching`.
+    reached: Vec<NodeId>,
+    reaching: bool,
     attempts: usize,
     crashes: usize,
     /// Model and context window that were counted on; 0 when unknown.
@@ -183,6 +190,8 @@ impl Running {
             answer: None,
             watch: Watch::new(now, false),
             tried: Vec::new(),
+            reached: Vec::new(),
+            reaching: false,
             attempts: 0,
             crashes: 0,
             chosen: None,
@@ -213,11 +222,16 @@ impl Running {
                 return self.too_late();
             }
             let Some((answer, by)) = &mut self.answer else {
+                if self.reaching {
+                    self.reach().await;
+                    continue;
+                }
                 match self.begin() {
                     Ok(answer) => {
                         self.watch = Watch::new(Instant::now(), answer.0.cold);
                         self.answer = Some(answer);
                     }
+                    Err(failure) if self.may_reach_somebody(&failure) => self.last = Some(failure),
                     Err(failure) => return self.end(Err(failure)),
                 }
                 continue;
@@ -254,6 +268,30 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// Nobody at our side can answer: chooses one of the members that are only known, if one may.
+    fn may_reach_somebody(&mut self, failure: &Failure) -> bool {
+        let kinds = [FailureKind::NoEligiblePeer, FailureKind::ModelUnavailable, FailureKind::PeerLost];
+        if !kinds.contains(&failure.kind) || self.reached.len() >= MAX_REACHED || self.attempts > MAX_RETRIES {
+            return false;
+        }
+        let snapshot = self.router.net.snapshot();
+        let Some(view) = self.cluster.as_ref().and_then(|cluster| snapshot.clusters.get(cluster)) else { return false };
+        let able = route::to_reach(view, &self.wish(), &self.reached);
+        let Some(chosen) = able.get(random_below(able.len())) else { return false };
+        self.reached.push(chosen.clone());
+        self.reaching = true;
+        true
+    }
+
+    /// Waits until that member is at our side, or will not be. Asked again, when it was not waited for to the end.
+    async fn reach(&mut self) {
+        if let (Some(cluster), Some(member)) = (self.cluster.clone(), self.reached.last().cloned()) {
+            let until = self.deadline.min(Instant::now() + REACH);
+            let _ = timeout_at(until, self.router.net.reach(cluster, member)).await;
+        }
+        self.reaching = false;
     }
 
     fn too_late(&mut self) -> Option<JobEvent> {

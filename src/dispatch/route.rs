@@ -123,6 +123,20 @@ fn is_usable(member: &Member) -> bool {
     member.serving && !member.draining && member.liveness == Liveness::Alive
 }
 
+/// Members that are only known and may have what is wished for: they are connected when nobody else has it. `reached` were
+/// tried before.
+pub(super) fn to_reach(view: &ClusterView, wish: &Wish<'_>, reached: &[NodeId]) -> Vec<NodeId> {
+    let may = |member: &&Arc<Member>| {
+        member.liveness == Liveness::Known
+            && member.serving
+            && !member.draining
+            && !reached.contains(&member.id)
+            && is_wished(member, wish.options)
+            && suited(&member.id, &member.models, wish, &[]).is_some()
+    };
+    view.members.iter().filter(may).map(|member| member.id.clone()).collect()
+}
+
 fn understands(member: &Member, ask: &Ask) -> bool {
     member.protocol >= MEMBER_VERSION_TWO || !ask.needs_version_two()
 }
@@ -308,7 +322,7 @@ fn nobody(view: &ClusterView, wish: &Wish<'_>, here: Option<&Here<'_>>) -> Failu
         let nearest = wished[0];
         let why = match nearest.liveness {
             Liveness::Suspect => "has not been heard for ten seconds",
-            Liveness::Known => "is not connected to this node",
+            Liveness::Known => "is not connected to this node, and was not reached",
             Liveness::Alive if nearest.draining => "is stopping",
             Liveness::Alive => "does not serve",
         };

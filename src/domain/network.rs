@@ -60,6 +60,8 @@ pub enum GreetOutcome {
     Violation,
     /// It did not answer in time, or the connection broke.
     Failed,
+    /// It was a member and one of the two said goodbye.
+    Left,
     /// Another machine with the same identity is in the cluster already.
     SameIdentity,
 }
@@ -73,6 +75,8 @@ pub struct Greeting {
     pub ago: Duration,
     /// How it went.
     pub outcome: GreetOutcome,
+    /// Versions of the membership protocol that the peer speaks, from its oldest to its newest, where it said so.
+    pub versions: Option<(u16, u16)>,
 }
 
 /// A connection to a peer.
@@ -101,6 +105,8 @@ pub struct PeerFacts {
     pub sources: Vec<FoundBy>,
     /// How long ago it was heard of last.
     pub heard_ago: Option<Duration>,
+    /// How long ago it was heard on the local network last: it was awake then.
+    pub mdns_ago: Option<Duration>,
     /// Addresses that would be dialled.
     pub addresses: Vec<String>,
     /// The last dial to each address, the newest first; at most 8.
@@ -113,6 +119,8 @@ pub struct PeerFacts {
     pub greetings: Vec<Greeting>,
     /// Clusters in which it is a member now.
     pub member_of: Vec<ClusterId>,
+    /// It is a member that has been silent for so long that it gets no new prompts.
+    pub suspect: bool,
     /// It broke the protocol three times and is not let in for ten minutes.
     pub banned: bool,
     /// It is a configured bootstrap node.
@@ -242,6 +250,36 @@ pub struct DhtFacts {
     pub answered_ago: Option<Duration>,
 }
 
+/// A joined cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterFacts {
+    /// Which.
+    pub id: ClusterId,
+    /// Since when.
+    pub joined_ago: Duration,
+    /// Members that are listed, but for this node.
+    pub members: usize,
+    /// Of those: only told of by others, without a connection.
+    pub known: usize,
+    /// Of those: that take prompts.
+    pub serving: usize,
+    /// This node takes prompts for it.
+    pub serves: bool,
+    /// It is announced in the DHT.
+    pub announced: bool,
+}
+
+/// Connections that this node did not let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedFacts {
+    /// How many since the start.
+    pub count: u64,
+    /// How long ago the last one was.
+    pub ago: Duration,
+    /// Why, a phrase.
+    pub reason: String,
+}
+
 /// Everything that `net` knows of the network, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -267,14 +305,19 @@ pub struct Facts {
     pub reach: ReachFacts,
     /// The DHT.
     pub dht: DhtFacts,
-    /// Joined clusters, with how many members each has.
-    pub clusters: Vec<(ClusterId, usize)>,
-    /// Peers: members, candidates, and those that were met; at most 256, those with trouble first.
+    /// Joined clusters.
+    pub clusters: Vec<ClusterFacts>,
+    /// Peers: members, candidates, and those that were met; at most 256, the one that was asked about and those with trouble
+    /// first.
     pub peers: Vec<PeerFacts>,
     /// Addresses of another machine that uses this node's identity.
     pub same_identity: Vec<String>,
     /// Connections in all, and how many there may be.
     pub connections: (usize, usize),
+    /// Connections that a limit of this node kept out.
+    pub refused: Option<RefusedFacts>,
+    /// Versions of the membership protocol that this node speaks, from the oldest to the newest.
+    pub versions: (u16, u16),
 }
 
 /// One member, and how it answered when it was asked for a sign of life.
@@ -286,7 +329,7 @@ pub struct Pinged {
     pub name: Option<String>,
     /// The connection that was used.
     pub link: Link,
-    /// Round trips, in order.
+    /// Round trips, in order; fewer than were asked for when one was not answered.
     pub round_trips: Vec<Duration>,
 }
 
@@ -296,12 +339,21 @@ pub enum PingError {
     /// No peer of this id or name is known.
     #[error("no peer {0} is known here")]
     NoSuchPeer(String),
+    /// Several peers have this name; the second text names their ids.
+    #[error("several peers are called {0}: name one of them by its peer id: {1}")]
+    Ambiguous(String, String),
+    /// This node itself is meant.
+    #[error("that is this node itself")]
+    Ourselves,
     /// It is known and there is no connection, nor could one be made.
     #[error("{0} is not connected, and dialling it failed: {1}")]
     NotConnected(String, String),
     /// It is connected and did not answer in time.
     #[error("{0} is connected and does not answer")]
     NoAnswer(String),
+    /// It is connected, answers, and is too old to know pings.
+    #[error("{0} is connected, and too old to be pinged")]
+    Unsupported(String),
     /// Too many pings at once.
     #[error("too many pings are running")]
     Busy,

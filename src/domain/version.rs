@@ -16,3 +16,6 @@ pub const COMMIT: Option<&str> = option_env!("OPENGATEWAY_COMMIT");
 /// Version of the membership stream from which on a member hears of models in detail, and understands conversations, raw
 /// text, nucleus sampling and stop texts.
 pub const MEMBER_VERSION_TWO: u16 = 2;
+/// Version of the membership stream from which on members tell each other of those that they are not connected to, and name
+/// the run of the node, so that two machines with one identity are told apart.
+pub const MEMBER_VERSION_THREE: u16 = 3;

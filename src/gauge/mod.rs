@@ -8,9 +8,11 @@ mod disk;
 mod drm;
 mod errand;
 mod handle;
+mod host;
 mod memory;
 mod nvml;
 mod sampler;
 
 pub use handle::{Command, Handle};
+pub use host::HostProbe;
 pub use sampler::{Config, spawn};

@@ -45,8 +45,9 @@ struct Scope<'a> {
     my_id: Option<&'a NodeId>,
 }
 
+/// One that is only known is connected when it is asked.
 fn is_usable(member: &Member) -> bool {
-    member.serving && !member.draining && member.liveness == Liveness::Alive
+    member.serving && !member.draining && member.liveness != Liveness::Suspect
 }
 
 fn has(models: &[ModelOffer], name: &str) -> bool {

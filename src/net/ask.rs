@@ -50,6 +50,8 @@ pub(crate) struct Asking {
     /// A frame for this request arrived: the node has it.
     taken_up: bool,
     retried: bool,
+    /// A second stream was asked for, the first could not be opened.
+    reopened: bool,
     /// The place in the serving node's queue that was told last.
     position: Option<(u32, Instant)>,
 }
@@ -81,6 +83,7 @@ impl Asking {
             pending: VecDeque::new(),
             taken_up: false,
             retried: false,
+            reopened: false,
             position: None,
         };
         asking.take_lane()?;
@@ -121,6 +124,11 @@ impl Asking {
 
     /// The lane broke. One that had been idle may have been stale: try once more on a fresh one.
     fn broken(&mut self, reason: &str) -> Option<AnswerEvent> {
+        if let Stage::Writing(lane, _) | Stage::Reading(lane) = &self.stage
+            && let Some(limit) = lane.meter.as_ref().and_then(|meter| meter.spent(std::time::Instant::now()))
+        {
+            return self.end(Err(Failure::new(FailureKind::RelayLimit, limit)));
+        }
         let stale = match &self.stage {
             Stage::Writing(lane, _) | Stage::Reading(lane) => lane.used && !self.taken_up && !self.retried,
             Stage::Waiting(_) | Stage::Ended => false,
@@ -154,6 +162,14 @@ impl Asking {
                     Ok(Ok(Ok(lane))) => {
                         self.last_frame = Instant::now();
                         self.stage = Stage::Writing(lane, 0);
+                    }
+                    // The connection broke under it. Nothing was sent, and another connection may be there.
+                    Ok(Ok(Err(NoLane::Failed(_)))) if !self.reopened => {
+                        self.reopened = true;
+                        self.last_frame = Instant::now();
+                        if let Err(failure) = self.take_lane() {
+                            return self.end(Err(failure));
+                        }
                     }
                     Ok(Ok(Err(error))) => return self.end(Err(no_lane(error))),
                     Ok(Err(_)) => return self.end(Err(no_lane(NoLane::NotConnected))),
@@ -300,4 +316,25 @@ fn stalled() -> Failure {
 
 fn too_large() -> Failure {
     Failure::new(FailureKind::AnswerTooLarge, format!("the answer passed the limit of {} MiB", MAX_ANSWER_BYTES >> 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_that_cannot_be_opened_is_asked_for_once_more() {
+        let (pool, mut wanted) = Pool::new();
+        let peer = PeerId::random();
+        pool.admit(peer);
+        let mut asking = Asking::new(pool.clone(), peer, [0; 16], &Ask::default(), Duration::from_secs(30)).unwrap();
+        let answered = tokio::spawn(async move { asking.next().await });
+        for _ in 0..2 {
+            assert_eq!(wanted.recv().await, Some(peer));
+            pool.opened(peer, Err(NoLane::Failed("connection lost".to_owned())));
+        }
+        let Some(AnswerEvent::End(Err(failure))) = answered.await.unwrap() else { panic!("no end") };
+        assert_eq!(failure.kind, FailureKind::PeerLost);
+        assert!(wanted.try_recv().is_err(), "not a third time");
+    }
 }

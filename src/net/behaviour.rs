@@ -10,17 +10,22 @@ use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::identity::Keypair;
 use libp2p::kad::{self, StoreInserts};
+use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
-use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, memory_connection_limits};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, memory_connection_limits, relay};
 use tokio::sync::mpsc;
 
 use super::address::{self, Network};
+use super::config::Relaying;
 use super::gate::Gate;
+use super::meter::Meters;
+use super::punch::{DialBack, Punch, Tester};
+use super::relaying;
 use super::store::Providers;
 use super::streams::{self, Inbound};
-use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL};
+use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL, PING_PROTOCOL};
 
 /// Names the software family and nothing else: strangers read it.
 const IDENTIFY_PROTOCOL: &str = "opengateway/1";
@@ -28,13 +33,15 @@ const IDENTIFY_PROTOCOL: &str = "opengateway/1";
 pub(crate) const PROVIDER_TTL: Duration = Duration::from_secs(30 * 60);
 /// Addresses of one peer that are taken from the DHT.
 const MAX_DHT_ADDRESSES: usize = 8;
+/// Transports that connections come in by.
+const LOBBIES: u32 = 2;
 const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 const KAD_BOOTSTRAP: Duration = Duration::from_secs(5 * 60);
 
 /// How many connections there may be; members and configured bootstrap nodes are exempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionCaps {
-    /// Incoming, not authenticated yet.
+    /// Incoming, not authenticated yet, of each transport.
     pub pending_incoming: u32,
     /// Outgoing, not authenticated yet.
     pub pending_outgoing: u32,
@@ -70,13 +77,30 @@ pub(crate) struct Behaviour {
     pub identify: identify::Behaviour,
     pub kad: Dht,
     pub streams: streams::Behaviour,
+    /// Circuits through other nodes, and places at them.
+    pub relay_client: relay::client::Behaviour,
+    /// Circuits of others through this node.
+    pub relay: Toggle<relay::Behaviour>,
+    pub punch: Punch,
+    pub tester: Tester,
+    pub dial_back: DialBack,
+}
+
+/// The parts of a behaviour that are made elsewhere.
+pub(crate) struct Parts {
+    pub gate: Gate,
+    pub inbound: mpsc::Sender<Inbound>,
+    pub relay_client: relay::client::Behaviour,
+    pub meters: Meters,
 }
 
 impl Behaviour {
-    pub(crate) fn new(keypair: &Keypair, caps: ConnectionCaps, gate: Gate, inbound: mpsc::Sender<Inbound>) -> Self {
+    pub(crate) fn new(keypair: &Keypair, caps: ConnectionCaps, relaying: &Relaying, parts: Parts) -> Self {
+        let Parts { gate, inbound, relay_client, meters } = parts;
         let local = keypair.public().to_peer_id();
         let limits = ConnectionLimits::default()
-            .with_max_pending_incoming(Some(caps.pending_incoming))
+            // The lobbies keep the limit. Those that made room for others stay in this count until they are taken away.
+            .with_max_pending_incoming(Some(caps.pending_incoming.saturating_mul(LOBBIES * 4)))
             .with_max_pending_outgoing(Some(caps.pending_outgoing))
             .with_max_established_incoming(Some(caps.established_incoming))
             .with_max_established(Some(caps.established))
@@ -92,9 +116,15 @@ impl Behaviour {
             identify: identify::Behaviour::new(identify),
             kad: Dht { inner: kademlia(local), networks: Vec::new(), configured: HashSet::new() },
             streams: streams::Behaviour::new(
-                vec![StreamProtocol::new(MEMBER_PROTOCOL), StreamProtocol::new(INFERENCE_PROTOCOL)],
+                [MEMBER_PROTOCOL, INFERENCE_PROTOCOL, PING_PROTOCOL].map(StreamProtocol::new).to_vec(),
                 inbound,
+                meters,
             ),
+            relay_client,
+            relay: relaying.enabled.then(|| relay::Behaviour::new(local, relaying::config(relaying))).into(),
+            punch: Punch::new(local),
+            tester: Tester::default(),
+            dial_back: DialBack::new(std::time::Instant::now()),
         }
     }
 }

@@ -143,6 +143,10 @@ impl Book {
         }
     }
 
+    pub(crate) fn get(&self, peer: &PeerId) -> Option<&Candidate> {
+        self.candidates.get(peer)
+    }
+
     pub(crate) fn contains(&self, peer: &PeerId) -> bool {
         self.candidates.contains_key(peer)
     }

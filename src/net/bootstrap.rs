@@ -112,6 +112,11 @@ impl Task<'_> {
             return;
         }
         bootstrap.connected = false;
+        if self.has_company() {
+            // In a large cluster a bootstrap node lets go of those that have others.
+            return self.agenda.set(Due::Bootstrap(index), now + jitter(BOOTSTRAP_LONGEST));
+        }
+        let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
         let pause = jitter(bootstrap.pause);
         bootstrap.pause = (bootstrap.pause * 2).min(BOOTSTRAP_LONGEST);
         self.agenda.set(Due::Bootstrap(index), now + pause);
@@ -215,17 +220,6 @@ impl Task<'_> {
                 self.dirty = true;
             }
         }
-    }
-
-    /// The bootstrap nodes that are not reached, a sentence each.
-    pub(super) fn bootstrap_problems(&self) -> impl Iterator<Item = String> + '_ {
-        self.bootstrap.iter().filter_map(|bootstrap| {
-            let reason = bootstrap.problem.as_ref()?;
-            Some(format!(
-                "bootstrap node {} is not reached: {reason}; compare with what \"ogctl status\" shows there, and let its port through the firewall",
-                bootstrap.address.text()
-            ))
-        })
     }
 
     pub(super) fn is_bootstrap(&self, peer: &PeerId) -> bool {

@@ -158,9 +158,21 @@ impl Policy {
         self.pauses.insert(*peer, Pause { until: now + super::jitter(length), length, since: now });
     }
 
+    /// The peer is not to be dialled for so long, whatever happens to its connections meanwhile.
+    pub(crate) fn hold(&mut self, peer: &PeerId, length: Duration, now: Instant) {
+        self.proven.insert(*peer);
+        self.pauses.insert(*peer, Pause { until: now + length, length, since: now });
+    }
+
     /// The network changed: what failed before may work now.
     pub(crate) fn network_changed(&mut self) {
         self.pauses.clear();
+    }
+
+    /// How long a candidate has to wait for its next dial.
+    pub(crate) fn pause_left(&self, peer: &PeerId, was_member: bool, now: Instant) -> Duration {
+        let longest = if was_member { LONGEST_PAUSE_OF_MEMBER } else { LONGEST_PAUSE };
+        self.pauses.get(peer).map_or(Duration::ZERO, |pause| pause.until_at_most(longest).saturating_duration_since(now))
     }
 
     /// Forgets pauses of peers that are candidates no more.

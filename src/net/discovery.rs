@@ -2,6 +2,7 @@
 //!
 //! What it finds are candidates, hints to dial, no more: a candidate becomes a member by the hello alone.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use libp2p::kad::RecordKey;
@@ -15,9 +16,7 @@ use super::duplicates::{self, Link};
 use super::jitter;
 use super::task::{Due, Task};
 use crate::domain::cluster::ClusterId;
-use crate::wire::control::{View, ViewEntry};
 use crate::wire::keys;
-use crate::wire::limits::{MAX_VIEW_ADDRESSES, MAX_VIEW_ENTRIES};
 
 /// When a node announces itself again after joining; then every ten minutes.
 const ANNOUNCE_AGAIN: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(120)];
@@ -48,24 +47,8 @@ impl Task<'_> {
         if peer == self.local || self.bans.is_banned(&peer, now.into_std()) {
             return;
         }
-        // Who tells us over loopback is on this machine, and so may be whom it tells of.
-        let mut networks = self.networks.clone();
-        if let Source::View(teller) = source
-            && self
-                .swarm
-                .behaviour()
-                .streams
-                .connections(&teller)
-                .iter()
-                .any(|connection| address::is_loopback(&connection.remote))
-        {
-            networks.push(address::Network::Loopback);
-        }
-        let addresses: Vec<Multiaddr> = addresses
-            .into_iter()
-            .map(|address| address::without_peer(&address))
-            .filter(|address| address::dialable(address, &networks))
-            .collect();
+        let teller = if let Source::View(teller) = source { Some(teller) } else { None };
+        let addresses = self.dialable_of(teller, addresses);
         if addresses.is_empty() {
             return;
         }
@@ -77,13 +60,20 @@ impl Task<'_> {
         }
     }
 
-    pub(super) fn learn_view(&mut self, from: PeerId, cluster: &ClusterId, view: View, now: Instant) {
-        for ViewEntry { peer, addresses, .. } in view.entries {
-            let Ok(peer) = PeerId::from_bytes(&peer) else { continue };
-            let addresses = addresses.into_iter().filter_map(|bytes| Multiaddr::try_from(bytes).ok()).collect();
-            self.learn(peer, Source::View(from), addresses, now);
-            self.hinted(peer, cluster, now);
+    /// Those of `addresses` that this node may dial.
+    pub(super) fn dialable_of(&self, teller: Option<PeerId>, addresses: Vec<Multiaddr>) -> Vec<Multiaddr> {
+        // Who tells us over loopback is on this machine, and so may be whom it tells of.
+        let mut networks = self.networks.clone();
+        if teller.is_some_and(|teller| self.is_on_this_machine(&teller)) {
+            networks.push(address::Network::Loopback);
         }
+        let bare = addresses.iter().map(address::without_peer);
+        bare.filter(|found| address::dialable(found, &networks) && address::relay_of(found) != Some(self.local)).collect()
+    }
+
+    /// Whether `peer` is connected over loopback.
+    pub(super) fn is_on_this_machine(&self, peer: &PeerId) -> bool {
+        self.swarm.behaviour().streams.connections(peer).iter().any(|connection| address::is_loopback(&connection.remote))
     }
 
     /// Dials the candidates whose turn it is.
@@ -91,8 +81,13 @@ impl Task<'_> {
         if self.clusters.is_empty() {
             return;
         }
-        let connected = |peer: &PeerId| self.swarm.is_connected(peer);
-        let orders = self.policy.next(now.into_std(), &self.book, connected);
+        let idle: HashSet<PeerId> = self
+            .book
+            .iter()
+            .map(|(peer, _)| *peer)
+            .filter(|peer| self.swarm.is_connected(peer) || self.is_not_wanted(peer))
+            .collect();
+        let orders = self.policy.next(now.into_std(), &self.book, |peer| idle.contains(peer));
         for order in orders {
             self.dial_now(order.peer, order.addresses);
         }
@@ -129,6 +124,7 @@ impl Task<'_> {
             .streams
             .all()
             .filter(|(peer, connection)| !connection.dialed && !self.members.is_member(peer) && !self.is_bootstrap(peer))
+            .filter(|(peer, _)| !self.reach.load.serves(peer))
             .map(|(_, connection)| (connection.since, connection.id))
             .collect();
         // A member came in as a stranger, and the library counts that connection for as long as it lasts.
@@ -164,6 +160,8 @@ impl Task<'_> {
             return;
         }
         if self.announces.values().any(|running| running == id) {
+            // What is under way names the addresses of the moment when it began.
+            self.reach.stale.insert(id.clone());
             return;
         }
         if let Ok(query) = self.swarm.behaviour_mut().kad.start_providing(key) {
@@ -211,51 +209,6 @@ impl Task<'_> {
         }
     }
 
-    pub(super) fn exchange_views(&mut self, now: Instant) {
-        self.agenda.set(Due::Views, now + jitter(self.lasting.config.timings.views));
-        let members = &self.members;
-        self.book.expire(now.into_std(), |peer| members.is_member(peer));
-        let book = &self.book;
-        self.policy.retain(|peer| book.contains(peer));
-        let targets: Vec<_> =
-            self.sessions.iter().map(|(&generation, session)| (generation, session.cluster.clone(), session.peer)).collect();
-        for (generation, cluster, peer) in targets {
-            // A view that names nobody new is not sent: between three idle nodes there is nothing to tell.
-            let Some(view) = self.view_for(&cluster, &peer, now) else { continue };
-            if self.members.view_told(&cluster, &peer, &view) {
-                continue;
-            }
-            self.send(generation, &crate::wire::control::Control::View(view));
-        }
-    }
-
-    /// Up to 32 random members of `cluster` for `to`, with addresses that it can use; `None` when there are none.
-    pub(super) fn view_for(&self, cluster: &ClusterId, to: &PeerId, now: Instant) -> Option<View> {
-        let to_loopback =
-            self.swarm.behaviour().streams.connections(to).iter().any(|connection| address::is_loopback(&connection.remote));
-        let mut known: Vec<(PeerId, Instant)> = self.members.heard_of(cluster).filter(|(peer, _)| peer != to).collect();
-        // A random choice: any 32 of a shuffled list.
-        for at in (1..known.len()).rev() {
-            known.swap(at, super::random_below(at + 1));
-        }
-        let entries: Vec<ViewEntry> = known
-            .into_iter()
-            .filter_map(|(peer, heard)| {
-                let addresses: Vec<Vec<u8>> = self
-                    .addresses_of(&peer)
-                    .into_iter()
-                    .filter(|found| address::for_view(found, to_loopback))
-                    .take(MAX_VIEW_ADDRESSES)
-                    .map(|found| found.to_vec())
-                    .collect();
-                let age_seconds = u32::try_from(now.duration_since(heard).as_secs()).unwrap_or(u32::MAX);
-                (!addresses.is_empty()).then(|| ViewEntry { peer: peer.to_bytes(), age_seconds, addresses })
-            })
-            .take(MAX_VIEW_ENTRIES)
-            .collect();
-        (!entries.is_empty()).then_some(View { entries })
-    }
-
     /// Where `peer` can be dialled, best first: where we dialled it, what it announced, where it came from over QUIC.
     pub(super) fn addresses_of(&self, peer: &PeerId) -> Vec<Multiaddr> {
         let mut addresses: Vec<Multiaddr> = Vec::new();
@@ -264,11 +217,15 @@ impl Task<'_> {
                 addresses.push(address);
             }
         };
-        for connection in self.swarm.behaviour().streams.connections(peer) {
-            // The source port of an incoming TCP connection is not one that listens.
-            if connection.dialed || connection.quic {
-                add(address::without_peer(&connection.remote));
-            }
+        let connections = self.swarm.behaviour().streams.connections(peer);
+        let told = self.reach.told.get(peer).map_or(&[][..], Vec::as_slice);
+        connections.iter().filter(|known| known.dialed).for_each(|known| add(address::without_peer(&known.remote)));
+        told.iter().cloned().for_each(&mut add);
+        // The source port of an incoming TCP connection is not one that listens, and an incoming circuit has no address. Who
+        // says where it is reached is not reached where its NAT lets it out.
+        if told.is_empty() {
+            let from = connections.iter().filter(|known| !known.dialed && known.quic && !known.relayed);
+            from.for_each(|known| add(address::without_peer(&known.remote)));
         }
         for address in self.book.addresses(peer) {
             add(address.clone());
@@ -298,6 +255,10 @@ impl Task<'_> {
                 self.agenda.set(Due::Duplicates(peer), now + self.lasting.config.timings.patience * 2);
                 continue;
             }
+            if self.carries(&peer) {
+                self.agenda.set(Due::Duplicates(peer), now + self.lasting.config.timings.duplicates);
+                continue;
+            }
             let busy = self.sessions.values().any(|session| session.connection == connection && session.peer == peer);
             if busy {
                 // Move the membership streams to the best connection first; look again when that is done.
@@ -309,7 +270,7 @@ impl Task<'_> {
         }
     }
 
-    fn move_sessions(&mut self, peer: PeerId, from: libp2p::swarm::ConnectionId) {
+    pub(super) fn move_sessions(&mut self, peer: PeerId, from: libp2p::swarm::ConnectionId) {
         let Some(best) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
             return;
         };

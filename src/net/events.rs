@@ -2,7 +2,7 @@
 
 use libp2p::core::ConnectedPoint;
 use libp2p::kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult};
-use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::swarm::{DialError, ListenError, SwarmEvent};
 use libp2p::{PeerId, identify};
 use tokio::time::Instant;
 
@@ -24,17 +24,32 @@ impl Task<'_> {
         let now = Instant::now();
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event, now),
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, num_established, .. } => {
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                num_established,
+                concurrent_dial_errors,
+                ..
+            } => {
+                for (address, error) in concurrent_dial_errors.unwrap_or_default() {
+                    let address = address::without_peer(&address);
+                    self.ledger.dialled(Some(peer_id), address, ledger::outcome(&error), now.into_std());
+                }
                 if num_established.get() > MAX_CONNECTIONS_PER_PEER {
                     // Members are exempt from the limits of the library.
                     self.swarm.close_connection(connection_id);
                     return;
                 }
                 self.on_connected(peer_id, &endpoint, num_established.get(), now);
+                self.on_path(peer_id, now);
             }
-            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, endpoint, num_established, cause } => {
                 tracing::debug!(peer = %peer_id, ?cause, "connection closed");
                 self.forget_connection(peer_id, connection_id);
+                if cause.is_some() && endpoint.is_dialer() {
+                    self.ledger.hung_up(peer_id, &address::without_peer(endpoint.get_remote_address()), now.into_std());
+                }
                 if num_established == 0 {
                     self.on_disconnected(peer_id, now);
                 } else {
@@ -44,18 +59,33 @@ impl Task<'_> {
                 self.dirty = true;
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => self.on_dial_failed(peer_id, &error, now),
+            SwarmEvent::NewListenAddr { listener_id, address } if address::is_circuit(&address) => {
+                self.on_circuit_address(Some(listener_id), &address);
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } if address::is_circuit(&address) => {}
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::info!(%address, "listening on {address}");
                 self.on_new_listen_address(address);
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => self.on_lost_listen_address(&address),
-            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+            SwarmEvent::ExternalAddrConfirmed { address } => self.on_confirmed(&address),
+            SwarmEvent::ExternalAddrExpired { .. } => self.reach_changed(),
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+                let why = reason.as_ref().err().map(|error| super::bootstrap::why(error));
+                if self.on_place_lost(listener_id, why, now) {
+                    return;
+                }
                 tracing::warn!(?addresses, ?reason, "listener {addresses:?} closed: {reason:?}");
                 self.dirty = true;
             }
             SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener error"),
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 tracing::debug!(address = %send_back_addr, %error, "incoming connection failed");
+                if let ListenError::Denied { cause } = &error
+                    && ledger::is_limit(cause)
+                {
+                    self.ledger.refuse(ledger::denied(cause), now.into_std());
+                }
             }
             _ => {}
         }
@@ -65,11 +95,15 @@ impl Task<'_> {
         let remote = endpoint.get_remote_address();
         tracing::debug!(%peer, address = %remote, dialed = endpoint.is_dialer(), "connected");
         self.policy.connected(&peer);
+        self.ping_connected(peer);
         self.dirty = true;
         if endpoint.is_dialer() {
-            self.ledger.dialled(peer, address::without_peer(remote), DialOutcome::Connected, now.into_std());
+            self.ledger.dialled(Some(peer), address::without_peer(remote), DialOutcome::Connected, now.into_std());
             self.match_bootstrap(peer, remote);
         } else {
+            if let ConnectedPoint::Listener { local_addr, send_back_addr } = endpoint {
+                self.note_reached(local_addr, send_back_addr);
+            }
             self.show_out_a_stranger();
         }
         if connections > 1 {
@@ -77,8 +111,10 @@ impl Task<'_> {
             return;
         }
         self.greet_peer(peer, now);
-        if self.is_bootstrap(&peer) {
+        if self.is_bootstrap(&peer) && endpoint.is_dialer() && !endpoint.is_relayed() {
             self.swarm.behaviour_mut().kad.add_address(&peer, address::without_peer(remote));
+        }
+        if self.is_bootstrap(&peer) {
             self.dht_reached(now);
         }
     }
@@ -90,7 +126,10 @@ impl Task<'_> {
         } else {
             self.policy.connected(&peer);
         }
-        self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) if *gone == peer));
+        self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) | Due::Direct(gone) if *gone == peer));
+        self.reach.observations.forget(&peer);
+        self.forget_hop(&peer);
+        self.reach.told.remove(&peer);
         self.bootstrap_lost(Some(peer), now);
         if self.members.is_member(&peer) || self.book.contains(&peer) {
             self.agenda.no_later(Due::Dial, now);
@@ -99,14 +138,16 @@ impl Task<'_> {
 
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
         self.note_bootstrap_failure(peer, error);
-        if let Some(peer) = peer {
-            for (address, outcome) in ledger::outcomes(error) {
-                self.ledger.dialled(peer, address, outcome, now.into_std());
-            }
+        let meant = peer.map(|peer| self.book.addresses(&peer)).unwrap_or_default();
+        // Who dials itself meant whoever is there.
+        let named = peer.filter(|peer| *peer != self.local);
+        for (address, outcome) in ledger::outcomes(error, meant) {
+            self.ledger.dialled(named, address, outcome, now.into_std());
         }
         match peer {
             Some(peer) => {
                 tracing::debug!(%peer, %error, "dial failed");
+                self.reach.places.not_reached(&peer, super::bootstrap::why_not(error));
                 if self.swarm.is_connected(&peer) {
                     return;
                 }
@@ -114,7 +155,9 @@ impl Task<'_> {
                     // Somebody else has the address now: trying again costs both of us a handshake and finds nobody.
                     self.book.forget(&peer);
                 }
+                self.ping_not_connected(peer, &super::bootstrap::why_not(error));
                 self.policy.failed(&peer, now.into_std());
+                self.known_not_reached(&peer, now);
                 if self.book.failed(&peer) >= 3 && !self.is_bootstrap(&peer) {
                     self.swarm.behaviour_mut().kad.remove_peer(&peer);
                 }
@@ -129,20 +172,29 @@ impl Task<'_> {
         match event {
             BehaviourEvent::Identify(event) => self.on_identify(event, now),
             BehaviourEvent::Kad(event) => self.on_kad(event, now),
+            BehaviourEvent::RelayClient(event) => self.on_relay_client(event),
+            BehaviourEvent::Relay(event) => self.on_relaying(&event),
+            BehaviourEvent::Punch(event) => self.on_punched(&event),
+            BehaviourEvent::Tester(event) => self.on_tested(event),
             _ => {}
         }
     }
 
     fn on_identify(&mut self, event: identify::Event, now: Instant) {
-        let identify::Event::Received { peer_id, info, .. } = event else { return };
+        let identify::Event::Received { peer_id, info, connection_id } = event else { return };
         self.on_observed(&info.observed_addr);
+        self.note_observed(peer_id, connection_id, &info.observed_addr);
         let announced: Vec<_> = info
             .listen_addrs
             .into_iter()
             .map(|announced| address::without_peer(&announced))
             .filter(|announced| address::dialable(announced, &self.networks))
+            .filter(|announced| address::relay_of(announced) != Some(self.local))
             .take(MAX_ADDRESSES)
             .collect();
+        let is_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
+        self.note_hop(peer_id, is_relay, &announced, now);
+        self.reach.told.insert(peer_id, announced.clone());
         if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) {
             let first = self.swarm.behaviour_mut().kad.kbuckets().all(|bucket| bucket.num_entries() == 0);
             for address in &announced {
@@ -167,12 +219,16 @@ impl Task<'_> {
                 self.on_query(id, result, now);
                 if step.last {
                     self.lookups.remove(&id);
+                    let again = self.announces.get(&id).filter(|cluster| self.reach.stale.remove(*cluster)).cloned();
                     if let Some(cluster) = self.announces.remove(&id)
                         && announced
                         && let Some(cluster) = self.clusters.get_mut(&cluster)
                     {
                         cluster.announced = true;
                         self.dirty = true;
+                    }
+                    if let Some(cluster) = again {
+                        self.publish_record(&cluster);
                     }
                 }
             }

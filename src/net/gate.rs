@@ -1,4 +1,4 @@
-//! The behaviour at the door: refuses connections before their handshake when a source knocks too often, and banned peers.
+//! The behaviour behind the door: refuses banned peers once they have proved who they are.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -12,23 +12,25 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 
-use super::address::ip_of;
+use super::address::{ip_of, is_circuit};
 use super::guard::Knocks;
 
 const BAN: Duration = Duration::from_secs(600);
 const MAX_BANNED: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
-#[error("too many connections from this source")]
-struct TooFast;
+#[error("it is banned here: it broke the protocol three times")]
+pub(super) struct Banned;
 
 #[derive(Debug, thiserror::Error)]
-#[error("this peer is banned")]
-struct Banned;
+#[error("too many connections through this relay")]
+struct TooFast;
 
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
-    knocks: Knocks,
+    /// Circuits, by the address of the relay that brings them: who comes through it has none of its own, and so passes the
+    /// door of the lobby.
+    circuits: Knocks,
     banned: HashMap<PeerId, Instant>,
     /// Members and configured nodes: never banned by mistake of a shared address.
     trusted: HashSet<PeerId>,
@@ -40,10 +42,14 @@ impl Gate {
         let now = Instant::now();
         if self.banned.len() >= MAX_BANNED {
             self.banned.retain(|_, until| *until > now);
+            // Names cost nothing: a crowd of banned ones must not let the next one in.
+            if let Some(first) = self.banned.iter().min_by_key(|(_, until)| **until).map(|(&peer, _)| peer)
+                && self.banned.len() >= MAX_BANNED
+            {
+                self.banned.remove(&first);
+            }
         }
-        if self.banned.len() < MAX_BANNED {
-            self.banned.insert(peer, now + BAN);
-        }
+        self.banned.insert(peer, now + BAN);
         self.trusted.remove(&peer);
     }
 
@@ -68,12 +74,12 @@ impl NetworkBehaviour for Gate {
     fn handle_pending_inbound_connection(
         &mut self,
         _: ConnectionId,
+        local: &Multiaddr,
         _: &Multiaddr,
-        remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        // A relayed connection has no address of its own; its relay is limited at its own connection.
-        match ip_of(remote) {
-            Some(ip) if !ip.is_loopback() && !self.knocks.allow(ip, Instant::now()) => Err(ConnectionDenied::new(TooFast)),
+        let relay = ip_of(local).filter(|ip| is_circuit(local) && !ip.is_loopback());
+        match relay {
+            Some(relay) if !self.circuits.allow(relay, Instant::now()) => Err(ConnectionDenied::new(TooFast)),
             _ => Ok(()),
         }
     }
@@ -107,5 +113,34 @@ impl NetworkBehaviour for Gate {
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forty_circuits_of_one_relay_pass_and_the_next_is_refused() {
+        let (mut gate, id) = (Gate::default(), ConnectionId::new_unchecked(1));
+        let mut through = |local: &str| {
+            let remote = format!("/p2p/{}", PeerId::random()).parse().unwrap();
+            gate.handle_pending_inbound_connection(id, &local.parse().unwrap(), &remote).is_ok()
+        };
+        assert_eq!((0..100).filter(|_| through("/ip4/198.51.100.7/tcp/4001/p2p-circuit")).count(), 40);
+        assert!(through("/ip4/198.51.100.8/tcp/4001/p2p-circuit"), "another relay");
+        assert!(through("/ip4/198.51.100.7/tcp/4001"), "not a circuit");
+    }
+
+    #[test]
+    fn the_last_of_a_crowd_is_banned_too_and_the_first_is_let_in_again() {
+        let mut gate = Gate::default();
+        let crowd: Vec<PeerId> = (0..=MAX_BANNED).map(|_| PeerId::random()).collect();
+        for peer in &crowd {
+            gate.ban(*peer);
+        }
+        assert_eq!(gate.banned.len(), MAX_BANNED);
+        assert!(gate.check(&crowd[MAX_BANNED]).is_err());
+        assert!(gate.check(&crowd[0]).is_ok());
     }
 }

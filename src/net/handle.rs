@@ -105,6 +105,8 @@ pub enum Command {
     },
     /// Tell what is known of the network.
     Facts {
+        /// A peer, by id or name, that must not be missing from them if it is known.
+        about: Option<String>,
         /// Told at once.
         reply: oneshot::Sender<Facts>,
     },
@@ -433,10 +435,11 @@ impl Handle {
         }
     }
 
-    /// What is known of the network now; `None` when the task is busy beyond measure or has stopped.
-    pub async fn facts(&self) -> Option<Facts> {
+    /// What is known of the network now, `about` a peer (by id or name) in any case; `None` when the task is busy beyond
+    /// measure or has stopped.
+    pub async fn facts(&self, about: Option<String>) -> Option<Facts> {
         let (reply, answer) = oneshot::channel();
-        self.commands.try_send(Command::Facts { reply }).ok()?;
+        self.commands.try_send(Command::Facts { about, reply }).ok()?;
         answer.await.ok()
     }
 

@@ -129,6 +129,7 @@ impl Task<'_> {
         self.lookups.retain(|_, asked| asked != id);
         self.announces.retain(|_, announced| announced != id);
         self.refused.retain(|(_, refused), _| refused != id);
+        self.known.forget(id);
         tracing::info!(cluster = %id, "left cluster {id}");
         self.dirty = true;
         for reply in cluster.leaving.into_iter().flat_map(|leaving| leaving.replies) {

@@ -1,75 +1,160 @@
 //! What came of dials and greetings: the memory of the doctor. Pure and bounded; nothing decides by it.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::error::Error as _;
+use std::io;
+use std::time::{Duration, Instant};
 
 use libp2p::core::transport::TransportError;
-use libp2p::swarm::DialError;
+use libp2p::memory_connection_limits::MemoryUsageLimitExceeded;
+use libp2p::swarm::{ConnectionDenied, DialError};
 use libp2p::{Multiaddr, PeerId};
 
+use super::gate::Banned;
+use super::session::End;
 use super::{address, bootstrap};
 
 use crate::domain::cluster::ClusterId;
-use crate::domain::network::{DialOutcome, GreetOutcome};
+use crate::domain::network::{DialOutcome, GreetOutcome, RefusedFacts};
 use crate::domain::node::{FoundBy, NodeId};
+use crate::wire::control::ByeReason;
 
-/// Peers that are remembered; the one that was heard of longest ago makes room.
+/// Peers that are remembered; the one that something came of longest ago makes room.
 const MAX_PEERS: usize = 1024;
 /// Addresses of one peer whose last dial is remembered.
 const MAX_ATTEMPTS: usize = 8;
+/// Addresses that were dialled without a peer id.
+const MAX_ADDRESSES: usize = 256;
+/// Clusters of one peer whose last greeting is remembered.
+const MAX_GREETINGS: usize = 16;
+
+/// Who closes a connection sooner than this has not looked whom it has before it.
+const AT_ONCE: Duration = Duration::from_secs(2);
+const HUNG_UP: &str = "it let go of the connection at once; it may be at its limit of connections, or have banned this node";
+const HUNG_UP_EARLY: &str = "it let go of the connection before the handshake was done; it may be at its limit of connections";
+
+/// The last dial to an address.
+#[derive(Debug, Clone)]
+pub(crate) struct Tried {
+    /// Without the peer id.
+    pub address: Multiaddr,
+    pub at: Instant,
+    pub outcome: DialOutcome,
+}
+
+/// The last greeting in a cluster.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Greeted {
+    pub at: Instant,
+    pub outcome: GreetOutcome,
+    /// What the other side speaks, if it said so.
+    pub versions: Option<(u16, u16)>,
+}
 
 /// What is remembered of one peer.
 #[derive(Debug, Default)]
 pub(crate) struct Note {
     /// The last dial to each address, the newest first.
-    pub attempts: VecDeque<(Multiaddr, Instant, DialOutcome)>,
-    /// The last greeting in each cluster.
-    pub greetings: HashMap<ClusterId, (Instant, GreetOutcome)>,
+    pub attempts: VecDeque<Tried>,
+    pub greetings: HashMap<ClusterId, Greeted>,
     /// Where it was heard of.
     pub sources: Vec<FoundBy>,
     /// The name that it told last.
     pub name: Option<String>,
     /// When it was heard of last.
     pub heard: Option<Instant>,
+    /// When it was heard by mDNS last.
+    pub mdns: Option<Instant>,
+    /// When anything was written here last.
+    touched: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     notes: HashMap<PeerId, Note>,
+    /// Dials of addresses that named no peer.
+    nameless: VecDeque<Tried>,
+    /// Connections that a limit of ours kept out: how many, and the last.
+    refused: Option<(u64, Instant, String)>,
 }
 
 impl Ledger {
     fn note(&mut self, peer: PeerId, now: Instant) -> &mut Note {
         if self.notes.len() >= MAX_PEERS && !self.notes.contains_key(&peer) {
-            let oldest = self.notes.iter().min_by_key(|(_, note)| note.heard).map(|(&peer, _)| peer);
+            let oldest = self.notes.iter().min_by_key(|(_, note)| note.touched).map(|(&peer, _)| peer);
             if let Some(oldest) = oldest {
                 self.notes.remove(&oldest);
             }
         }
         let note = self.notes.entry(peer).or_default();
-        note.heard = Some(now);
+        note.touched = Some(now);
         note
     }
 
     /// Somebody or something named the peer.
     pub(crate) fn heard(&mut self, peer: PeerId, source: FoundBy, now: Instant) {
-        let sources = &mut self.note(peer, now).sources;
-        if !sources.contains(&source) {
-            sources.push(source);
+        let note = self.note(peer, now);
+        note.heard = Some(now);
+        if source == FoundBy::Mdns {
+            note.mdns = Some(now);
+        }
+        if !note.sources.contains(&source) {
+            note.sources.push(source);
         }
     }
 
-    /// A dial to one address of the peer ended.
-    pub(crate) fn dialled(&mut self, peer: PeerId, address: Multiaddr, outcome: DialOutcome, now: Instant) {
-        let attempts = &mut self.note(peer, now).attempts;
-        attempts.retain(|(known, ..)| *known != address);
-        attempts.push_front((address, now, outcome));
-        attempts.truncate(MAX_ATTEMPTS);
+    /// A dial to one address ended; `peer` is whom it was to lead to, if it named somebody.
+    pub(crate) fn dialled(&mut self, peer: Option<PeerId>, address: Multiaddr, outcome: DialOutcome, now: Instant) {
+        let (list, most) = match peer {
+            Some(peer) => (&mut self.note(peer, now).attempts, MAX_ATTEMPTS),
+            None => (&mut self.nameless, MAX_ADDRESSES),
+        };
+        list.retain(|known| known.address != address);
+        list.push_front(Tried { address, at: now, outcome });
+        list.truncate(most);
+    }
+
+    /// The other end closed a connection that we had dialled. When that was at once, and nothing came of it, it did not want
+    /// us: a node at its limit of connections lets the handshake end before it says so.
+    pub(crate) fn hung_up(&mut self, peer: PeerId, address: &Multiaddr, now: Instant) {
+        let Some(note) = self.notes.get_mut(&peer) else { return };
+        let member = note.greetings.values().any(|greeted| greeted.outcome == GreetOutcome::Member);
+        let attempt = note.attempts.iter_mut().find(|tried| tried.address == *address);
+        if let Some(tried) = attempt.filter(|tried| tried.outcome == DialOutcome::Connected && !member)
+            && now.saturating_duration_since(tried.at) < AT_ONCE
+        {
+            tried.outcome = DialOutcome::Denied(HUNG_UP.to_owned());
+        }
     }
 
     /// A greeting ended, or made a member.
     pub(crate) fn greeted(&mut self, peer: PeerId, cluster: &ClusterId, outcome: GreetOutcome, now: Instant) {
-        self.note(peer, now).greetings.insert(cluster.clone(), (now, outcome));
+        let greetings = &mut self.note(peer, now).greetings;
+        if greetings.len() >= MAX_GREETINGS
+            && !greetings.contains_key(cluster)
+            && let Some(oldest) = greetings.iter().min_by_key(|(_, greeted)| greeted.at).map(|(cluster, _)| cluster.clone())
+        {
+            greetings.remove(&oldest);
+        }
+        let known = greetings.get(cluster).filter(|known| known.outcome == outcome).and_then(|known| known.versions);
+        greetings.insert(cluster.clone(), Greeted { at: now, outcome, versions: known });
+    }
+
+    /// A membership stream ended, or never began.
+    pub(crate) fn ended(&mut self, peer: PeerId, cluster: &ClusterId, end: &End, now: Instant) {
+        let outcome = match end {
+            End::Refused => GreetOutcome::Refused,
+            End::VersionMismatch(_) => GreetOutcome::VersionMismatch,
+            End::Violation(_) => GreetOutcome::Violation,
+            End::Bye(ByeReason::Duplicate | ByeReason::Surplus) => return, // it keeps another stream, or stays a member
+            End::Bye(ByeReason::Identity) | End::SameIdentity(_) => GreetOutcome::SameIdentity,
+            End::Bye(_) | End::Closed => GreetOutcome::Left,
+            End::Io(_) | End::TimedOut => GreetOutcome::Failed,
+        };
+        self.greeted(peer, cluster, outcome, now);
+        if let (End::VersionMismatch(Some(versions)), Some(greeted)) = (end, self.note(peer, now).greetings.get_mut(cluster)) {
+            greeted.versions = Some(*versions);
+        }
     }
 
     /// The peer told its name.
@@ -77,19 +162,40 @@ impl Ledger {
         self.note(peer, now).name = Some(name.to_owned());
     }
 
-    #[allow(dead_code)] // read by `facts`
+    /// A limit of ours kept somebody out.
+    pub(crate) fn refuse(&mut self, reason: String, now: Instant) {
+        let before = self.refused.as_ref().map_or(0, |(count, ..)| *count);
+        self.refused = Some((before.saturating_add(1), now, reason));
+    }
+
+    pub(crate) fn refused(&self, now: Instant) -> Option<RefusedFacts> {
+        self.refused.as_ref().map(|(count, at, reason)| RefusedFacts {
+            count: *count,
+            ago: now.saturating_duration_since(*at),
+            reason: reason.clone(),
+        })
+    }
+
     pub(crate) fn get(&self, peer: &PeerId) -> Option<&Note> {
         self.notes.get(peer)
     }
 
-    #[allow(dead_code)] // read by `facts`
-    pub(crate) fn peers(&self) -> impl Iterator<Item = (&PeerId, &Note)> {
-        self.notes.iter()
+    /// The last dial of `address`, to `peer` or to whoever is there.
+    pub(crate) fn tried(&self, peer: Option<&PeerId>, address: &Multiaddr) -> Option<&Tried> {
+        let named = peer.and_then(|peer| self.notes.get(peer)).map(|note| &note.attempts);
+        let of = |list: &'_ VecDeque<Tried>| list.iter().position(|tried| tried.address == *address);
+        let named = named.and_then(|list| of(list).map(|at| &list[at]));
+        let nameless = of(&self.nameless).map(|at| &self.nameless[at]);
+        [named, nameless].into_iter().flatten().max_by_key(|tried| tried.at)
+    }
+
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &PeerId> {
+        self.notes.keys()
     }
 }
 
-/// What each address said of a dial that failed.
-pub(crate) fn outcomes(error: &DialError) -> Vec<(Multiaddr, DialOutcome)> {
+/// What each address said of a dial that failed; `dialled` are those that were meant, where the error names none.
+pub(crate) fn outcomes(error: &DialError, dialled: &[Multiaddr]) -> Vec<(Multiaddr, DialOutcome)> {
     match error {
         DialError::WrongPeerId { obtained, address } => {
             let other = NodeId::new(obtained.to_string());
@@ -99,19 +205,64 @@ pub(crate) fn outcomes(error: &DialError) -> Vec<(Multiaddr, DialOutcome)> {
         DialError::Transport(errors) => {
             errors.iter().map(|(address, error)| (address::without_peer(address), outcome(error))).collect()
         }
-        _ => Vec::new(),
+        DialError::Denied { cause } => {
+            let outcome = DialOutcome::Denied(denied(cause));
+            dialled.iter().map(|address| (address::without_peer(address), outcome.clone())).collect()
+        }
+        DialError::NoAddresses | DialError::DialPeerConditionFalse(_) | DialError::Aborted => Vec::new(),
     }
 }
 
-fn outcome(error: &TransportError<std::io::Error>) -> DialOutcome {
-    use std::io::ErrorKind;
-    let TransportError::Other(io) = error else { return DialOutcome::Other(bootstrap::why(error)) };
-    match io.kind() {
-        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => DialOutcome::Refused,
-        ErrorKind::TimedOut => DialOutcome::TimedOut,
+/// Which rule of this node a connection fell under, a phrase.
+pub(crate) fn denied(cause: &ConnectionDenied) -> String {
+    if cause.downcast_ref::<MemoryUsageLimitExceeded>().is_some() {
+        return "this node uses as much memory as it may".to_owned();
+    }
+    cause.source().map_or_else(|| cause.to_string(), ToString::to_string)
+}
+
+/// It was for want of room, and not a matter of who knocked.
+pub(crate) fn is_limit(cause: &ConnectionDenied) -> bool {
+    cause.downcast_ref::<Banned>().is_none()
+}
+
+/// What one address said. The transports are boxed, and an error in the box shows its text and not its kind: the system's
+/// errors carry their number there, as the standard library writes them.
+pub(crate) fn outcome(error: &TransportError<io::Error>) -> DialOutcome {
+    let TransportError::Other(io) = error else { return DialOutcome::Other("this address cannot be dialled".to_owned()) };
+    let text = bootstrap::why(io);
+    let kind = number(&text).map_or_else(|| io.kind(), |number| io::Error::from_raw_os_error(number).kind());
+    by_kind(kind).unwrap_or_else(|| by_text(text))
+}
+
+/// The number in "… (os error 111)".
+fn number(text: &str) -> Option<i32> {
+    let (_, rest) = text.rsplit_once("(os error ")?;
+    rest.split_once(')')?.0.parse().ok()
+}
+
+fn by_kind(kind: io::ErrorKind) -> Option<DialOutcome> {
+    use io::ErrorKind;
+    match kind {
+        ErrorKind::ConnectionRefused => Some(DialOutcome::Refused),
+        ErrorKind::TimedOut => Some(DialOutcome::TimedOut),
         ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable | ErrorKind::AddrNotAvailable | ErrorKind::NetworkDown => {
-            DialOutcome::Unreachable
+            Some(DialOutcome::Unreachable)
         }
-        _ => DialOutcome::Other(bootstrap::why(error)),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
+            Some(DialOutcome::Denied(HUNG_UP_EARLY.to_owned()))
+        }
+        _ => None,
+    }
+}
+
+fn by_text(text: String) -> DialOutcome {
+    let lower = text.to_lowercase();
+    if lower.contains("timed out") || lower.contains("timeout") {
+        DialOutcome::TimedOut
+    } else if lower.contains("eof") || lower.contains("reset") || lower.contains("closed") || lower.contains("aborted") {
+        DialOutcome::Denied(HUNG_UP_EARLY.to_owned())
+    } else {
+        DialOutcome::Other(text)
     }
 }

@@ -12,8 +12,10 @@ use tokio::time::Instant;
 
 use super::session::Generation;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{FoundBy, Liveness, Member, ModelOffer, NodeId};
-use crate::wire::control::{Heartbeat, State, View};
+use crate::domain::network::Relay;
+use crate::domain::node::{FoundBy, Liveness, Member, ModelOffer, ModelState, NodeId};
+use crate::wire::control::{Heartbeat, State};
+use crate::wire::limits::MAX_ROSTER_MODELS;
 use crate::wire::models::Models;
 
 /// Weight of a new round trip in the running mean: an eighth, as TCP does (RFC 6298).
@@ -24,6 +26,8 @@ const SMOOTHING: u64 = 8;
 pub(crate) struct Link {
     pub addresses: Vec<Multiaddr>,
     pub direct: bool,
+    /// Who carries it, when it is not direct and that is known.
+    pub relay: Option<PeerId>,
     pub transport: &'static str,
 }
 
@@ -46,8 +50,22 @@ struct Entry {
     state: Option<State>,
     /// Details of that state's models, from version 2 on.
     models: Option<Models>,
-    /// The peers of the last view that was sent.
+    /// The peers of the last view that was sent, and when it was.
     told: Vec<Vec<u8>>,
+    told_at: Option<Instant>,
+    /// Rises when what others are told of it changes; 0 until it told its name.
+    news: u64,
+}
+
+/// A member as others are told of it.
+#[derive(Debug)]
+pub(crate) struct Shown<'a> {
+    pub name: &'a str,
+    pub serving: bool,
+    pub draining: bool,
+    pub models: Vec<&'a str>,
+    /// When it was heard last.
+    pub heard: Instant,
 }
 
 /// What [`Members::expire`] found.
@@ -71,11 +89,13 @@ pub(crate) struct Members {
     entries: BTreeMap<(ClusterId, PeerId), Entry>,
     suspect: Duration,
     dead: Duration,
+    /// The last number that was given to a change that others are told of.
+    news: u64,
 }
 
 impl Members {
     pub(crate) fn new(suspect: Duration, dead: Duration) -> Self {
-        Self { entries: BTreeMap::new(), suspect, dead }
+        Self { entries: BTreeMap::new(), suspect, dead, news: 0 }
     }
 
     fn key(cluster: &ClusterId, peer: &PeerId) -> (ClusterId, PeerId) {
@@ -114,8 +134,10 @@ impl Members {
             sent: None,
             latency_us: old.as_ref().and_then(|old| old.latency_us),
             models: old.as_ref().and_then(|old| old.models.clone()),
+            news: old.as_ref().map_or(0, |old| old.news),
             state: old.and_then(|old| old.state),
             told: Vec::new(),
+            told_at: None,
         };
         self.entries.insert((cluster.clone(), peer), entry);
         replaced
@@ -158,8 +180,13 @@ impl Members {
         }
         entry.heard = Some((heartbeat.seq, now));
         let seen = |beat: &Heartbeat| (beat.serving, beat.draining, beat.free_slots, beat.queued);
+        let told = |beat: &Heartbeat| (beat.serving, beat.draining);
         let changed = seen(&entry.heartbeat) != seen(heartbeat);
+        let is_news = entry.state.is_some() && told(&entry.heartbeat) != told(heartbeat);
         entry.heartbeat = *heartbeat;
+        if is_news {
+            self.make_news(cluster, peer);
+        }
         changed || recovered
     }
 
@@ -174,7 +201,28 @@ impl Members {
     ) -> bool {
         self.heard(cluster, peer, generation, now);
         let Some(entry) = self.held(cluster, peer, generation) else { return false };
-        entry.state.replace(state).is_none()
+        let told = |state: &State| {
+            let names = state.models.iter().take(MAX_ROSTER_MODELS).map(|model| model.name.clone());
+            (state.node_name.clone(), names.collect::<Vec<_>>())
+        };
+        let is_news = entry.state.as_ref().is_none_or(|old| told(old) != told(&state));
+        let first = entry.state.replace(state).is_none();
+        if is_news {
+            self.make_news(cluster, peer);
+        }
+        first
+    }
+
+    fn make_news(&mut self, cluster: &ClusterId, peer: &PeerId) {
+        self.news += 1;
+        if let Some(entry) = self.entries.get_mut(&Self::key(cluster, peer)) {
+            entry.news = self.news;
+        }
+    }
+
+    /// The number of the last change that others are to be told of.
+    pub(crate) fn news(&self) -> u64 {
+        self.news
     }
 
     /// Takes details of models in; true when they are those of the state that is known.
@@ -245,6 +293,11 @@ impl Members {
         self.of(cluster).filter(|(_, entry)| entry.state.is_some()).count()
     }
 
+    /// Of those: that take prompts.
+    pub(crate) fn serving(&self, cluster: &ClusterId) -> usize {
+        self.of(cluster).filter(|(_, entry)| entry.state.is_some() && entry.heartbeat.serving).count()
+    }
+
     fn of<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (&'a PeerId, &'a Entry)> {
         self.entries.iter().filter(move |((in_cluster, _), _)| in_cluster == cluster).map(|((_, peer), entry)| (peer, entry))
     }
@@ -253,28 +306,78 @@ impl Members {
         self.entries.get(&Self::key(cluster, peer))?.state.as_ref().map(|state| state.node_name.as_str())
     }
 
+    /// Who told which name in a cluster.
+    pub(crate) fn names<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (PeerId, &'a str)> + 'a {
+        self.of(cluster).filter_map(|(peer, entry)| Some((*peer, entry.state.as_ref()?.node_name.as_str())))
+    }
+
     /// Peers of a cluster, each with when it was heard last; the caller picks at random.
     pub(crate) fn heard_of<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (PeerId, Instant)> + 'a {
         self.of(cluster).map(|(peer, entry)| (*peer, entry.last_frame))
     }
 
-    /// Whether the same view was the last one that this member was told; remembers it.
-    pub(crate) fn view_told(&mut self, cluster: &ClusterId, peer: &PeerId, view: &View) -> bool {
+    /// The members of a cluster that told their names, each with the number of its last news, if that is above `after`.
+    pub(crate) fn news_after<'a>(&'a self, cluster: &'a ClusterId, after: u64) -> impl Iterator<Item = (u64, PeerId)> + 'a {
+        self.of(cluster).filter(move |(_, entry)| entry.news > after).map(|(peer, entry)| (entry.news, *peer))
+    }
+
+    /// A member as others are told of it.
+    pub(crate) fn shown(&self, cluster: &ClusterId, peer: &PeerId) -> Option<Shown<'_>> {
+        let entry = self.entries.get(&Self::key(cluster, peer))?;
+        let state = entry.state.as_ref()?;
+        let details = entry.models(state);
+        let usable = |at: usize| details.get(at).is_none_or(|model| model.state != ModelState::Failed);
+        let models = state.models.iter().enumerate().filter(|(at, _)| usable(*at)).map(|(_, model)| model.name.as_str());
+        Some(Shown {
+            name: &state.node_name,
+            serving: entry.heartbeat.serving,
+            draining: entry.heartbeat.draining,
+            models: models.take(MAX_ROSTER_MODELS).collect(),
+            heard: entry.last_frame,
+        })
+    }
+
+    /// Whether this member was told of the same peers last, within `fresh`; remembers them.
+    pub(crate) fn view_told(
+        &mut self,
+        cluster: &ClusterId,
+        peer: &PeerId,
+        mut peers: Vec<Vec<u8>>,
+        now: Instant,
+        fresh: Duration,
+    ) -> bool {
         let Some(entry) = self.entries.get_mut(&Self::key(cluster, peer)) else { return true };
-        let mut peers: Vec<Vec<u8>> = view.entries.iter().map(|entry| entry.peer.clone()).collect();
         peers.sort();
-        let same = entry.told == peers;
+        let same = entry.told == peers && entry.told_at.is_some_and(|at| now.duration_since(at) < fresh);
+        if !same {
+            entry.told_at = Some(now);
+        }
         entry.told = peers;
         same
     }
 
+    /// A relay, with its name if it is a member of anything.
+    pub(crate) fn relay(&self, id: &PeerId) -> Relay {
+        let mut told = self.entries.iter().filter(|((_, peer), _)| peer == id).filter_map(|(_, entry)| entry.state.as_ref());
+        Relay { id: NodeId::new(id.to_string()), name: told.next().map(|state| state.node_name.clone()) }
+    }
+
+    fn show(&self, peer: &PeerId, entry: &Entry) -> Option<Arc<Member>> {
+        entry.show(peer, entry.link.relay.map(|relay| self.relay(&relay)))
+    }
+
+    /// When a member was heard last, and its measured round trip.
+    pub(crate) fn nearness(&self, cluster: &ClusterId, peer: &PeerId) -> Option<(Instant, Option<u64>)> {
+        self.entries.get(&Self::key(cluster, peer)).map(|entry| (entry.last_frame, entry.latency_us))
+    }
+
     pub(crate) fn get(&self, cluster: &ClusterId, peer: &PeerId) -> Option<Arc<Member>> {
-        self.entries.get(&Self::key(cluster, peer)).and_then(|entry| entry.show(peer))
+        self.entries.get(&Self::key(cluster, peer)).and_then(|entry| self.show(peer, entry))
     }
 
     /// The members of a cluster, sorted by peer id.
     pub(crate) fn list(&self, cluster: &ClusterId) -> Vec<Arc<Member>> {
-        self.of(cluster).filter_map(|(peer, entry)| entry.show(peer)).collect()
+        self.of(cluster).filter_map(|(peer, entry)| self.show(peer, entry)).collect()
     }
 }
 
@@ -288,7 +391,7 @@ impl Entry {
         models
     }
 
-    fn show(&self, peer: &PeerId) -> Option<Arc<Member>> {
+    fn show(&self, peer: &PeerId, relay: Option<Relay>) -> Option<Arc<Member>> {
         let state = self.state.as_ref()?;
         Some(Arc::new(Member {
             id: NodeId::new(peer.to_string()),
@@ -298,7 +401,7 @@ impl Entry {
             addresses: self.link.addresses.iter().map(ToString::to_string).collect(),
             found_by: self.found_by,
             direct: self.link.direct,
-            relay: None,
+            relay,
             transport: self.link.transport,
             connected_at: self.connected_at,
             last_seen: self.last_seen,
@@ -315,160 +418,4 @@ impl Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::node::ModelState;
-    use crate::wire::models::Details;
-    use proptest::prelude::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn table() -> (Members, ClusterId, PeerId, Instant) {
-        (Members::new(10 * SECOND, 15 * SECOND), ClusterId::new("home").unwrap(), PeerId::random(), Instant::now())
-    }
-
-    fn enter(
-        members: &mut Members,
-        cluster: &ClusterId,
-        peer: PeerId,
-        generation: Generation,
-        now: Instant,
-    ) -> Option<Generation> {
-        let link = Link { addresses: Vec::new(), direct: true, transport: "quic" };
-        members.insert(cluster, peer, generation, 1, FoundBy::Mdns, link, now)
-    }
-
-    #[test]
-    fn an_old_stream_that_ends_late_does_not_remove_what_a_newer_one_made() {
-        let (mut members, cluster, peer, now) = table();
-        assert_eq!(enter(&mut members, &cluster, peer, 1, now), None);
-        assert_eq!(enter(&mut members, &cluster, peer, 2, now), Some(1));
-        assert_eq!(members.remove(&cluster, &peer, 1), None);
-        assert!(members.is_member(&peer));
-        assert!(members.remove(&cluster, &peer, 2).is_some());
-        assert!(!members.is_member(&peer));
-    }
-
-    #[test]
-    fn silence_makes_a_suspect_after_ten_seconds_and_a_dead_one_after_fifteen() {
-        let (mut members, cluster, peer, now) = table();
-        enter(&mut members, &cluster, peer, 1, now);
-        assert_eq!(members.expire(now + 9 * SECOND), []);
-        assert_eq!(members.next_deadline(), Some(now + 10 * SECOND));
-        assert_eq!(members.expire(now + 10 * SECOND), [Transition::Suspect]);
-        assert_eq!(members.expire(now + 11 * SECOND), []);
-        assert_eq!(members.next_deadline(), Some(now + 15 * SECOND));
-        assert_eq!(members.expire(now + 15 * SECOND), [Transition::Dead { cluster, peer, generation: 1 }]);
-    }
-
-    #[test]
-    fn a_frame_of_an_older_session_proves_nothing() {
-        let (mut members, cluster, peer, now) = table();
-        enter(&mut members, &cluster, peer, 2, now);
-        members.heard(&cluster, &peer, 1, now + 9 * SECOND);
-        assert_eq!(members.expire(now + 10 * SECOND), [Transition::Suspect]);
-        assert!(members.heard(&cluster, &peer, 2, now + 11 * SECOND), "the suspect is back");
-    }
-
-    #[test]
-    fn a_member_is_visible_once_it_has_told_its_state() {
-        let (mut members, cluster, peer, now) = table();
-        enter(&mut members, &cluster, peer, 1, now);
-        assert!(members.list(&cluster).is_empty());
-        let state = State { node_name: "NodeA".to_owned(), ..State::default() };
-        assert!(members.on_state(&cluster, &peer, 1, state.clone(), now));
-        assert!(!members.on_state(&cluster, &peer, 1, state, now));
-        assert_eq!(members.list(&cluster)[0].name, "NodeA");
-        assert!(members.list(&ClusterId::new("other").unwrap()).is_empty());
-    }
-
-    #[test]
-    fn details_of_models_count_with_the_state_that_they_belong_to() {
-        let (mut members, cluster, peer, now) = table();
-        enter(&mut members, &cluster, peer, 1, now);
-        let models = vec![ModelOffer::named("m"), ModelOffer::named("n")];
-        let state = State { version: 4, models, ..State::default() };
-        let details = |state_version| Models {
-            state_version,
-            details: vec![Details { state: ModelState::Ready, slots: 2, size: Some(9), ..Details::default() }],
-        };
-        assert!(!members.on_models(&cluster, &peer, 1, details(4), now), "no state yet");
-        members.on_state(&cluster, &peer, 1, state.clone(), now);
-        let known = |members: &Members| members.list(&cluster)[0].models.clone();
-        let ready = ModelOffer { state: ModelState::Ready, slots: 2, size: Some(9), ..ModelOffer::named("m") };
-        assert_eq!(known(&members), [ready.clone(), ModelOffer::named("n")]);
-        assert!(!members.on_models(&cluster, &peer, 1, details(3), now));
-        assert_eq!(known(&members), state.models);
-        assert!(members.on_models(&cluster, &peer, 1, details(4), now));
-        assert_eq!(known(&members)[0], ready);
-        members.on_state(&cluster, &peer, 1, State { version: 5, ..state.clone() }, now);
-        assert_eq!(known(&members), state.models);
-    }
-
-    #[test]
-    fn the_echo_of_a_heartbeat_gives_the_round_trip_without_the_wait_at_the_other_side() {
-        let (mut members, cluster, peer, now) = table();
-        enter(&mut members, &cluster, peer, 1, now);
-        members.on_state(&cluster, &peer, 1, State::default(), now);
-        members.sent(&cluster, &peer, 5, now);
-        let beat = Heartbeat { seq: 1, echo_seq: 5, echo_delay_us: 4_000_000, ..Heartbeat::default() };
-        members.on_heartbeat(&cluster, &peer, 1, &beat, now + 4 * SECOND + Duration::from_micros(700));
-        assert_eq!(members.list(&cluster)[0].latency_us, Some(700));
-        // A liar's delay longer than the whole trip gives 0, not a wrap.
-        members.sent(&cluster, &peer, 6, now);
-        let beat = Heartbeat { seq: 2, echo_seq: 6, echo_delay_us: u32::MAX, ..Heartbeat::default() };
-        members.on_heartbeat(&cluster, &peer, 1, &beat, now + SECOND);
-        assert_eq!(members.list(&cluster)[0].latency_us, Some(612));
-    }
-
-    proptest! {
-        #[test]
-        fn only_the_session_that_holds_a_member_keeps_it_or_ends_it(
-            steps in proptest::collection::vec((0_u8..6, 0_usize..2, 0_u64..4, 0_u64..8), 0..80),
-        ) {
-            let (mut members, cluster, first, mut now) = table();
-            let peers = [first, PeerId::random()];
-            // The plain model: who holds each member, and when that session was heard last.
-            let mut model: [Option<(Generation, Instant)>; 2] = [None; 2];
-            for (action, who, generation, seconds) in steps {
-                now += Duration::from_secs(seconds);
-                let (peer, held) = (peers[who], model[who].is_some_and(|(holder, _)| holder == generation));
-                match action {
-                    0 => {
-                        let replaced = enter(&mut members, &cluster, peer, generation, now);
-                        prop_assert_eq!(replaced, model[who].map(|(holder, _)| holder));
-                        model[who] = Some((generation, now));
-                    }
-                    1 => {
-                        prop_assert_eq!(members.remove(&cluster, &peer, generation).is_some(), held);
-                        if held { model[who] = None }
-                    }
-                    2 => drop(members.heard(&cluster, &peer, generation, now)),
-                    3 => {
-                        let beat = Heartbeat { seq: seconds, echo_seq: seconds, echo_delay_us: u32::MAX, ..Heartbeat::default() };
-                        members.sent(&cluster, &peer, seconds, now);
-                        members.on_heartbeat(&cluster, &peer, generation, &beat, now);
-                    }
-                    4 => drop(members.on_state(&cluster, &peer, generation, State::default(), now)),
-                    _ => for transition in members.expire(now) {
-                        if let Transition::Dead { peer, generation, .. } = transition {
-                            let who = usize::from(peer == peers[1]);
-                            let (holder, heard) = model[who].unwrap();
-                            prop_assert!(holder == generation && now - heard >= 15 * SECOND);
-                            prop_assert!(members.remove(&cluster, &peer, generation).is_some());
-                            model[who] = None;
-                        }
-                    },
-                }
-                if (2..5).contains(&action) && held {
-                    model[who] = Some((generation, now));
-                }
-                for (peer, model) in peers.iter().zip(&model) {
-                    prop_assert_eq!(members.generation(&cluster, peer), model.map(|(holder, _)| holder));
-                }
-                prop_assert!(members.list(&cluster).len() <= model.iter().flatten().count());
-                prop_assert_eq!(members.next_deadline().is_some(), model.iter().any(Option::is_some));
-            }
-        }
-    }
-}
+mod tests;

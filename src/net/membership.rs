@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use libp2p::swarm::ConnectionId;
 use libp2p::{PeerId, StreamProtocol};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::handle::Event;
 use super::jitter;
 use super::members::{Link, Transition};
-use super::session::{self, Context, End, Generation, Outgoing, Report, Up};
+use super::session::{self, Context, End, Generation, Outgoing, Report};
 use super::streams::Inbound;
 use super::task::{Due, Session, Task};
 use crate::domain::cluster::ClusterId;
@@ -21,7 +20,7 @@ use crate::domain::node::{GoneReason, NodeId};
 use crate::wire::control::{ByeReason, Control, Heartbeat};
 use crate::wire::frame;
 use crate::wire::limits::{MAX_HELLOS_FROM_PEER, MAX_HELLOS_PER_PEER};
-use crate::wire::version::MEMBER_PROTOCOL;
+use crate::wire::version::{MEMBER_PROTOCOL, MEMBER_VERSION_THREE};
 
 /// A cluster that a peer is not in is tried again on the same connection after a pause, twice as long each time, up to
 /// this. At once when somebody says that it is in it. The first pauses are short: a member that is short of time, or has
@@ -33,6 +32,8 @@ const HINT_AGAIN: Duration = if cfg!(test) { Duration::from_millis(200) } else {
 const HELLO_AGAIN: Duration = Duration::from_secs(5);
 /// A greeting that has to wait for the hellos before it looks again after this.
 const TURN: Duration = Duration::from_millis(50);
+/// Heartbeats that are asked for are sent no more often than this.
+const PROBE_LEAST: Duration = Duration::from_millis(200);
 /// Between two looks for silent members, at least.
 const EXPIRE_AGAIN: Duration = Duration::from_millis(10);
 
@@ -61,7 +62,7 @@ pub(super) fn framed(control: &Control) -> Outgoing {
 }
 
 impl Task<'_> {
-    fn is_lower(&self, peer: &PeerId) -> bool {
+    pub(super) fn is_lower(&self, peer: &PeerId) -> bool {
         self.local.to_bytes() < peer.to_bytes()
     }
 
@@ -82,7 +83,7 @@ impl Task<'_> {
     }
 
     fn plan_greeting(&mut self, peer: PeerId, cluster: &ClusterId, now: Instant) {
-        if self.is_lower(&peer) {
+        if self.is_lower(&peer) || self.is_awaited(&peer) {
             self.greet(peer, cluster);
         } else {
             let patience = jitter(self.lasting.config.timings.patience);
@@ -147,6 +148,7 @@ impl Task<'_> {
             connection,
             reports: self.reports.clone(),
             versions: self.lasting.config.versions,
+            run: self.lasting.run,
         }
     }
 
@@ -202,87 +204,29 @@ impl Task<'_> {
         }
     }
 
-    fn on_up(&mut self, up: Up, entered: oneshot::Sender<()>) {
-        let now = Instant::now();
-        let Up { generation, cluster, peer, connection, opened_here, protocol, outbox } = up;
-        self.hellos.remove(&generation);
-        if self.clusters.get(&cluster).is_none_or(|joined| joined.leaving.is_some()) || self.bans.is_banned(&peer, now.into_std())
-        {
-            return; // dropping `entered` ends the session
-        }
-        // Of two streams for one cluster the one that the lower peer id opened stays; a newer one of the same opener
-        // replaces the older (it moves to a better connection).
-        let opened_by_lower = opened_here == self.is_lower(&peer);
-        let current = self.members.generation(&cluster, &peer).and_then(|generation| self.sessions.get(&generation));
-        if let Some(current) = current.filter(|current| current.opened_by_lower && !opened_by_lower) {
-            let newer = |known: &super::streams::Connection| known.id == connection && known.since > current.since;
-            let may_be_a_ghost = !opened_here && self.swarm.behaviour().streams.connections(&peer).iter().any(newer);
-            let _ = outbox.try_send(Outgoing::Bye(ByeReason::Duplicate));
-            let _ = entered.send(());
-            // A peer that greets on a connection younger than the stream that we keep may have been started anew and
-            // know nothing of that stream: it gets one that it does know.
-            if may_be_a_ghost && let Some(root) = self.clusters.get(&cluster).map(|joined| joined.root.clone()) {
-                self.open_session(peer, connection, cluster, root);
-            }
-            return;
-        }
-        let Some(link) = self.link(&peer, connection) else { return };
-        let found_by = self.book.found_by(&peer).unwrap_or(crate::domain::node::FoundBy::Inbound);
-        // Prompts that run go on when the membership moves to another stream, and end with it.
-        let gone = self.members.generation(&cluster, &peer).and_then(|old| self.sessions.get(&old)).map(|old| old.gone.clone());
-        let gone = gone.unwrap_or_default();
-        let replaced = self.members.insert(&cluster, peer, generation, protocol, found_by, link, now);
-        self.sessions.insert(
-            generation,
-            Session {
-                cluster: cluster.clone(),
-                peer,
-                connection,
-                protocol,
-                opened_by_lower,
-                outbox,
-                since: std::time::Instant::now(),
-                gone,
-                beaten: now,
-                beat_at: now + jitter(self.lasting.config.timings.heartbeat),
-            },
-        );
-        self.plan_heartbeat();
-        if let Some(old) = replaced
-            && let Some(session) = self.sessions.remove(&old)
-        {
-            let _ = session.outbox.try_send(Outgoing::Bye(ByeReason::Duplicate));
-        }
-        self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
-        self.swarm.behaviour_mut().gate.trust(peer);
-        self.agenda.no_later(Due::Expire, now + self.lasting.config.timings.suspect);
-        self.publish_permits();
-        let _ = entered.send(());
-        self.introduce(generation, &cluster, now);
-        tracing::debug!(%cluster, %peer, generation, "member entered");
-    }
-
     /// How `peer` is reached over `connection`.
-    fn link(&self, peer: &PeerId, connection: ConnectionId) -> Option<Link> {
+    pub(super) fn link(&self, peer: &PeerId, connection: ConnectionId) -> Option<Link> {
         let streams = &self.swarm.behaviour().streams;
         let used = streams.connections(peer).iter().find(|known| known.id == connection)?;
         Some(Link {
             addresses: self.addresses_of(peer),
             direct: !used.relayed,
+            relay: used.relay,
             transport: if used.quic { "quic" } else { "tcp" },
         })
     }
 
     /// The first frames of a session: heartbeat, state and view, written together.
-    fn introduce(&mut self, generation: Generation, cluster: &ClusterId, now: Instant) {
+    pub(super) fn introduce(&mut self, generation: Generation, cluster: &ClusterId, now: Instant) {
         let heartbeat = self.heartbeat_for(generation, now);
         let Some((peer, protocol)) = self.sessions.get(&generation).map(|session| (session.peer, session.protocol)) else {
             return;
         };
-        let view = self.view_for(cluster, &peer, now);
         self.send(generation, &Control::Heartbeat(heartbeat));
         self.send_state(generation, cluster, protocol);
-        if let Some(view) = view {
+        if protocol >= MEMBER_VERSION_THREE {
+            self.introduce_others(generation, cluster, &peer, now);
+        } else if let Some(view) = self.view_for(cluster, &peer, now) {
             self.send(generation, &Control::View(view));
         }
     }
@@ -313,6 +257,7 @@ impl Task<'_> {
             seq: self.heartbeat_seq,
             serving,
             draining: offer.draining,
+            probe: false,
             free_slots: if serving { offer.free_slots } else { 0 },
             queued: offer.queued,
             state_version: self.state_version,
@@ -331,7 +276,7 @@ impl Task<'_> {
         self.dirty = true;
     }
 
-    fn plan_heartbeat(&mut self) {
+    pub(super) fn plan_heartbeat(&mut self) {
         if let Some(next) = self.sessions.values().map(|session| session.beat_at).min() {
             self.agenda.set(Due::Heartbeat, next);
         }
@@ -359,24 +304,32 @@ impl Task<'_> {
     /// A heartbeat is answered by our own, unless ours went out a short while ago: the two of a pair fall into one exchange,
     /// where the answer carries QUIC's acknowledgement too. Two nodes that beat by clocks of their own wake each other
     /// twice as often.
-    fn answer_heartbeat(&mut self, generation: Generation, now: Instant) {
-        let half = self.lasting.config.timings.heartbeat / 2;
+    fn answer_heartbeat(&mut self, generation: Generation, probe: bool, now: Instant) {
+        let least = if probe { PROBE_LEAST } else { self.lasting.config.timings.heartbeat / 2 };
         if let Some(session) = self.sessions.get(&generation)
-            && now.duration_since(session.beaten) >= half
+            && now.duration_since(session.beaten) >= least
         {
             self.beat(now, |candidate, _| candidate == generation);
             self.plan_heartbeat();
         }
     }
 
+    /// Asks for a heartbeat at once.
+    pub(super) fn probe(&mut self, generation: Generation, now: Instant) {
+        let heartbeat = Heartbeat { probe: true, ..self.heartbeat_for(generation, now) };
+        self.send(generation, &Control::Heartbeat(heartbeat));
+    }
+
     fn on_control(&mut self, generation: Generation, control: Control) {
         let Some(session) = self.sessions.get(&generation) else { return };
         let (cluster, peer) = (session.cluster.clone(), session.peer);
         let now = Instant::now();
+        let news = self.members.news();
+        self.lives(generation, now);
         match control {
             Control::Heartbeat(heartbeat) => {
                 self.dirty |= self.members.on_heartbeat(&cluster, &peer, generation, &heartbeat, now);
-                self.answer_heartbeat(generation, now);
+                self.answer_heartbeat(generation, heartbeat.probe, now);
             }
             Control::State(state) => {
                 let first = self.members.on_state(&cluster, &peer, generation, state, now);
@@ -392,7 +345,15 @@ impl Task<'_> {
                 self.dirty |= self.members.heard(&cluster, &peer, generation, now);
                 self.learn_view(peer, &cluster, view, now);
             }
+            Control::Roster(roster) => {
+                self.dirty |= self.members.heard(&cluster, &peer, generation, now);
+                self.learn_roster(generation, roster, now);
+            }
+            Control::SameIdentity(address) => self.rival_reported(&peer, &cluster, address, now),
             Control::Bye(_) => {}
+        }
+        if self.members.news() > news {
+            self.plan_news(now);
         }
     }
 
@@ -400,6 +361,7 @@ impl Task<'_> {
     fn on_member_known(&mut self, cluster: &ClusterId, peer: PeerId, now: Instant) {
         self.membership_changed = true;
         self.publish_permits();
+        self.known_arrived(cluster, &peer, now);
         self.policy.succeeded(&peer);
         self.book.succeeded(&peer, now.into_std());
         self.ledger.greeted(peer, cluster, GreetOutcome::Member, now.into_std());
@@ -414,25 +376,21 @@ impl Task<'_> {
     }
 
     fn on_down(&mut self, generation: Generation, peer: PeerId, connection: ConnectionId, cluster: Option<ClusterId>, end: End) {
-        self.hellos.remove(&generation);
+        let accepted = self.hellos.remove(&generation).is_some_and(|(_, greeted)| greeted.is_none());
         tracing::debug!(%peer, generation, ?end, "membership stream ended");
         let now = Instant::now();
         if let Some(cluster) = &cluster {
-            let outcome = match &end {
-                End::Refused => GreetOutcome::Refused,
-                End::VersionMismatch => GreetOutcome::VersionMismatch,
-                End::Violation(_) => GreetOutcome::Violation,
-                End::Bye(_) | End::Closed | End::Io(_) | End::TimedOut => GreetOutcome::Failed,
-            };
-            self.ledger.greeted(peer, cluster, outcome, now.into_std());
+            self.ledger.ended(peer, cluster, &end, now.into_std());
         }
         match &end {
-            End::Refused | End::VersionMismatch => {
+            // What became of the other side's hello says nothing about ours.
+            End::Refused | End::VersionMismatch(_) if accepted => {}
+            End::Refused | End::VersionMismatch(_) => {
                 // A report of a connection that is gone would never be forgotten.
                 if let (Some(cluster), true) = (&cluster, self.is_open(&peer, connection)) {
                     let key = (connection, cluster.clone());
                     let pause = match (&end, self.refused.get(&key)) {
-                        (End::VersionMismatch, _) => REFUSED,
+                        (End::VersionMismatch(_), _) => REFUSED,
                         (_, Some(last)) => (last.pause * 2).min(REFUSED),
                         (_, None) => jitter(HELLO_AGAIN),
                     };
@@ -443,13 +401,21 @@ impl Task<'_> {
             // The other side keeps another stream, whose first heartbeat may come after this word: the member stays
             // until then, or until it has been silent for too long.
             End::Bye(ByeReason::Duplicate) if self.sessions.contains_key(&generation) => return,
+            End::Bye(ByeReason::Surplus) if self.sessions.contains_key(&generation) => {
+                return self.parted_from(generation, connection, now);
+            }
+            End::Bye(ByeReason::Identity) | End::SameIdentity(_) => self.told_of_a_rival(peer, connection, cluster.as_ref(), now),
             End::Violation(_) => self.on_violation(peer),
-            End::Bye(_) | End::Closed | End::Io(_) | End::TimedOut => {}
+            End::Closed => self.refused_rival_ended(&peer, connection),
+            End::Bye(_) | End::Io(_) | End::TimedOut => {}
+        }
+        if let (End::SameIdentity(address), Some(cluster)) = (&end, &cluster) {
+            self.rival_reported(&peer, cluster, address.clone(), now);
         }
         let reason = match &end {
-            End::Bye(_) | End::Closed => GoneReason::Left,
+            End::Bye(_) | End::Closed | End::SameIdentity(_) => GoneReason::Left,
             End::TimedOut => GoneReason::Timeout,
-            End::Refused | End::VersionMismatch | End::Io(_) | End::Violation(_) => GoneReason::Error,
+            End::Refused | End::VersionMismatch(_) | End::Io(_) | End::Violation(_) => GoneReason::Error,
         };
         let buried = self.bury(generation, reason);
         // The hello went down with its connection, and there is another one.
@@ -466,6 +432,14 @@ impl Task<'_> {
             let delay = if buried { self.lasting.config.timings.patience } else { HELLO_AGAIN };
             self.agenda.no_later(Due::Hello(peer, cluster), now + jitter(delay));
         }
+    }
+
+    /// Another machine has our identity, and was there first: we come back in a minute, no sooner.
+    fn told_of_a_rival(&mut self, peer: PeerId, connection: ConnectionId, cluster: Option<&ClusterId>, now: Instant) {
+        if let (Some(cluster), true) = (cluster, self.is_open(&peer, connection)) {
+            self.refused.insert((connection, cluster.clone()), Refusal { at: now, pause: super::rivals::REFUSED });
+        }
+        self.policy.hold(&peer, super::rivals::REFUSED, now.into_std());
     }
 
     fn is_open(&self, peer: &PeerId, connection: ConnectionId) -> bool {
@@ -486,18 +460,24 @@ impl Task<'_> {
 
     fn on_gone(&mut self, cluster: &ClusterId, peer: PeerId, name: Option<String>, reason: GoneReason) {
         self.dirty = true;
-        self.publish_permits();
-        if !self.members.is_member(&peer) {
-            self.lasting.pool.forget(peer);
-            if !self.is_bootstrap(&peer) {
-                self.swarm.behaviour_mut().limits.remove_peer_id(&peer);
-                self.swarm.behaviour_mut().gate.distrust(&peer);
-            }
-        }
+        self.left_our_side(&peer);
+        self.tell_of_loss(cluster, peer, Instant::now());
         if let Some(name) = name {
             self.membership_changed = true;
             let id = NodeId::new(peer.to_string());
             let _ = self.lasting.events.send(Event::MemberDown { cluster: cluster.clone(), id, name, reason });
+        }
+    }
+
+    /// A peer is a member at our side in one cluster less.
+    pub(super) fn left_our_side(&mut self, peer: &PeerId) {
+        self.publish_permits();
+        if !self.members.is_member(peer) {
+            self.lasting.pool.forget(*peer);
+            if !self.is_bootstrap(peer) {
+                self.swarm.behaviour_mut().limits.remove_peer_id(peer);
+                self.swarm.behaviour_mut().gate.distrust(peer);
+            }
         }
     }
 
@@ -550,6 +530,8 @@ impl Task<'_> {
     pub(super) fn forget_connection(&mut self, peer: PeerId, connection: ConnectionId) {
         self.refused.retain(|(refused, _), _| *refused != connection);
         self.serving.remove(&connection);
+        self.pings.connection_closed(connection);
         self.lasting.pool.connection_closed(peer, connection);
+        self.on_path_lost(peer, Instant::now());
     }
 }

@@ -3,6 +3,7 @@
 //! Other layers hold a [`Handle`] and read [`Snapshot`]s; nothing of libp2p leaves this module.
 
 mod address;
+mod admission;
 mod agenda;
 mod alarm;
 mod answer;
@@ -22,21 +23,31 @@ mod guard;
 mod handle;
 pub mod identity;
 mod joining;
+mod known;
 mod lanes;
 mod ledger;
 mod listen;
+mod lobby;
 mod local;
 mod mdns;
 mod members;
 mod membership;
 mod mesh;
+mod meter;
 mod nat;
 mod offers;
 mod ping;
+mod places;
 mod port;
 mod publish;
+mod punch;
+mod reach;
 mod recover;
+mod relaying;
+mod rivals;
 mod session;
+#[cfg(test)]
+mod simulation;
 mod store;
 mod streams;
 mod supervise;
@@ -44,6 +55,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod views;
 
 pub use behaviour::ConnectionCaps;
 pub use config::{Config, Mesh, Relaying, Remembered, Timings};
@@ -51,6 +63,7 @@ pub use handle::{
     AnswerEvent, AnswerNow, AnswerStream, Command, Event, Handle, InboundPrompt, JoinError, JoinOptions, LeaveError, Replier,
     Scripted, Service, Snapshot,
 };
+pub use ping::MAX_PINGS;
 pub use supervise::{Stopped, start};
 pub use task::{MAX_CLUSTERS, StartError};
 
@@ -68,9 +81,19 @@ fn jitter(period: Duration) -> Duration {
 
 /// A number below `below`; 0 when `below` is 0 or there are no random numbers. Fairness hangs on it, no secret.
 fn random_below(below: usize) -> usize {
+    if below == 0 { 0 } else { usize::try_from(random_u64() % below as u64).unwrap_or(0) }
+}
+
+/// Eight random bytes; 0 where the system gives none.
+fn random_u64() -> u64 {
     let mut bytes = [0; 8];
-    if below == 0 || getrandom::fill(&mut bytes).is_err() {
-        return 0;
+    let _ = getrandom::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+/// Shuffles a list.
+fn shuffle<T>(list: &mut [T]) {
+    for at in (1..list.len()).rev() {
+        list.swap(at, random_below(at + 1));
     }
-    usize::try_from(u64::from_le_bytes(bytes) % below as u64).unwrap_or(0)
 }

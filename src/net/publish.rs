@@ -8,7 +8,23 @@ use super::answer::{self, Permits};
 use super::handle::{Directory, Snapshot};
 use super::task::Task;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{ClusterState, ClusterView, NodeId};
+use crate::domain::doctor;
+use crate::domain::node::{ClusterState, ClusterView, Member, NodeId};
+
+/// Names of members in one log line; more are counted.
+const NAMES: usize = 32;
+
+fn names(view: &ClusterView) -> String {
+    let mut names: Vec<String> = view.members.iter().map(|member| super::membership::loggable(&member.name)).collect();
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    names.sort();
+    let more = names.len().saturating_sub(NAMES);
+    names.truncate(NAMES);
+    let listed = names.join(", ");
+    if more > 0 { format!("{listed} and {more} more") } else { listed }
+}
 
 impl Task<'_> {
     pub(super) fn publish(&mut self) {
@@ -18,6 +34,7 @@ impl Task<'_> {
             .values()
             .map(|cluster| {
                 let members = self.members.list(&cluster.id);
+                let connected = members.len();
                 let state = if cluster.leaving.is_some() {
                     ClusterState::Disconnecting
                 } else if members.is_empty() {
@@ -34,6 +51,7 @@ impl Task<'_> {
                 } else {
                     ClusterState::Degraded
                 };
+                let members = self.with_known(&cluster.id, members, connected);
                 let view = ClusterView {
                     id: cluster.id.clone(),
                     state,
@@ -48,25 +66,29 @@ impl Task<'_> {
             .collect();
         if std::mem::take(&mut self.membership_changed) {
             for view in clusters.values() {
-                let mut names: Vec<String> =
-                    view.members.iter().map(|member| super::membership::loggable(&member.name)).collect();
-                names.sort();
-                tracing::info!(cluster = %view.id, "peers: {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") });
+                tracing::info!(cluster = %view.id, "peers: {}", names(view));
             }
         }
         let snapshot = Snapshot {
             peer_id: Some(NodeId::new(self.local.to_string())),
-            listen_addresses: self.swarm.listeners().map(ToString::to_string).collect(),
-            dialable_addresses: super::address::for_others(self.swarm.listeners().collect::<Vec<_>>().into_iter())
-                .into_iter()
-                .map(ToString::to_string)
-                .collect(),
+            listen_addresses: self.own_listeners().map(ToString::to_string).collect(),
+            dialable_addresses: self.dialable_addresses(),
             clusters,
             connected_peers: self.swarm.connected_peers().count(),
             connections: self.swarm.behaviour().streams.all().count(),
-            problems: self.problems.values().cloned().chain(self.bootstrap_problems()).collect(),
+            problems: doctor::problems(&self.facts_of_node()).into_iter().chain(self.problems.values().cloned()).collect(),
         };
         self.lasting.publish.send_replace(Arc::new(snapshot));
+    }
+
+    /// The members at our side and those that are only known, sorted.
+    fn with_known(&self, cluster: &ClusterId, mut members: Vec<Arc<Member>>, connected: usize) -> Vec<Arc<Member>> {
+        let not_here = self.known.list(cluster).filter(|(peer, _)| self.members.name(cluster, peer).is_none());
+        members.extend(not_here.map(|(_, member)| Arc::clone(member)));
+        if members.len() > connected {
+            members.sort_by(|one, other| one.id.cmp(&other.id));
+        }
+        members
     }
 
     /// Rebuilds what serving lanes may read of the member table.

@@ -19,7 +19,7 @@ use crate::wire::keys::Root;
 use crate::wire::limits::{
     CONTROL_BURST, CONTROL_PER_SECOND, CONTROL_STALL, H1_BYTES, HELLO_DEADLINE, MAX_CONTROL_FRAME_BYTES, MAX_HELLO_FRAME_BYTES,
 };
-use crate::wire::version::Versions;
+use crate::wire::version::{MEMBER_VERSION_THREE, Versions};
 
 /// Control frames that may wait for a slow reader; a heartbeat more is left out, a state more ends the session.
 const OUTBOX: usize = 16;
@@ -48,6 +48,8 @@ pub(crate) struct Up {
     /// We opened the stream.
     pub opened_here: bool,
     pub protocol: u16,
+    /// Names the run of the node at the other end; from version 3 on.
+    pub run: Option<u64>,
     /// Where frames for this session go.
     pub outbox: mpsc::Sender<Outgoing>,
 }
@@ -62,12 +64,14 @@ pub(crate) enum End {
     Closed,
     /// The other side is not in the cluster, or does not answer strangers.
     Refused,
-    /// No common protocol version.
-    VersionMismatch,
+    /// No common protocol version; what the other side speaks, if it said so.
+    VersionMismatch(Option<(u16, u16)>),
     /// The stream broke.
     Io(String),
     /// The other side broke the protocol.
     Violation(String),
+    /// Another machine with our identity is a member there already, at this address.
+    SameIdentity(Vec<u8>),
     /// The hello was not done in time.
     TimedOut,
 }
@@ -93,12 +97,14 @@ pub(crate) struct Context {
     pub connection: ConnectionId,
     pub reports: mpsc::Sender<Report>,
     pub versions: Versions,
+    /// Names this run of the node.
+    pub run: u64,
 }
 
 impl From<HelloError> for End {
     fn from(error: HelloError) -> Self {
         match error {
-            HelloError::VersionMismatch { .. } => Self::VersionMismatch,
+            HelloError::VersionMismatch { min, max } => Self::VersionMismatch((max > 0).then_some((min, max))),
             HelloError::NoMatch => Self::Refused,
             other => Self::Violation(other.to_string()),
         }
@@ -116,18 +122,18 @@ impl From<frame::FrameError> for End {
     }
 }
 
-fn nonce() -> Result<[u8; 32], End> {
+/// A new nonce that names the run of this node.
+fn nonce(context: &Context) -> Result<[u8; 32], End> {
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce).map_err(|error| End::Io(format!("the system gives no random numbers: {error}")))?;
+    nonce[..hello::RUN_BYTES].copy_from_slice(&context.run.to_be_bytes());
     Ok(nonce)
 }
 
 /// Runs the opener's side of a session to its end.
 pub(crate) async fn open(context: Context, cluster: ClusterId, root: Root, stream: Stream) {
     let end = match timeout(HELLO_DEADLINE, greet(&context, &root, stream)).await {
-        Ok(Ok((reader, writer, protocol, first))) => {
-            converse(&context, cluster.clone(), protocol, true, Some(first), reader, writer).await
-        }
+        Ok(Ok((greeted, first))) => converse(&context, cluster.clone(), greeted, Some(first)).await,
         Ok(Err(end)) => end,
         Err(_) => End::TimedOut,
     };
@@ -136,16 +142,16 @@ pub(crate) async fn open(context: Context, cluster: ClusterId, root: Root, strea
 
 /// Runs the accepter's side of a session to its end. `roots` are all clusters that this node is in.
 pub(crate) async fn accept(context: Context, roots: Vec<(ClusterId, Root)>, stream: Stream) {
-    let mut cluster = None;
-    let end = match timeout(HELLO_DEADLINE, answer(&context, &roots, stream)).await {
-        Ok(Ok((matched, reader, writer, protocol))) => {
+    let (mut cluster, mut mismatched) = (None, None);
+    let end = match timeout(HELLO_DEADLINE, answer(&context, &roots, stream, &mut mismatched)).await {
+        Ok(Ok((matched, greeted))) => {
             cluster = Some(matched.clone());
-            converse(&context, matched, protocol, false, None, reader, writer).await
+            converse(&context, matched, greeted, None).await
         }
         Ok(Err(end)) => end,
         Err(_) => End::TimedOut,
     };
-    down(context, cluster, end).await;
+    down(context, cluster.or(mismatched), end).await;
 }
 
 pub(crate) async fn down(context: Context, cluster: Option<ClusterId>, end: End) {
@@ -176,6 +182,24 @@ impl Pace {
 type Reader = FrameReader<futures::io::ReadHalf<Stream>>;
 type Writer = futures::io::WriteHalf<Stream>;
 
+/// A stream after its hello.
+struct Greeted {
+    reader: Reader,
+    writer: Writer,
+    protocol: u16,
+    /// Of the node at the other end.
+    run: Option<u64>,
+    opened_here: bool,
+}
+
+impl Greeted {
+    /// Before version 3 what stands in the place of the run says nothing.
+    fn new(reader: Reader, writer: Writer, protocol: u16, run: Option<u64>, opened_here: bool) -> Self {
+        let run = run.filter(|_| protocol >= MEMBER_VERSION_THREE);
+        Self { reader, writer, protocol, run, opened_here }
+    }
+}
+
 async fn put(writer: &mut Writer, body: &[u8]) -> Result<(), End> {
     let mut framed = Vec::with_capacity(body.len() + 4);
     frame::encode(body, &mut framed);
@@ -184,11 +208,11 @@ async fn put(writer: &mut Writer, body: &[u8]) -> Result<(), End> {
 }
 
 /// H1 out, H2 in, H3 out, first heartbeat in.
-async fn greet(context: &Context, root: &Root, stream: Stream) -> Result<(Reader, Writer, u16, Heartbeat), End> {
+async fn greet(context: &Context, root: &Root, stream: Stream) -> Result<(Greeted, Heartbeat), End> {
     let (read, mut writer) = stream.split();
     let mut reader = FrameReader::new(read);
     let (initiator, h1) =
-        hello::Initiator::new(context.versions, root, &context.local.to_bytes(), &context.peer.to_bytes(), nonce()?);
+        hello::Initiator::new(context.versions, root, &context.local.to_bytes(), &context.peer.to_bytes(), nonce(context)?);
     put(&mut writer, &h1).await?;
     // A reset or a close without one byte is the answer of a node that is not in the cluster.
     let h2 = match reader.next(MAX_HELLO_FRAME_BYTES).await {
@@ -196,41 +220,47 @@ async fn greet(context: &Context, root: &Root, stream: Stream) -> Result<(Reader
         Ok(None) | Err(frame::FrameError::Io(_) | frame::FrameError::Truncated) => return Err(End::Refused),
         Err(other) => return Err(other.into()),
     };
+    let run = hello::run_of(&h2);
     let (protocol, h3) = initiator.on_h2(&h2)?;
     put(&mut writer, &h3).await?;
     let first = reader.next(MAX_CONTROL_FRAME_BYTES).await?.ok_or(End::Refused)?;
     match Control::decode(&first).map_err(|error| End::Violation(error.to_string()))? {
-        Control::Heartbeat(heartbeat) => Ok((reader, writer, protocol, heartbeat)),
+        control if control.since() > protocol => Err(too_new(&control, protocol)),
+        Control::Heartbeat(heartbeat) => Ok((Greeted::new(reader, writer, protocol, run, true), heartbeat)),
+        Control::SameIdentity(address) => Err(End::SameIdentity(address)),
         // It has another stream for this cluster and keeps that one, or it is just leaving.
         Control::Bye(reason) => Err(End::Bye(reason)),
         _ => Err(End::Violation("the first frame after the hello is no heartbeat".to_owned())),
     }
 }
 
-/// H1 in, H2 out, H3 in. A stranger gets no byte.
-async fn answer(context: &Context, roots: &[(ClusterId, Root)], stream: Stream) -> Result<(ClusterId, Reader, Writer, u16), End> {
+fn too_new(control: &Control, protocol: u16) -> End {
+    End::Violation(format!("a frame of version {} in version {protocol}", control.since()))
+}
+
+/// H1 in, H2 out, H3 in. A stranger gets no byte. `mismatched` is the cluster in which there is no common version.
+async fn answer(
+    context: &Context,
+    roots: &[(ClusterId, Root)],
+    stream: Stream,
+    mismatched: &mut Option<ClusterId>,
+) -> Result<(ClusterId, Greeted), End> {
     let (read, mut writer) = stream.split();
     let mut reader = FrameReader::new(read);
     let h1 = reader.next(H1_BYTES).await?.ok_or(End::Refused)?;
+    let run = hello::run_of(&h1);
     let candidates: Vec<&Root> = roots.iter().map(|(_, root)| root).collect();
     let (opener, accepter) = (context.peer.to_bytes(), context.local.to_bytes());
-    let (matched, responder) = hello::Responder::on_h1(context.versions, &candidates, &opener, &accepter, &h1, nonce()?)?;
+    let (matched, responder) = hello::Responder::on_h1(context.versions, &candidates, &opener, &accepter, &h1, nonce(context)?)?;
     put(&mut writer, responder.h2()).await?;
-    let protocol = responder.version()?;
+    let protocol = responder.version().inspect_err(|_| *mismatched = Some(roots[matched].0.clone()))?;
     let h3 = reader.next(MAX_HELLO_FRAME_BYTES).await?.ok_or(End::Refused)?;
     responder.on_h3(&h3)?;
-    Ok((roots[matched].0.clone(), reader, writer, protocol))
+    Ok((roots[matched].0.clone(), Greeted::new(reader, writer, protocol, run, false)))
 }
 
-async fn converse(
-    context: &Context,
-    cluster: ClusterId,
-    protocol: u16,
-    opened_here: bool,
-    first: Option<Heartbeat>,
-    mut reader: Reader,
-    mut writer: Writer,
-) -> End {
+async fn converse(context: &Context, cluster: ClusterId, greeted: Greeted, first: Option<Heartbeat>) -> End {
+    let Greeted { mut reader, mut writer, protocol, run, opened_here } = greeted;
     let (outbox, mut outgoing) = mpsc::channel(OUTBOX);
     let (entered, is_entered) = oneshot::channel();
     let up = Up {
@@ -240,6 +270,7 @@ async fn converse(
         connection: context.connection,
         opened_here,
         protocol,
+        run,
         outbox,
     };
     if context.reports.send(Report::Up(up, entered)).await.is_err() || is_entered.await.is_err() {
@@ -260,10 +291,8 @@ async fn converse(
                 Err(error) => return error.into(),
             };
             match Control::decode(&frame) {
+                Ok(control) if control.since() > protocol => return too_new(&control, protocol),
                 Ok(Control::Bye(reason)) => return End::Bye(reason),
-                Ok(control) if control.since() > protocol => {
-                    return End::Violation(format!("a frame of version {} in version {protocol}", control.since()));
-                }
                 Ok(control) => {
                     if context.reports.send(Report::Frame(context.generation, control)).await.is_err() {
                         return End::Closed;

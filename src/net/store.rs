@@ -12,7 +12,7 @@ use libp2p::PeerId;
 use libp2p::kad::store::{Error, RecordStore, Result};
 use libp2p::kad::{ProviderRecord, Record, RecordKey};
 
-use super::address::ip_of;
+use super::address::{ip_of, is_circuit};
 use super::random_below;
 
 const MAX_PER_KEY: usize = 256;
@@ -23,6 +23,8 @@ const MAX_KEYS_PER_PROVIDER: usize = 32;
 const MAX_PER_SUBNET: usize = 8;
 const MAX_ADDRESSES: usize = 8;
 const MAX_RECORD_BYTES: usize = 1024;
+/// Providers of one key behind relays in one /24 or /48: one relay holds as many places.
+const MAX_PER_RELAY: usize = 128;
 /// Providers in one answer: what fits a packet.
 const MAX_ANSWER: usize = 64;
 
@@ -35,11 +37,15 @@ pub(crate) struct Providers {
     keys_of: HashMap<PeerId, usize>,
 }
 
-fn subnet(record: &ProviderRecord) -> Option<u64> {
-    record.addresses.iter().find_map(ip_of).map(|ip| match ip {
+/// Where a provider is, and how many of one key may be there. Of one that is behind a relay, where the relay is.
+fn subnet(record: &ProviderRecord) -> Option<(u64, usize)> {
+    let direct = record.addresses.iter().find(|address| !is_circuit(address));
+    let most = if direct.is_some() { MAX_PER_SUBNET } else { MAX_PER_RELAY };
+    let net = match direct.or(record.addresses.first()).and_then(ip_of)? {
         IpAddr::V4(ip) => u64::from(u32::from(ip) >> 8),
         IpAddr::V6(ip) => 1 << 63 | u64::try_from(u128::from(ip) >> 80).unwrap_or(u64::MAX >> 1),
-    })
+    };
+    Some((net, most))
 }
 
 impl Providers {
@@ -103,7 +109,7 @@ impl Providers {
             let ours = subnet(&record);
             let same: Vec<usize> =
                 list.iter().enumerate().filter(|(_, known)| ours.is_some() && subnet(known) == ours).map(|(at, _)| at).collect();
-            if same.len() >= MAX_PER_SUBNET {
+            if ours.is_some_and(|(_, most)| same.len() >= most) {
                 let victim = same[random_below(same.len())];
                 self.drop_at(&key, victim);
             } else if list.len() >= MAX_PER_KEY {
@@ -248,6 +254,14 @@ mod tests {
             let _ = store.add_provider(record(1, 7, later()));
         }
         assert_eq!(store.total, MAX_PER_SUBNET);
+        let behind = |number| {
+            let address = format!("/ip4/192.0.2.7/tcp/{number}/p2p/{}/p2p-circuit", PeerId::random()).parse().unwrap();
+            ProviderRecord { addresses: vec![address], ..record(2, 7, later()) }
+        };
+        for number in 1..200 {
+            let _ = store.add_provider(behind(number));
+        }
+        assert_eq!(store.others[&key(2)].len(), MAX_PER_RELAY, "many homes may be behind one relay");
         let provider = PeerId::random();
         let accepted = (100..200)
             .filter(|&number| store.add_provider(ProviderRecord { provider, ..record(number, number, later()) }).is_ok());

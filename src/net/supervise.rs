@@ -14,7 +14,7 @@ use super::handle::{Direct, Directory, Event, Handle, Service, Snapshot};
 use super::identity::Identity;
 use super::lanes::Pool;
 use super::task::{self, Ended, Lasting, StartError};
-use crate::domain::node::{ClusterState, ClusterView, GoneReason};
+use crate::domain::node::{ClusterState, ClusterView, GoneReason, Liveness};
 
 /// This many panics within [`WINDOW`] end the daemon: systemd starts it afresh.
 const MAX_PANICS: usize = 5;
@@ -40,7 +40,8 @@ fn forget_members(lasting: &Lasting) {
     let last = lasting.publish.borrow().clone();
     let mut clusters = BTreeMap::new();
     for (cluster, view) in &last.clusters {
-        for member in &view.members {
+        // Who was only known has not come, and does not go.
+        for member in view.members.iter().filter(|member| member.liveness != Liveness::Known) {
             let (id, name) = (member.id.clone(), member.name.clone());
             let _ = lasting.events.send(Event::MemberDown { cluster: cluster.clone(), id, name, reason: GoneReason::Error });
         }
@@ -72,6 +73,7 @@ pub async fn start(
         directory: publish_directory,
         service,
         next_generation: 0,
+        run: super::random_u64(),
     };
     let mut commands = scripted.commands;
     let (started, is_started) = oneshot::channel();

@@ -21,7 +21,7 @@ use futures::StreamExt as _;
 use super::agenda::Agenda;
 use super::alarm::Alarm;
 use super::answer::{self, Desk, Permits};
-use super::behaviour::Behaviour;
+use super::behaviour::{Behaviour, Parts};
 use super::book::Book;
 use super::config::Config;
 use super::dedup::Seen;
@@ -29,18 +29,23 @@ use super::dial::Policy;
 use super::gate::Gate;
 use super::guard::Bans;
 use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service, Snapshot};
+use super::known::Known;
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
+use super::lobby::Door;
 use super::mdns::{self, Mdns};
 use super::members::Members;
+use super::meter::Meters;
+use super::nat::Reach;
+use super::ping::Pings;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::Offer;
+use crate::domain::node::{FoundBy, Offer};
 use crate::wire::control::ByeReason;
 use crate::wire::keys::Root;
-use crate::wire::version::INFERENCE_PROTOCOL;
+use crate::wire::version::{INFERENCE_PROTOCOL, PING_PROTOCOL};
 
 /// Clusters that a node may be in at once: each costs a membership stream to every member.
 pub const MAX_CLUSTERS: usize = 16;
@@ -66,6 +71,14 @@ pub(crate) enum Due {
     Expire,
     /// Exchange views with the members.
     Views,
+    /// Tell the members what is new about others.
+    News,
+    /// Look whether this node has too few members at its side, or too many.
+    Mesh,
+    /// Give up reaching members that are only known.
+    Reach,
+    /// Decide between two machines with one identity.
+    Contest,
     /// Dial candidates.
     Dial,
     /// Say in the DHT that this node is in the cluster.
@@ -78,6 +91,12 @@ pub(crate) enum Due {
     Duplicates(PeerId),
     /// Dial a bootstrap address that names no peer.
     Bootstrap(usize),
+    /// Ask relays for places.
+    Places,
+    /// Try to reach a peer directly that is connected through a relay.
+    Direct(PeerId),
+    /// Tell who waits to ping a peer that it did not connect in time.
+    Ping(PeerId),
     /// Start mDNS anew after it has failed.
     Mdns,
     /// Close idle lanes.
@@ -118,6 +137,12 @@ pub(crate) struct Session {
     pub protocol: u16,
     pub connection: ConnectionId,
     pub opened_by_lower: bool,
+    /// Names the run of the node at the other end; from version 3 on.
+    pub run: Option<u64>,
+    /// The number of the last news that it was told.
+    pub told: u64,
+    /// Members that it lists, by its own word.
+    pub listed: usize,
     pub since: std::time::Instant,
     pub outbox: mpsc::Sender<Outgoing>,
     /// Cancelled with the member, and with it its prompts.
@@ -139,6 +164,8 @@ pub(crate) struct Lasting {
     pub directory: watch::Sender<Arc<Directory>>,
     pub service: Arc<dyn Service>,
     pub next_generation: Generation,
+    /// Names this run of the node in its hellos.
+    pub run: u64,
 }
 
 /// Why the loop ended.
@@ -156,6 +183,10 @@ pub(crate) struct Task<'a> {
     pub(super) local: PeerId,
     pub(super) clusters: BTreeMap<ClusterId, Cluster>,
     pub(super) members: Members,
+    /// Members that this node is not connected to.
+    pub(super) known: Known,
+    pub(super) mesh: super::mesh::State,
+    pub(super) rivals: super::rivals::Rivals,
     pub(super) sessions: HashMap<Generation, Session>,
     /// Hellos in flight, to bound them per peer and to not greet twice.
     pub(super) hellos: HashMap<Generation, (PeerId, Option<ClusterId>)>,
@@ -164,8 +195,14 @@ pub(crate) struct Task<'a> {
     pub(super) book: Book,
     pub(super) policy: Policy,
     pub(super) bans: Bans,
+    pub(super) door: Door,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
+    /// How others reach this node.
+    pub(super) reach: Reach,
+    pub(super) pings: Pings,
+    /// Configured addresses that could not be listened on, with the reason.
+    pub(super) not_listening: Vec<(String, String)>,
     /// Discovery on the local network, while it runs, and what it tells.
     pub(super) mdns: Option<Mdns>,
     pub(super) mdns_events: mpsc::Sender<mdns::Event>,
@@ -257,9 +294,15 @@ pub(crate) async fn run(
     let (mdns_events, mdns) = mpsc::channel(64);
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
-    let behaviour = Behaviour::new(&keypair, lasting.config.caps, Gate::default(), inbound_sender);
-    let swarm = transport::swarm(&keypair, behaviour, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let local = keypair.public().to_peer_id();
+    let (circuits, relay_client) = libp2p::relay::client::new(local);
+    let meters = Meters::default();
+    let parts = Parts { gate: Gate::default(), inbound: inbound_sender, relay_client, meters: meters.clone() };
+    let behaviour = Behaviour::new(&keypair, lasting.config.caps, &lasting.config.relaying, parts);
+    let door = Door::default();
+    let lobby = (&door, lasting.config.caps.pending_incoming);
+    let circuits = Some((circuits, meters));
+    let swarm = transport::swarm(&keypair, behaviour, lobby, circuits, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let offer = lasting.service.offer();
     let alarm = Alarm::new().map_err(StartError::Timer)?;
     let over = CancellationToken::new();
@@ -268,13 +311,20 @@ pub(crate) async fn run(
         local,
         clusters: BTreeMap::new(),
         members: Members::new(lasting.config.timings.suspect, lasting.config.timings.dead),
+        known: Known::default(),
+        mesh: super::mesh::State::default(),
+        rivals: super::rivals::Rivals::default(),
         sessions: HashMap::new(),
         hellos: HashMap::new(),
         refused: HashMap::new(),
         book: Book::new(),
         policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
+        door,
         ledger: Ledger::default(),
+        reach: Reach::default(),
+        pings: Pings::default(),
+        not_listening: Vec::new(),
         mdns: None,
         mdns_events,
         twins: BTreeMap::new(),
@@ -319,6 +369,7 @@ impl Task<'_> {
         if self.lasting.config.mdns {
             self.start_mdns();
         }
+        self.announce_configured();
         self.start_bootstrap();
         let now = Instant::now();
         for (cluster, (options, joined_at)) in self.lasting.joined.clone() {
@@ -436,7 +487,7 @@ impl Task<'_> {
             }
             Command::Shutdown { reply } => self.stopping = Some(reply),
             Command::Probe { reply } => drop(reply.send(())),
-            Command::Facts { reply } => drop(reply.send(self.facts())),
+            Command::Facts { about, reply } => drop(reply.send(self.facts(about.as_deref()))),
             Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
             Command::Reach { cluster, member, reply } => self.reach(&cluster, &member, reply),
             #[cfg(test)]
@@ -452,12 +503,19 @@ impl Task<'_> {
                 Due::Models => self.tell_models(now),
                 Due::Expire => self.expire(now),
                 Due::Views => self.exchange_views(now),
+                Due::News => self.tell_news(now),
+                Due::Mesh => self.tend_mesh(now),
+                Due::Reach => self.give_up_reaching(now),
+                Due::Contest => self.decide_contests(now),
                 Due::Dial => self.dial(now),
                 Due::Announce(cluster) => self.announce(&cluster, now),
                 Due::Lookup(cluster) => self.look_up(&cluster, now),
                 Due::Hello(peer, cluster) => self.greet(peer, &cluster),
                 Due::Duplicates(peer) => self.close_duplicates(peer, now),
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
+                Due::Places => self.seek_places(now),
+                Due::Direct(peer) => self.seek_direct(peer, now),
+                Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
                 Due::Leave(cluster) => self.try_depart(&cluster, now),
@@ -473,7 +531,8 @@ impl Task<'_> {
 
     /// The pool wants a stream: opens it beside the loop and hands it over.
     fn on_lane_wanted(&mut self, peer: PeerId) {
-        let Some(connection) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
+        let best = self.swarm.behaviour().streams.connections(&peer).first();
+        let Some((connection, meter)) = best.map(|best| (best.id, best.meter.clone())) else {
             self.lasting.pool.opened(peer, Err(NoLane::NotConnected));
             return;
         };
@@ -481,7 +540,7 @@ impl Task<'_> {
         let pool = self.lasting.pool.clone();
         tokio::spawn(async move {
             let outcome = match answer.await {
-                Ok(Ok(stream)) => Ok(Lane::new(connection, stream)),
+                Ok(Ok(stream)) => Ok(Lane::new(connection, stream, meter)),
                 Ok(Err(OpenError::NotConnected)) | Err(_) => Err(NoLane::NotConnected),
                 Ok(Err(error)) => Err(NoLane::Failed(error.to_string())),
             };
@@ -521,6 +580,8 @@ impl Task<'_> {
                 violations: self.violations.clone(),
             };
             self.spawn(answer::serve(desk, inbound.peer, inbound.stream));
+        } else if inbound.protocol.as_ref() == PING_PROTOCOL {
+            self.accept_ping(inbound);
         } else {
             self.accept_hello(inbound);
         }
@@ -529,7 +590,14 @@ impl Task<'_> {
     pub(super) fn on_violation(&mut self, peer: PeerId) {
         if self.bans.violation(peer, std::time::Instant::now()) {
             tracing::warn!(%peer, "peer {peer} banned for ten minutes: it broke the protocol three times");
+            for connection in self.swarm.behaviour().streams.connections(&peer) {
+                if let Some(ip) = super::address::ip_of(&connection.remote).filter(|ip| !connection.relayed && !ip.is_loopback())
+                {
+                    self.door.slow_down(ip);
+                }
+            }
             self.swarm.behaviour_mut().gate.ban(peer);
+            self.ledger.heard(peer, FoundBy::Inbound, std::time::Instant::now());
             self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
             let _ = self.swarm.disconnect_peer_id(peer);
         }

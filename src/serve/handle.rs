@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::backend::{Availability, Backend};
-use crate::domain::node::{ModelState, NodeId, Offer};
+use crate::domain::node::{ModelOffer, ModelState, NodeId, Offer};
 use crate::domain::prompt::{Ask, Failure, FailureKind};
 use crate::net::{AnswerEvent, AnswerNow, InboundPrompt, Service};
 use crate::wire::infer;
@@ -229,7 +229,7 @@ impl Handle {
 
     /// Name of the best backend that works, and what is wrong with the others.
     pub fn backends(&self) -> (String, Vec<String>) {
-        let mut best: Option<&Arc<dyn Backend>> = None;
+        let mut best: Option<(_, &Arc<dyn Backend>)> = None;
         let mut problems = Vec::new();
         let sources = self.shared.sources();
         for source in sources.iter() {
@@ -237,12 +237,15 @@ impl Handle {
             if let Some(problem) = &availability.problem {
                 problems.push(format!("backend {}: {problem}", backend.name()));
             }
-            // The first that works, and the echo only where nothing else does.
-            if !availability.models.is_empty() && best.is_none_or(|best| best.is_last_resort() && !backend.is_last_resort()) {
-                best = Some(backend);
+            // The one that has the model which a prompt gets that names none; of equals the first.
+            let rank = availability.models.iter().map(ModelOffer::rank).max().map(|rank| (!backend.is_last_resort(), rank));
+            if let Some(rank) = rank
+                && best.is_none_or(|(known, _)| known < rank)
+            {
+                best = Some((rank, backend));
             }
         }
-        let best = best.map_or_else(String::new, |best| best.name().to_owned());
+        let best = best.map_or_else(String::new, |(_, best)| best.name().to_owned());
         (best, problems)
     }
 }

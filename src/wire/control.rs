@@ -1,22 +1,30 @@
-//! Control frames of a membership stream, after the hello: heartbeat, state, view, models, goodbye. Binary, big-endian, strict.
+//! Control frames of a membership stream, after the hello: heartbeat, state, view, models, roster, notice, goodbye. Binary,
+//! big-endian, strict.
 
 use super::limits::{
     MAX_ADDRESS_BYTES, MAX_BYE_BYTES, MAX_HEARTBEAT_BYTES, MAX_MODEL_NAME_BYTES, MAX_MODELS, MAX_MODELS_BYTES,
-    MAX_NODE_NAME_BYTES, MAX_PEER_ID_BYTES, MAX_SOFTWARE_BYTES, MAX_STATE_BYTES, MAX_TIER_NAME_BYTES, MAX_TIERS,
-    MAX_VIEW_ADDRESSES, MAX_VIEW_ENTRIES,
+    MAX_NODE_NAME_BYTES, MAX_NOTICE_BYTES, MAX_PEER_ID_BYTES, MAX_SOFTWARE_BYTES, MAX_STATE_BYTES, MAX_TIER_NAME_BYTES,
+    MAX_TIERS, MAX_VIEW_ADDRESSES, MAX_VIEW_ENTRIES,
 };
 use super::models::Models;
-use super::version::{MEMBER_VERSION_MIN, MEMBER_VERSION_TWO};
+use super::roster::Roster;
+use super::version::{MEMBER_VERSION_MIN, MEMBER_VERSION_THREE, MEMBER_VERSION_TWO};
 use crate::domain::node::ModelOffer;
 
 const HEARTBEAT: u8 = 0x10;
 const STATE: u8 = 0x11;
 const VIEW: u8 = 0x12;
 pub(super) const MODELS: u8 = 0x13;
+pub(super) const ROSTER: u8 = 0x14;
+const NOTICE: u8 = 0x15;
 const BYE: u8 = 0x1f;
 
 const SERVING: u8 = 1;
 const DRAINING: u8 = 2;
+const PROBE: u8 = 4;
+
+/// The one notice that there is: somebody else uses the receiver's identity.
+const SAME_IDENTITY: u8 = 1;
 
 /// Why a frame is none of the control frames.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +63,10 @@ pub enum Control {
     View(View),
     /// More about the models of a state; from version 2 on.
     Models(Models),
+    /// Members that the receiver may not be connected to, with their names; from version 3 on.
+    Roster(Roster),
+    /// Another machine came with the receiver's identity, from this binary multiaddr; from version 3 on.
+    SameIdentity(Vec<u8>),
     /// The last frame.
     Bye(ByeReason),
 }
@@ -68,6 +80,8 @@ pub struct Heartbeat {
     pub serving: bool,
     /// The sender is stopping.
     pub draining: bool,
+    /// To be answered by a heartbeat at once; from version 3 on.
+    pub probe: bool,
     /// Prompts it would start at once.
     pub free_slots: u16,
     /// Prompts that wait at it.
@@ -124,7 +138,15 @@ pub enum ByeReason {
     Duplicate,
     /// The membership was taken away.
     Revoked,
+    /// Another machine with the receiver's identity is a member already; from version 3 on.
+    Identity,
+    /// The sender has connections enough: both stay members, and know each other; from version 3 on.
+    Surplus,
 }
+
+/// Reasons by the number that is written.
+const REASONS: [ByeReason; 6] =
+    [ByeReason::Shutdown, ByeReason::Leave, ByeReason::Duplicate, ByeReason::Revoked, ByeReason::Identity, ByeReason::Surplus];
 
 /// Longest prefix of `text` that fits `limit` bytes and ends between characters.
 fn clipped(text: &str, limit: usize) -> &str {
@@ -140,7 +162,12 @@ pub(super) fn put_text(out: &mut Vec<u8>, text: &str, limit: usize) {
 impl Control {
     /// Oldest version of the membership stream that has frames of this kind.
     pub fn since(&self) -> u16 {
-        if matches!(self, Self::Models(_)) { MEMBER_VERSION_TWO } else { MEMBER_VERSION_MIN }
+        match self {
+            Self::Models(_) => MEMBER_VERSION_TWO,
+            Self::Roster(_) | Self::SameIdentity(_) | Self::Bye(ByeReason::Identity | ByeReason::Surplus) => MEMBER_VERSION_THREE,
+            Self::Heartbeat(beat) if beat.probe => MEMBER_VERSION_THREE,
+            _ => MEMBER_VERSION_MIN,
+        }
     }
 
     /// The frame's body. Lists and texts beyond their limits are cut, and peers or addresses beyond theirs are left out: a
@@ -151,7 +178,8 @@ impl Control {
             Self::Heartbeat(beat) => {
                 out.push(HEARTBEAT);
                 out.extend_from_slice(&beat.seq.to_be_bytes());
-                out.push((u8::from(beat.serving) * SERVING) | (u8::from(beat.draining) * DRAINING));
+                let flags = [(beat.serving, SERVING), (beat.draining, DRAINING), (beat.probe, PROBE)];
+                out.push(flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum());
                 out.extend_from_slice(&beat.free_slots.to_be_bytes());
                 out.extend_from_slice(&beat.queued.to_be_bytes());
                 out.extend_from_slice(&beat.state_version.to_be_bytes());
@@ -160,6 +188,12 @@ impl Control {
             }
             Self::State(state) => state.encode(&mut out),
             Self::Models(models) => models.encode(&mut out),
+            Self::Roster(roster) => roster.encode(&mut out),
+            Self::SameIdentity(address) => {
+                out.extend_from_slice(&[NOTICE, SAME_IDENTITY]);
+                // Half an address would be another one.
+                put_bytes(&mut out, if address.len() <= MAX_ADDRESS_BYTES { address } else { &[] });
+            }
             Self::View(view) => {
                 out.push(VIEW);
                 let known = view.entries.iter().filter(|entry| entry.peer.len() <= MAX_PEER_ID_BYTES);
@@ -171,15 +205,10 @@ impl Control {
                     put_list(out, whole.take(MAX_VIEW_ADDRESSES), |out, address| put_bytes(out, address));
                 });
             }
-            Self::Bye(reason) => out.extend_from_slice(&[
-                BYE,
-                match reason {
-                    ByeReason::Shutdown => 0,
-                    ByeReason::Leave => 1,
-                    ByeReason::Duplicate => 2,
-                    ByeReason::Revoked => 3,
-                },
-            ]),
+            Self::Bye(reason) => {
+                let number = REASONS.iter().position(|known| known == reason);
+                out.extend_from_slice(&[BYE, number.and_then(|number| u8::try_from(number).ok()).unwrap_or(0)]);
+            }
         }
         out
     }
@@ -202,13 +231,14 @@ impl Control {
                 let mut fields = bounded("heartbeat", MAX_HEARTBEAT_BYTES)?;
                 let seq = fields.u64("seq")?;
                 let flags = fields.u8("flags")?;
-                if flags & !(SERVING | DRAINING) != 0 {
+                if flags & !(SERVING | DRAINING | PROBE) != 0 {
                     return fields.bad("flags");
                 }
                 let beat = Heartbeat {
                     seq,
                     serving: flags & SERVING != 0,
                     draining: flags & DRAINING != 0,
+                    probe: flags & PROBE != 0,
                     free_slots: fields.u16("free_slots")?,
                     queued: fields.u16("queued")?,
                     state_version: fields.u32("state_version")?,
@@ -220,15 +250,18 @@ impl Control {
             STATE => State::decode(bounded("state", MAX_STATE_BYTES)?),
             VIEW => View::decode(bounded("view", super::limits::MAX_CONTROL_FRAME_BYTES)?),
             MODELS => Models::decode(bounded("models", MAX_MODELS_BYTES)?),
+            ROSTER => Roster::decode(bounded("roster", super::limits::MAX_CONTROL_FRAME_BYTES)?),
+            NOTICE => {
+                let mut fields = bounded("notice", MAX_NOTICE_BYTES)?;
+                if fields.u8("notice")? != SAME_IDENTITY {
+                    return fields.bad("notice");
+                }
+                let address = fields.bytes("address", MAX_ADDRESS_BYTES)?.to_vec();
+                fields.end(Self::SameIdentity(address))
+            }
             BYE => {
                 let mut fields = bounded("bye", MAX_BYE_BYTES)?;
-                let reason = match fields.u8("reason")? {
-                    0 => ByeReason::Shutdown,
-                    1 => ByeReason::Leave,
-                    2 => ByeReason::Duplicate,
-                    3 => ByeReason::Revoked,
-                    _ => return fields.bad("reason"),
-                };
+                let Some(&reason) = REASONS.get(usize::from(fields.u8("reason")?)) else { return fields.bad("reason") };
                 fields.end(Self::Bye(reason))
             }
             other => Err(ControlError::UnknownKind(other)),
@@ -246,7 +279,7 @@ pub(super) fn put_list<T>(out: &mut Vec<u8>, items: impl Iterator<Item = T>, put
     }
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(u8::try_from(bytes.len()).unwrap_or(u8::MAX));
     out.extend_from_slice(bytes);
 }
@@ -386,6 +419,7 @@ mod tests {
             seq: 7,
             serving: true,
             draining: false,
+            probe: false,
             free_slots: 3,
             queued: 1,
             state_version: 9,
@@ -415,16 +449,24 @@ mod tests {
         Control::Models(Models { state_version: 2, details: vec![known, Details::default()] })
     }
 
+    fn everything() -> Vec<Control> {
+        let probe = Control::Heartbeat(Heartbeat { probe: true, ..Heartbeat::default() });
+        let notice = Control::SameIdentity(vec![4; MAX_ADDRESS_BYTES]);
+        let mut all = vec![heartbeat(), probe, Control::State(state()), view(), models(), notice];
+        all.extend(REASONS.map(Control::Bye));
+        all
+    }
+
     #[test]
     fn every_kind_reads_back() {
-        for control in [heartbeat(), Control::State(state()), view(), models(), Control::Bye(ByeReason::Leave)] {
+        for control in everything() {
             assert_eq!(Control::decode(&control.encode()), Ok(control));
         }
     }
 
     #[test]
     fn every_truncation_and_every_extension_is_refused() {
-        for control in [heartbeat(), Control::State(state()), view(), models(), Control::Bye(ByeReason::Leave)] {
+        for control in everything() {
             let bytes = control.encode();
             for length in 0..bytes.len() {
                 assert!(Control::decode(&bytes[..length]).is_err(), "{control:?} cut to {length}");
@@ -452,6 +494,15 @@ mod tests {
         };
         assert!(viewed(32).is_ok());
         assert!(viewed(33).is_err());
+        let notice = |length: u8| {
+            let mut bytes = vec![NOTICE, SAME_IDENTITY, length];
+            bytes.extend(std::iter::repeat_n(4, usize::from(length)));
+            Control::decode(&bytes)
+        };
+        assert!(notice(96).is_ok());
+        assert!(notice(97).is_err());
+        assert!(Control::decode(&[BYE, 5]).is_ok());
+        assert!(Control::decode(&[BYE, 6]).is_err());
         assert!(matches!(Control::decode(&[BYE; 65]), Err(ControlError::TooLong { .. })));
         assert_eq!(Control::decode(&[0x42]), Err(ControlError::UnknownKind(0x42)));
     }

@@ -23,8 +23,22 @@ const H2_BYTES: usize = 1 + 2 + NONCE_BYTES + 2 + TAG_BYTES;
 /// 0x03, proof length, tag.
 const H3_BYTES: usize = 1 + 2 + TAG_BYTES;
 
-/// A nonce: 32 bytes from the operating system.
+/// A nonce: 32 bytes from the operating system. From version 3 on the first 8 of them are the same in every hello of one run
+/// of a node: two machines with one identity are told apart by them. What is left is new each time.
 pub type Nonce = [u8; NONCE_BYTES];
+
+/// Bytes of a nonce that name the run of the node.
+pub const RUN_BYTES: usize = 8;
+
+/// The run of the opener, by its H1, or of the accepter, by its H2. Both nonces begin in different places.
+pub fn run_of(message: &[u8]) -> Option<u64> {
+    let at = match message.first()? {
+        0x01 => 5,
+        0x02 => 3,
+        _ => return None,
+    };
+    message.get(at..at + RUN_BYTES)?.try_into().ok().map(u64::from_be_bytes)
+}
 
 /// Why a hello failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -250,7 +264,7 @@ mod tests {
         let (_, responder) = Responder::on_h1(OURS, &[&root("other"), &ours], A, B, &damage(1, h1), [2; 32])?;
         responder.version()?;
         let (version, h3) = initiator.on_h2(&damage(2, responder.h2().to_vec()))?;
-        assert_eq!(version, 2);
+        assert_eq!(version, 3);
         responder.on_h3(&damage(3, h3))
     }
 

@@ -25,7 +25,7 @@ pub const CONTROL_PER_SECOND: u32 = 64;
 /// A member that reads nothing for this long is given up.
 pub const CONTROL_STALL: Duration = Duration::from_secs(15);
 
-/// The largest control frame of any kind (a view).
+/// The largest control frame of any kind (a view or a roster).
 pub const MAX_CONTROL_FRAME_BYTES: usize = 16 * 1024;
 /// A heartbeat.
 pub const MAX_HEARTBEAT_BYTES: usize = 64;
@@ -53,10 +53,23 @@ pub const MAX_TIER_NAME_BYTES: usize = 64;
 pub const MAX_VIEW_ENTRIES: usize = 32;
 /// Addresses of one member in a view.
 pub const MAX_VIEW_ADDRESSES: usize = 4;
+/// Models of one member in a roster.
+pub const MAX_ROSTER_MODELS: usize = 4;
+/// A notice.
+pub const MAX_NOTICE_BYTES: usize = 128;
 /// A binary multiaddr.
 pub const MAX_ADDRESS_BYTES: usize = 96;
 /// A binary peer id.
 pub const MAX_PEER_ID_BYTES: usize = 64;
+
+/// What is sent to and fro as a sign of life.
+pub const PING_BYTES: usize = 32;
+/// Streams of one connection on which signs of life are given at once; one more is reset.
+pub const MAX_PING_STREAMS: usize = 2;
+/// Between two signs of life on one stream, at least: who asks faster waits.
+pub const PING_PACE: Duration = Duration::from_millis(20);
+/// A stream on which nothing is asked for so long is closed.
+pub const PING_IDLE: Duration = Duration::from_secs(30);
 
 /// An `inference_request` on the wire. The prompt may take all of it; JSON escapes count.
 pub const MAX_REQUEST_FRAME_BYTES: usize = 1 << 20;

@@ -10,4 +10,5 @@ pub mod infer;
 pub mod keys;
 pub mod limits;
 pub mod models;
+pub mod roster;
 pub mod version;

@@ -1,11 +1,16 @@
 //! Protocol names and versions.
 
-pub use crate::domain::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL, MEMBER_VERSION_TWO, PEER_PROTOCOLS};
+pub use crate::domain::version::{
+    INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL, MEMBER_VERSION_THREE, MEMBER_VERSION_TWO, PEER_PROTOCOLS,
+};
+
+/// Signs of life, as every libp2p program gives them.
+pub const PING_PROTOCOL: &str = "/ipfs/ping/1.0.0";
 
 /// Oldest version of the membership stream that this software speaks.
 pub const MEMBER_VERSION_MIN: u16 = 1;
 /// Newest version of the membership stream that this software speaks.
-pub const MEMBER_VERSION_MAX: u16 = 2;
+pub const MEMBER_VERSION_MAX: u16 = 3;
 /// Version in the `inference_request`.
 pub const INFERENCE_VERSION: u16 = 1;
 

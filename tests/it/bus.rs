@@ -3,6 +3,7 @@
 mod errors;
 mod jobs;
 mod models;
+mod network;
 mod panics;
 mod signals;
 mod slow;
@@ -138,6 +139,7 @@ impl Played {
             settings: opengateway::config::HttpSettings::default(),
         };
         let node = dbus::Node {
+            doctor: opengateway::diagnosis::Doctor::new(net.clone()),
             net,
             serve: serve.clone(),
             dispatch,

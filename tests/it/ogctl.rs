@@ -6,11 +6,13 @@ mod authorisation;
 mod chat;
 pub mod fake;
 mod models;
+mod network;
 mod unit;
 
 use crate::common::bus::{LIMIT, bus_or_skip, ogctl, ogctl_on};
 use fake::Fake;
 use opengateway::api::names::{ErrorName, Origin, exit};
+use opengateway::api::stream::{JobLine, JobNow, ServedBy};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
@@ -27,7 +29,7 @@ async fn status_tells_problems_first_and_the_same_in_json() {
     let _daemon = Fake::serve(&bus).await;
     let text = ogctl(&bus, &["status"]).await;
     assert_eq!(text.code, 0, "{text:?}");
-    assert!(text.stdout.starts_with("! no peer can serve; start one\n"), "{text:?}");
+    assert!(text.stdout.starts_with("! no peer can serve; start one\n  more: ogctl doctor\n"), "{text:?}");
     assert!(text.stdout.contains("/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooWself"), "{text:?}");
     assert!(!text.stdout.contains('\u{1b}'));
 
@@ -35,7 +37,10 @@ async fn status_tells_problems_first_and_the_same_in_json() {
     assert_eq!(status["running"], true);
     assert_eq!(status["node_name"], "NodeC");
     assert_eq!(status["problems"], json!(["no peer can serve; start one"]));
-    assert_eq!(status["clusters"], json!([{"id": "gatewayai-poc", "state": "degraded", "peer_count": 2, "role": "serve"}]));
+    assert_eq!(
+        status["clusters"],
+        json!([{"id": "gatewayai-poc", "state": "degraded", "peer_count": 2, "member_count": null, "role": "serve"}])
+    );
     assert_eq!(status["addresses"], json!(["/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooWself"]));
 }
 
@@ -341,6 +346,8 @@ async fn monitor_tells_what_happens_and_survives_a_restart_of_the_daemon() {
     };
     assert_eq!(event().await["event"], "node");
     assert_eq!(event().await["state"], "degraded");
+    let waits = event().await;
+    assert_eq!((&waits["event"], &waits["state"], &waits["position"]), (&json!("job"), &json!("queued"), &json!(3)));
     // A stranger's signal is not the daemon's.
     bus.connect()
         .await
@@ -356,11 +363,34 @@ async fn monitor_tells_what_happens_and_survives_a_restart_of_the_daemon() {
         (&peer["event"], &peer["cluster"], &peer["name"]),
         (&json!("peer_connected"), &json!("gatewayai-poc"), &json!("NodeB"))
     );
+    daemon.emit_peer_changed().await;
+    let changed = event().await;
+    assert_eq!((&changed["event"], &changed["changed"]), (&json!("peer_changed"), &json!(["Direct", "Relay"])));
+    assert_eq!((&changed["direct"], &changed["relay_name"]), (&json!(false), &json!("NodeW")));
+    for code in ["alone", ""] {
+        daemon.emit_worst_finding(code).await;
+        let finding = event().await;
+        assert_eq!(finding["event"], "finding");
+        assert_eq!(finding["code"], if code.is_empty() { Value::Null } else { json!(code) });
+    }
+    let by = ServedBy { peer_id: "12D3KooWa".into(), name: "NodeA".into() };
+    let done = JobNow { id: 1, state: "failed".into(), model: Some("demo".into()), served_by: Some(by), ..JobNow::default() };
+    let done = JobNow { completion_tokens: 12, duration_us: 7, error: Some(ErrorName::Interrupted.to_string()), ..done };
+    daemon.tell_job(JobLine::Job(done)).await;
+    let done = event().await;
+    assert_eq!(
+        (&done["event"], &done["state"], &done["error"], &done["completion_tokens"]),
+        (&json!("job"), &json!("failed"), &json!("Interrupted"), &json!(12))
+    );
+    assert_eq!((&done["served_by"]["name"], &done["prompt_tokens"]), (&json!("NodeA"), &Value::Null));
+    daemon.tell_job(JobLine::Skipped { count: 5 }).await;
+    assert_eq!(event().await["count"], 5);
     daemon.stop().await;
     assert_eq!(event().await["event"], "stopped");
     let _again = Fake::serve(&bus).await;
     assert_eq!(event().await["event"], "node");
     assert_eq!(event().await["event"], "cluster");
+    assert_eq!(event().await["event"], "job", "it watches the jobs of the new one");
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     assert_eq!(event().await["error"]["name"], "UserInterrupt");

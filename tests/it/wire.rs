@@ -24,6 +24,7 @@ use opengateway::wire::limits::{
     MAX_MODEL_NAME_BYTES, MAX_MODELS_BYTES, MAX_REQUEST_FRAME_BYTES, MAX_RESPONSE_FRAME_BYTES, MAX_STATE_BYTES,
 };
 use opengateway::wire::models::{Details, Models};
+use opengateway::wire::roster::{Card, Roster, RosterEntry, Word};
 use opengateway::wire::version::Versions;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -31,6 +32,16 @@ use uuid::Uuid;
 const ID: Uuid = Uuid::from_u128(0x0123_4567_89ab_4def_8123_4567_89ab_cdef);
 const OURS: Versions = Versions::OURS;
 const OLD: Versions = Versions::only(1);
+const TWO: Versions = Versions { min: 1, max: 2 };
+
+/// Versions that speak as the golden messages of one do.
+fn versions_of(message: &str) -> Versions {
+    match &message[.."member-1-".len()] {
+        "member-1-" => OLD,
+        "member-2-" => TWO,
+        _ => OURS,
+    }
+}
 const NONCES: [[u8; 32]; 2] = [[1; 32], [2; 32]];
 
 fn folder() -> PathBuf {
@@ -126,8 +137,8 @@ fn cluster_keys_are_the_golden_ones() {
 fn the_hello_is_the_golden_one() {
     let (opener, accepter, root) = (opener(), accepter(), poc());
     let other = Root::public(&id("other"));
-    // An old node with an old one, an old one with us, and us among ourselves.
-    for (opening, accepting, version) in [(OLD, OLD, 1), (OLD, OURS, 1), (OURS, OURS, 2)] {
+    // Old nodes among themselves and with us, and us among ourselves.
+    for (opening, accepting, version) in [(OLD, OLD, 1), (OLD, OURS, 1), (TWO, TWO, 2), (TWO, OURS, 2), (OURS, OURS, 3)] {
         let name = |message: &str| format!("member-{version}-{message}");
         let (initiator, h1) = Initiator::new(opening, &root, &opener, &accepter, NONCES[0]);
         assert_eq!(framed(&h1), golden_frame(&name("h1")));
@@ -154,12 +165,23 @@ fn address(text: &str) -> Vec<u8> {
     text.parse::<libp2p::Multiaddr>().unwrap().to_vec()
 }
 
+fn wire_card(quic: &[u8]) -> Card {
+    Card {
+        serving: true,
+        name: "NodeA".to_owned(),
+        models: vec!["llama3.2:3b".to_owned(), "echo".to_owned()],
+        addresses: vec![quic.to_vec(), address("/ip6/2001:db8::7/tcp/4001")],
+        ..Card::default()
+    }
+}
+
 fn controls() -> BTreeMap<String, Control> {
     let model = |name: &str, context_tokens| ModelOffer { context_tokens, ..ModelOffer::named(name) };
     let beat = Heartbeat {
         seq: 7,
         serving: true,
         draining: false,
+        probe: false,
         free_slots: 3,
         queued: 1,
         state_version: 9,
@@ -177,10 +199,23 @@ fn controls() -> BTreeMap<String, Control> {
     };
     let consumer = State { version: 1, node_name: "Größe".to_owned(), software: "0.1.0".to_owned(), ..State::default() };
     let quic = address("/ip4/192.0.2.7/udp/4001/quic-v1");
+    let card = wire_card(&quic);
+    let roster = Roster {
+        members: 200,
+        entries: vec![
+            RosterEntry { peer: accepter(), age_seconds: 4, word: Word::Here(card) },
+            RosterEntry {
+                peer: opener(),
+                age_seconds: 0,
+                word: Word::Here(Card { hearsay: true, draining: true, name: "Größe".to_owned(), ..Card::default() }),
+            },
+            RosterEntry { peer: accepter(), age_seconds: 17, word: Word::Lost },
+        ],
+    };
     let view = View {
         entries: vec![
             ViewEntry { peer: accepter(), age_seconds: 4, addresses: vec![quic.clone(), address("/ip6/2001:db8::7/tcp/4001")] },
-            ViewEntry { peer: opener(), age_seconds: 0, addresses: vec![quic] },
+            ViewEntry { peer: opener(), age_seconds: 0, addresses: vec![quic.clone()] },
         ],
     };
     let models = Models {
@@ -209,6 +244,11 @@ fn controls() -> BTreeMap<String, Control> {
     let later = [
         ("member-2-models".to_owned(), Control::Models(models)),
         ("member-2-models-none".to_owned(), Control::Models(Models { state_version: 1 << 31, details: Vec::new() })),
+        ("member-3-heartbeat-probe".to_owned(), Control::Heartbeat(Heartbeat { seq: 8, probe: true, ..beat })),
+        ("member-3-roster".to_owned(), Control::Roster(roster)),
+        ("member-3-notice-same-identity".to_owned(), Control::SameIdentity(quic)),
+        ("member-3-bye-identity".to_owned(), Control::Bye(ByeReason::Identity)),
+        ("member-3-bye-surplus".to_owned(), Control::Bye(ByeReason::Surplus)),
     ];
     let first = [
         ("heartbeat", Control::Heartbeat(beat)),
@@ -230,6 +270,8 @@ fn every_control_frame_is_the_golden_one() {
     for (name, control) in controls() {
         assert_eq!(Control::decode(&golden(&name)).as_ref(), Ok(&control), "{name}");
         assert_eq!(framed(&control.encode()), golden_frame(&name), "{name}");
+        let version: u16 = name["member-".len()..][..1].parse().unwrap();
+        assert_eq!(control.since(), version, "{name}");
     }
 }
 
@@ -338,7 +380,7 @@ fn every_response_is_the_golden_one() {
 #[test]
 fn no_golden_message_is_forgotten() {
     let only = ["member-1-h1-later-versions", "member-1-h2-no-common-version"];
-    let hello = HELLO.iter().chain(&HELLO_TWO).chain(&only).map(ToString::to_string);
+    let hello = HELLO.iter().chain(&HELLO_TWO).chain(&HELLO_THREE).chain(&only).map(ToString::to_string);
     let known: BTreeSet<String> =
         hello.chain(controls().into_keys()).chain(requests().into_keys()).chain(responses().into_keys()).collect();
     assert_eq!(names(""), known.into_iter().collect::<Vec<_>>());
@@ -389,7 +431,7 @@ fn the_examples_of_the_description_are_read() {
 /// One message of the golden hello, delivered to the side that waits for it.
 fn deliver(message: &str, bytes: &[u8]) -> Result<(), HelloError> {
     let (opener, accepter, root) = (opener(), accepter(), poc());
-    let versions = if message.starts_with("member-1-") { OLD } else { OURS };
+    let versions = versions_of(message);
     let (initiator, h1) = Initiator::new(versions, &root, &opener, &accepter, NONCES[0]);
     let accept = |h1: &[u8]| Responder::on_h1(versions, &[&root], &opener, &accepter, h1, NONCES[1]);
     match message.split_at("member-1-".len()).1 {
@@ -402,10 +444,11 @@ fn deliver(message: &str, bytes: &[u8]) -> Result<(), HelloError> {
 
 const HELLO: [&str; 3] = ["member-1-h1", "member-1-h2", "member-1-h3"];
 const HELLO_TWO: [&str; 3] = ["member-2-h1", "member-2-h2", "member-2-h3"];
+const HELLO_THREE: [&str; 3] = ["member-3-h1", "member-3-h2", "member-3-h3"];
 
 #[test]
 fn a_hello_of_another_length_is_refused() {
-    for name in HELLO.into_iter().chain(HELLO_TWO) {
+    for name in HELLO.into_iter().chain(HELLO_TWO).chain(HELLO_THREE) {
         let whole = golden(name);
         assert_eq!(deliver(name, &whole), Ok(()));
         for length in 0..whole.len() {
@@ -422,7 +465,7 @@ fn a_hello_of_another_length_is_refused() {
 
 #[test]
 fn every_flipped_bit_of_a_hello_is_refused() {
-    for name in HELLO.into_iter().chain(HELLO_TWO) {
+    for name in HELLO.into_iter().chain(HELLO_TWO).chain(HELLO_THREE) {
         let whole = golden(name);
         for bit in 0..whole.len() * 8 {
             let mut bytes = whole.clone();
@@ -434,7 +477,7 @@ fn every_flipped_bit_of_a_hello_is_refused() {
 
 #[test]
 fn a_message_of_the_hello_in_the_place_of_another_is_refused() {
-    for place in HELLO.into_iter().chain(HELLO_TWO) {
+    for place in HELLO.into_iter().chain(HELLO_TWO).chain(HELLO_THREE) {
         for name in names("") {
             // What another version would open with is no less a hello.
             let opening = |name: &str| name.contains("-h1");
@@ -691,9 +734,10 @@ fn any_peer() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn any_control() -> impl Strategy<Value = Control> {
-    let heartbeat = any::<((u64, bool, bool, u16), (u16, u32, u64, u32))>().prop_map(
-        |((seq, serving, draining, free_slots), (queued, state_version, echo_seq, echo_delay_us))| {
-            Control::Heartbeat(Heartbeat { seq, serving, draining, free_slots, queued, state_version, echo_seq, echo_delay_us })
+    let heartbeat = any::<((u64, [bool; 3], u16), (u16, u32, u64, u32))>().prop_map(
+        |((seq, [serving, draining, probe], free_slots), (queued, state_version, echo_seq, echo_delay_us))| {
+            let flags = Heartbeat { serving, draining, probe, ..Heartbeat::default() };
+            Control::Heartbeat(Heartbeat { seq, free_slots, queued, state_version, echo_seq, echo_delay_us, ..flags })
         },
     );
     // Beyond every limit too: what is sent is always read.
@@ -708,7 +752,19 @@ fn any_control() -> impl Strategy<Value = Control> {
     let entry = (bytes(70), any::<u32>(), proptest::collection::vec(bytes(110), 0..6))
         .prop_map(|(peer, age_seconds, addresses)| ViewEntry { peer, age_seconds, addresses });
     let view = proptest::collection::vec(entry, 0..40).prop_map(|entries| Control::View(View { entries }));
-    prop_oneof![heartbeat, state, view, any_models()]
+    prop_oneof![heartbeat, state, view, any_models(), any_roster()]
+}
+
+fn any_roster() -> impl Strategy<Value = Control> {
+    let bytes = |most: usize| proptest::collection::vec(any::<u8>(), 0..most);
+    let texts = proptest::collection::vec(".{0,150}", 0..6);
+    let card = (any::<[bool; 3]>(), ".{0,90}", texts, proptest::collection::vec(bytes(110), 0..6)).prop_map(
+        |([hearsay, serving, draining], name, models, addresses)| Card { hearsay, serving, draining, name, models, addresses },
+    );
+    let word = prop_oneof![card.prop_map(Word::Here), Just(Word::Lost)];
+    let entry = (bytes(70), any::<u32>(), word).prop_map(|(peer, age_seconds, word)| RosterEntry { peer, age_seconds, word });
+    (any::<u16>(), proptest::collection::vec(entry, 0..40))
+        .prop_map(|(members, entries)| Control::Roster(Roster { members, entries }))
 }
 
 fn any_models() -> impl Strategy<Value = Control> {
@@ -776,7 +832,7 @@ proptest! {
         prop_assert_eq!(accept(&roots[0], 0, 2).unwrap_err(), HelloError::NoMatch);
         let (_, responder) = accept(&roots[0], 0, 1).unwrap();
         let (version, h3) = initiator.on_h2(responder.h2()).unwrap();
-        prop_assert_eq!(version, 2);
+        prop_assert_eq!(version, 3);
         prop_assert_eq!(responder.on_h3(&h3), Ok(()));
     }
 

@@ -24,12 +24,19 @@ pub struct Seen {
     pub direct: bool,
     /// "quic", "tcp", "relay".
     pub transport: String,
+    /// Who carries it, by name or peer id; empty when it is direct.
+    pub relay: String,
 }
 
 impl Seen {
     /// It would be given prompts.
     pub fn usable(&self) -> bool {
         self.liveness == "alive"
+    }
+
+    /// As users read it: "direct, quic" or "relayed via NAME".
+    pub fn path(&self) -> String {
+        if self.direct { format!("direct, {}", self.transport) } else { format!("relayed via {}", self.relay) }
     }
 }
 
@@ -63,6 +70,11 @@ impl Eye {
             liveness: text(&details, "Liveness"),
             direct: details.get("Direct").is_some_and(|direct| bool::try_from(direct.clone()).unwrap_or_default()),
             transport: text(&details, "Transport"),
+            relay: ["RelayName", "Relay"]
+                .map(|key| text(&details, key))
+                .into_iter()
+                .find(|relay| !relay.is_empty())
+                .unwrap_or_default(),
         };
         listed.unwrap_or_default().into_iter().map(seen).collect()
     }
@@ -123,6 +135,24 @@ pub async fn eyes(nodes: &[Node]) -> Vec<Eye> {
     eyes
 }
 
+/// Between two looks at so many daemons: looking is work for each of them, and more of it the more members it has.
+pub fn pace(daemons: usize) -> Duration {
+    Duration::from_millis(50) + Duration::from_millis(15) * u32::try_from(daemons).unwrap()
+}
+
+/// Members by what they are: names where there are few, else how many.
+fn told(peers: &[Seen]) -> String {
+    let mut by_liveness: std::collections::BTreeMap<&str, Vec<&str>> = Default::default();
+    for peer in peers {
+        by_liveness.entry(&peer.liveness).or_default().push(&peer.name);
+    }
+    let tell = |(liveness, names): (&str, Vec<&str>)| match names.len() {
+        0..=8 => format!("{liveness} {}", names.join(" ")),
+        many => format!("{many} {liveness}"),
+    };
+    by_liveness.into_iter().map(tell).collect::<Vec<_>>().join(", ")
+}
+
 /// Waits until `wanted` holds for the lists of all eyes; gives the time, or `None` and the last lists when it does not.
 pub async fn until(eyes: &[Eye], limit: Duration, wanted: impl Fn(&str, &[Seen]) -> bool) -> Result<Duration, Vec<String>> {
     let begun = Instant::now();
@@ -133,8 +163,7 @@ pub async fn until(eyes: &[Eye], limit: Duration, wanted: impl Fn(&str, &[Seen])
         for eye in waiting {
             let peers = eye.peers().await;
             if !wanted(eye.name(), &peers) {
-                let names: Vec<String> = peers.iter().map(|peer| format!("{} {}", peer.name, peer.liveness)).collect();
-                lists.push(format!("{}: {}", eye.name(), names.join(", ")));
+                lists.push(format!("{}: {}", eye.name(), told(&peers)));
                 still.push(eye);
             }
         }
@@ -145,6 +174,6 @@ pub async fn until(eyes: &[Eye], limit: Duration, wanted: impl Fn(&str, &[Seen])
             return Err(lists);
         }
         waiting = still;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(pace(eyes.len())).await;
     }
 }

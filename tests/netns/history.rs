@@ -35,6 +35,7 @@ pub enum End {
 /// One prompt and everything that came back.
 #[derive(Debug, Clone)]
 pub struct Record {
+    #[allow(dead_code)] // shown by `Debug` where a promise is broken
     pub from: String,
     pub prompt: String,
     pub limit: Duration,

@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves nobody.
 #[derive(Debug)]
-pub struct Nothing(watch::Receiver<Offer>);
+pub struct Nothing(pub watch::Receiver<Offer>);
 
 impl Nothing {
     pub fn new() -> Self {

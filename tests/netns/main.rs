@@ -11,19 +11,25 @@ use std::time::{Duration, Instant};
 #[path = "../common/mod.rs"]
 mod common;
 
+mod churn;
 mod clusters;
 mod discovery;
 mod eye;
 mod failure;
+mod floods;
 mod history;
 mod lab;
 mod liar;
 mod mdns;
 mod neighbours;
+mod old_node;
 mod partition;
 mod report;
+mod rogue;
 mod roles;
 mod scale;
+mod siege;
+mod topologies;
 mod weather;
 
 use common::bus::{LIMIT, Said, bus_or_skip, ogctl_on};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::eye::{Eye, Seen, eyes, until};
+use crate::eye::{Eye, Seen, eyes, pace, until};
 use crate::history::History;
 use crate::lab::Family;
 use crate::report::{Table, long};
@@ -113,7 +113,7 @@ async fn partition(nodes: usize, rounds: usize) {
                 break healed.elapsed();
             }
             assert!(healed.elapsed() < 3 * DEADLINE, "{usable} of {pairs} pairs are usable");
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(pace(nodes)).await;
         };
         let most = most.unwrap_or(all);
         stop.send_replace(true);
@@ -123,8 +123,8 @@ async fn partition(nodes: usize, rounds: usize) {
         let halves = format!("{0} and {0}", nodes / 2);
         let times = [suspected, gone, most, all].map(seconds);
         TABLE.row([vec![halves, round.to_string()], times.to_vec(), vec![asked, answered, errors]].concat());
-        // The look at all lists takes its own time, with fifty of them.
-        let looking = TOLERANCE + Duration::from_millis(20 * u64::try_from(nodes).unwrap());
+        // Between two looks, and what looking takes.
+        let looking = TOLERANCE + 2 * pace(nodes);
         assert!(suspected < SUSPECT + looking && gone < DEAD + looking, "suspect after {suspected:?}, gone after {gone:?}");
         assert!(most < DEAD + looking, "95 % of pairs are usable after {most:?}");
         assert!(figures.at_least(95), "{figures:?}");

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use crate::common::node::DEADLINE;
-use crate::{lab::Lab, liar, neighbours};
+use crate::{lab::Lab, liar, neighbours, old_node, rogue};
 
 const ROLE: &str = "OPENGATEWAY_NETNS_ROLE";
 
@@ -24,6 +24,8 @@ fn role_process() {
             Some("neighbour") => neighbours::neighbour().await,
             Some("stranger") => neighbours::stranger().await,
             Some("forger") => neighbours::forger(),
+            Some("old-node") => old_node::play().await,
+            Some("rogue") => rogue::play().await,
             _ => panic!("{role:?} is no role"),
         }
     });
@@ -69,7 +71,12 @@ impl Role {
 
     /// The next line that the role tells.
     pub async fn told(&mut self) -> String {
-        tokio::time::timeout(DEADLINE, self.lines.recv()).await.expect("a word in time").expect("the role ended early")
+        self.told_within(DEADLINE).await
+    }
+
+    /// The same, for a role that takes its time.
+    pub async fn told_within(&mut self, limit: Duration) -> String {
+        tokio::time::timeout(limit, self.lines.recv()).await.expect("a word in time").expect("the role ended early")
     }
 
     /// A line that was told already, if any.

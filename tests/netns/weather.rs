@@ -132,6 +132,11 @@ async fn fresh(node: &mut Node, rounds: usize) -> Vec<Record> {
             // What counts is the time from the start of the process.
             (record.took, record.limit) = (begun.elapsed(), LIMIT);
         }
+        if let Ok(history::Outcome::Error(name)) = record.outcome() {
+            eprintln!("{} round {round}: {name}; last of its log:", node.name());
+            let log = node.log();
+            log.lines().skip(log.lines().count().saturating_sub(30)).for_each(|line| eprintln!("  {line}"));
+        }
         records.push(record);
     }
     records
@@ -143,7 +148,7 @@ async fn through_30_percent_loss_95_of_100_prompts_are_answered_by_processes_tha
     let Some(lab) = Lab::one_lan(5, Family::Both) else { return };
     let [server] = cast(&lab, [("a5", "Server", SERVE)]).await;
     let at = address_with(&server, "/ip4/10.71.0.15/udp").await;
-    let args = ["--connect", CLUSTER, "--bootstrap", &at];
+    let args = ["--connect", CLUSTER, "--bootstrap", &at, "--log", "debug"];
     for host in ["a1", "a2", "a3", "a4"] {
         lab.loss(host, 30);
     }

@@ -79,6 +79,9 @@ fn directed(directive: &str, command: Option<&Command>) -> String {
             dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Cluster.xml")).section()
         }
         ("interface", "Models") => dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Models.xml")).section(),
+        ("interface", "Network") => {
+            dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Network.xml")).section()
+        }
         ("interface", "Job") => dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Job.xml")).section(),
         ("interface", "Http") => dbus::File::read(include_str!("../../../dbus/org.opengateway.Gateway1.Http.xml")).section(),
         _ => panic!("unknown directive {directive:?}"),

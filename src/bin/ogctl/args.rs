@@ -111,6 +111,13 @@ pub enum Command {
         #[arg(long, value_name = "ID")]
         cancel: Option<u64>,
     },
+    /// Say why this node finds the others, or does not, and what mends it
+    ///
+    /// Exit code 1 when something does not work, 0 when nothing is wrong or works less well than it could, 10 when nobody
+    /// knows the peer.
+    Doctor(Doctor),
+    /// Ask a peer for signs of life: the way to it, and how long an answer takes
+    Ping(Ping),
     /// Get your key for the OpenAI endpoint, and keep it in a file that only you can read
     Key(Key),
     /// Print the lines that let a program use the OpenAI endpoint: eval "$(ogctl env)"
@@ -297,6 +304,31 @@ pub enum ModelsCommand {
     },
 }
 
+/// `ogctl doctor`.
+#[derive(Debug, ClapArgs)]
+pub struct Doctor {
+    /// Only what is known of this peer, by name or peer id
+    #[arg(value_parser = peer)]
+    pub peer: Option<String>,
+    /// Only what is about this cluster
+    #[arg(long, short = 'c', value_name = "CLUSTER", conflicts_with = "peer")]
+    pub cluster: Option<String>,
+}
+
+/// `ogctl ping`.
+#[derive(Debug, ClapArgs)]
+pub struct Ping {
+    /// Whom, by name or peer id
+    #[arg(value_parser = peer)]
+    pub peer: String,
+    /// How often; Ctrl-C ends it earlier
+    #[arg(long, short = 'c', value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub count: u32,
+    /// Seconds from one to the next
+    #[arg(long, short = 'i', value_name = "SEC", default_value = "1", value_parser = interval)]
+    pub interval: Duration,
+}
+
 /// `ogctl key`.
 #[derive(Debug, ClapArgs)]
 pub struct Key {
@@ -346,6 +378,21 @@ fn seconds_or_zero(text: &str) -> Result<Duration, String> {
         return Err(format!("must be from 0 to {MAX_SECONDS} seconds"));
     }
     Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Reads the time between two pings: a shorter one would be a flood.
+fn interval(text: &str) -> Result<Duration, String> {
+    let time = seconds(text)?;
+    if time < Duration::from_millis(100) { Err("must be at least 0.1 seconds".into()) } else { Ok(time) }
+}
+
+/// Reads the name or id of a peer, as the daemon takes it.
+fn peer(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("must not be empty".into()),
+        1..=128 => Ok(text.to_owned()),
+        length => Err(format!("is {length} bytes long; at most 128 are taken")),
+    }
 }
 
 /// Reads a sampling temperature.
@@ -410,6 +457,11 @@ mod tests {
         assert!(stop(&"x".repeat(256)).is_ok() && stop(&"x".repeat(257)).is_err() && stop("").is_err());
         assert_eq!(sha256(&format!("sha256:{}", "Ab".repeat(32))), Ok("ab".repeat(32)));
         assert!(sha256(&"a".repeat(63)).is_err() && sha256(&"a".repeat(65)).is_err() && sha256(&"g".repeat(64)).is_err());
+        assert!(interval("0.1").is_ok() && interval("0.09").is_err() && interval("nan").is_err());
+        assert!(peer(&"x".repeat(128)).is_ok() && peer(&"x".repeat(129)).is_err() && peer("").is_err());
+        let ping = |count: &str| Args::try_parse_from(["ogctl", "ping", "x", "-c", count]).is_ok();
+        assert!(ping("1") && ping("10000") && !ping("0") && !ping("10001"));
+        assert!(Args::try_parse_from(["ogctl", "doctor", "x", "--cluster", "y"]).is_err());
         assert!(temperature("2.01").is_err() && temperature("-0.1").is_err() && temperature("nan").is_err());
         assert!(Args::try_parse_from(["ogctl", "prompt", "--max-tokens", "0", "x"]).is_err());
         assert!(Args::try_parse_from(["ogctl", "prompt", "--max-tokens", "1", "x"]).is_ok());

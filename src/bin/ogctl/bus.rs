@@ -10,7 +10,7 @@ use crate::args::Globals;
 use crate::errors::Failure;
 use crate::unit;
 use opengateway::api::names::{BUS_NAME, ErrorName};
-use opengateway::api::proxy::{ManagerProxy, ModelsProxy};
+use opengateway::api::proxy::{ManagerProxy, ModelsProxy, NetworkProxy};
 use std::time::Duration;
 use zbus::connection::Builder;
 use zbus::proxy::{CacheProperties, MethodFlags};
@@ -114,6 +114,18 @@ impl Bus {
         self.explained(result).await
     }
 
+    /// Makes a reading call about the network.
+    ///
+    /// # Errors
+    /// As [`Bus::ask`].
+    pub async fn ask_network<T>(&mut self, call: impl AsyncFn(&NetworkProxy<'static>) -> zbus::Result<T>) -> Result<T, Failure> {
+        let mut result = within(self.limit, call(&network(&self.connection).await?)).await;
+        if result.as_ref().is_err_and(Failure::is_no_daemon) && self.try_session().await {
+            result = within(self.limit, call(&network(&self.connection).await?)).await;
+        }
+        self.explained(result).await
+    }
+
     /// Makes a changing call to the Manager.
     ///
     /// # Errors
@@ -210,6 +222,11 @@ impl Bus {
 
 async fn models(connection: &Connection) -> Result<ModelsProxy<'static>, Failure> {
     let proxy = ModelsProxy::builder(connection).cache_properties(CacheProperties::No).build().await;
+    proxy.map_err(|error| Failure::from_zbus(&error))
+}
+
+async fn network(connection: &Connection) -> Result<NetworkProxy<'static>, Failure> {
+    let proxy = NetworkProxy::builder(connection).cache_properties(CacheProperties::No).build().await;
     proxy.map_err(|error| Failure::from_zbus(&error))
 }
 

@@ -51,6 +51,18 @@ pub trait Read {
             _ => Vec::new(),
         }
     }
+    /// A list of numbers without sign, empty when absent.
+    fn numbers(&self, key: &str) -> Vec<u64> {
+        let number = |value: &Variant<'_>| match value {
+            Variant::U64(number) => Some(*number),
+            Variant::U32(number) => Some(u64::from(*number)),
+            _ => None,
+        };
+        match self.value(key) {
+            Some(Variant::Array(array)) => array.iter().filter_map(number).collect(),
+            _ => Vec::new(),
+        }
+    }
     /// Details inside, empty when absent.
     fn inner(&self, key: &str) -> Details {
         match self.value(key) {

@@ -29,6 +29,8 @@ pub enum Stop {
     Closed,
     /// The user interrupted it.
     Interrupted,
+    /// It printed what it found, which has this exit code.
+    Found(u8),
 }
 
 impl From<Failure> for Stop {

@@ -16,6 +16,7 @@ mod output;
 mod render;
 mod term;
 mod unit;
+mod view;
 
 use clap::Parser as _;
 use std::process::ExitCode;

@@ -129,6 +129,7 @@ impl Output {
     pub fn finish(&self, result: Result<(), Stop>) -> u8 {
         match result {
             Ok(()) | Err(Stop::Closed) => exit::OK,
+            Err(Stop::Found(code)) => code,
             Err(Stop::Interrupted) => {
                 let failure = Failure::new("UserInterrupt", "interrupted by the user", "", exit::INTERRUPTED);
                 if self.json {

@@ -292,6 +292,27 @@ pub fn span(time: Duration) -> String {
     }
 }
 
+/// How long ago something was, from microseconds: "now", "3 s ago".
+pub fn ago(micros: u64) -> String {
+    match Duration::from_micros(micros) {
+        time if time < Duration::from_secs(1) => "now".to_owned(),
+        time => format!("{} ago", span(time)),
+    }
+}
+
+/// The way through another node, as `peers`, `ping` and `doctor` call it.
+pub fn relayed(by: Option<&str>) -> String {
+    by.map_or_else(|| "relayed".to_owned(), |name| format!("relayed via {}", crate::term::line(name)))
+}
+
+/// The machine that a multiaddr names: "10.0.0.2" of "/ip4/10.0.0.2/udp/4001/quic-v1".
+pub fn host(address: &str) -> String {
+    let mut parts = address.split('/').skip(1);
+    let kind = parts.next().unwrap_or_default();
+    let host = parts.next().filter(|_| kind.starts_with("ip") || kind.starts_with("dns"));
+    crate::term::line(host.unwrap_or(address))
+}
+
 /// `list` with commas, `-` when empty.
 pub fn list(list: &[String]) -> String {
     if list.is_empty() { "-".to_owned() } else { list.iter().map(|item| crate::term::line(item)).collect::<Vec<_>>().join(", ") }
@@ -350,6 +371,15 @@ mod tests {
     fn no_colour_means_no_escape_sequence() {
         assert!(!table().render(&Style::default()).contains('\u{1b}'));
         assert!(table().render(&Style { color: true, width: None }).contains("\u{1b}[1mNAME"));
+    }
+
+    #[test]
+    fn ways_to_a_peer_read_well() {
+        assert_eq!(host("/ip4/10.0.0.2/udp/4001/quic-v1"), "10.0.0.2");
+        assert_eq!((host("/dns4/a.example/tcp/1").as_str(), host("nonsense").as_str()), ("a.example", "nonsense"));
+        assert_eq!(host("/ip6/fe80::1/tcp/4001"), "fe80::1");
+        assert_eq!((relayed(Some("Node\u{1b}[2JW")), relayed(None)), ("relayed via NodeW".into(), "relayed".into()));
+        assert_eq!((ago(999_999), ago(3_000_000)), ("now".into(), "3 s ago".into()));
     }
 
     #[test]

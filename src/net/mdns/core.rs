@@ -12,7 +12,7 @@ use super::heard::{Heard, News};
 use super::interfaces::{Interface, Net};
 use super::leg::{Obstacle, State};
 use super::{Event, Leg};
-use crate::domain::network::{InterfaceFacts, MdnsFacts};
+use crate::domain::network::MdnsFacts;
 use crate::net::address::{self, Network};
 use crate::net::random_below;
 
@@ -426,17 +426,6 @@ impl Core {
             heard_ago: state.heard_at.map(|at| now.duration_since(at)),
             problem: flood.or_else(|| state.obstacle.as_ref().map(ToString::to_string)),
         }
-    }
-
-    /// The interfaces of this machine but the loopback.
-    pub(super) fn interfaces(&self) -> Vec<InterfaceFacts> {
-        let facts = |interface: &Interface| InterfaceFacts {
-            name: interface.name.clone(),
-            up: interface.up,
-            multicast: interface.multicast,
-            addresses: interface.addresses.iter().map(|net| net.ip.to_string()).collect(),
-        };
-        self.interfaces.iter().filter(|interface| !interface.loopback).map(facts).collect()
     }
 }
 

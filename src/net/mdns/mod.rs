@@ -40,7 +40,7 @@ use self::core::{Core, Output};
 use self::interfaces::Interface;
 use self::socket::Wire;
 use super::alarm::Alarm;
-use crate::domain::network::{InterfaceFacts, MdnsFacts};
+use crate::domain::network::MdnsFacts;
 
 /// Packets that are read before others in the process get their turn.
 const BATCH: usize = 64;
@@ -137,11 +137,6 @@ impl Mdns {
     /// What was counted at each interface.
     pub(crate) fn facts(&self) -> Vec<MdnsFacts> {
         self.shared.lock().core.facts(Instant::now())
-    }
-
-    /// The interfaces of this machine but the loopback.
-    pub(crate) fn interfaces(&self) -> Vec<InterfaceFacts> {
-        self.shared.lock().core.interfaces()
     }
 }
 

@@ -3,8 +3,13 @@
 
 mod conduct;
 mod dht;
+mod doctor;
 mod door;
 mod lanes;
+mod mesh;
+mod nat;
+mod ping;
+mod rivals;
 mod rogue;
 mod versions;
 
@@ -16,8 +21,8 @@ use tokio::time::timeout;
 
 use super::identity::Identity;
 use super::{
-    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Service, Snapshot,
-    Timings, start,
+    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Relaying,
+    Service, Snapshot, Timings, start,
 };
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};
@@ -66,6 +71,8 @@ struct Plan {
     caps: ConnectionCaps,
     versions: Versions,
     models: Vec<ModelOffer>,
+    relaying: Relaying,
+    mesh: Mesh,
 }
 
 fn plan(name: &'static str) -> Plan {
@@ -79,6 +86,8 @@ fn plan(name: &'static str) -> Plan {
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
         versions: Versions::OURS,
         models: vec![ModelOffer::named("echo")],
+        relaying: Relaying::default(),
+        mesh: Mesh::default(),
     }
 }
 
@@ -98,6 +107,8 @@ impl Plan {
             timings: self.timings,
             caps: self.caps,
             versions: self.versions,
+            relaying: self.relaying,
+            mesh: self.mesh,
             ..Config::default()
         };
         let (handle, _) = start(config, &self.identity, stub).await.unwrap();

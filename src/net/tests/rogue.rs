@@ -12,6 +12,7 @@ use libp2p::{Multiaddr, PeerId, StreamProtocol, identify};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::super::lobby::Door;
 use super::super::session::{self, Context, Outgoing, Report};
 use super::super::streams::{self, Inbound, OpenError};
 use super::super::transport;
@@ -75,17 +76,23 @@ impl Rogue {
     }
 
     pub(super) async fn with(keypair: Keypair) -> Self {
+        Self::speaking(keypair, &[MEMBER_PROTOCOL, INFERENCE_PROTOCOL]).await
+    }
+
+    /// A rogue that takes streams of these protocols.
+    pub(super) async fn speaking(keypair: Keypair, protocols: &[&'static str]) -> Self {
         let (sender, inbound) = mpsc::channel(1024);
         let peer = keypair.public().to_peer_id();
-        let protocols = vec![StreamProtocol::new(MEMBER_PROTOCOL), StreamProtocol::new(INFERENCE_PROTOCOL)];
+        let protocols = protocols.iter().copied().map(StreamProtocol::new).collect();
         let mut config = kad::Config::new(StreamProtocol::new(KAD_PROTOCOL));
         config.set_query_timeout(Duration::from_secs(5)).set_periodic_bootstrap_interval(None);
         let behaviour = Manners {
-            streams: streams::Behaviour::new(protocols, sender),
+            streams: streams::Behaviour::new(protocols, sender, super::super::meter::Meters::default()),
             identify: identify::Behaviour::new(identify::Config::new("rogue/1".to_owned(), keypair.public())),
             kad: kad::Behaviour::with_config(peer, MemoryStore::new(peer), config),
         };
-        let mut swarm = transport::swarm(&keypair, behaviour, Arc::new(Notify::new())).unwrap();
+        let lobby = (&Door::default(), 64);
+        let mut swarm = transport::swarm(&keypair, behaviour, lobby, None, Arc::new(Notify::new())).unwrap();
         swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Client));
         swarm.listen_on("/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()).unwrap();
         let address = loop {
@@ -244,6 +251,7 @@ impl Session {
             reports: sender,
             // As a node of the first version.
             versions: Versions::only(1),
+            run: 7,
         };
         let (cluster, root) = (id(cluster), Root::public(&id(cluster)));
         if opener {

@@ -34,7 +34,7 @@ async fn an_old_and_a_new_node_are_members_to_each_other_and_the_old_one_hears_n
     old.join("home", true, &bootstrap).await;
     let seen = new.sees("home", &["old", "other"]).await;
     let protocol = |name: &str| seen.iter().find(|member| member.name == name).unwrap().protocol;
-    assert_eq!((protocol("old"), protocol("other")), (1, 2));
+    assert_eq!((protocol("old"), protocol("other")), (1, 3));
     let mut events = old.handle.events();
     // The new one knows it all, the old one a name that can be asked for.
     other.until("the models in detail", |snapshot| models_of(snapshot, "new") == offered).await;

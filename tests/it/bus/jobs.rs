@@ -15,7 +15,7 @@ use crate::daemon::ERROR;
 const JOB: &str = "org.opengateway.Gateway1.Job";
 const INVALID: &str = "org.freedesktop.DBus.Error.InvalidArgs";
 
-fn done() -> JobEvent {
+pub fn done() -> JobEvent {
     JobEvent::End(Ok(Done { finish: FinishReason::Stop, usage: Usage { prompt_tokens: 1, completion_tokens: 1 } }))
 }
 
@@ -23,7 +23,7 @@ async fn prompt(caller: &Connection) -> Result<Message, (String, String)> {
     call(caller, "Prompt", &("", "x", Options::new())).await
 }
 
-async fn answer(start: &Start, text: &str) {
+pub async fn answer(start: &Start, text: &str) {
     for event in [taken(), JobEvent::Text(text.to_owned()), done()] {
         start.events.send(event).await.unwrap();
     }

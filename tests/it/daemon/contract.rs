@@ -44,6 +44,7 @@ async fn live_objects_are_those_of_the_interface_files() {
             "org.opengateway.Gateway1.Cluster",
             include_str!("../../../dbus/org.opengateway.Gateway1.Cluster.xml"),
         ),
+        (ROOT, "org.opengateway.Gateway1.Network", include_str!("../../../dbus/org.opengateway.Gateway1.Network.xml")),
         (ROOT, "org.opengateway.Gateway1.Http", include_str!("../../../dbus/org.opengateway.Gateway1.Http.xml")),
         (job.as_str(), "org.opengateway.Gateway1.Job", include_str!("../../../dbus/org.opengateway.Gateway1.Job.xml")),
     ] {

@@ -1,8 +1,8 @@
 //! A daemon that the test plays on a private bus.
 
-use opengateway::api::names::{BUS_NAME, CLUSTER_INTERFACE, ErrorName, MODELS_INTERFACE, ROOT_PATH};
+use opengateway::api::names::{BUS_NAME, CLUSTER_INTERFACE, ErrorName, MODELS_INTERFACE, NETWORK_INTERFACE, ROOT_PATH};
 use opengateway::api::path::{cluster_path, job_path};
-use opengateway::api::stream::{Line, ServedBy, Step, Timings, Usage};
+use opengateway::api::stream::{JobLine, JobNow, Line, ServedBy, Step, Timings, Usage};
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::sync::{Arc, Mutex};
@@ -33,6 +33,8 @@ pub struct Seen {
     /// What came with the last `Add`: name, bytes, digest that it must have.
     pub added: (String, Vec<u8>, Option<String>),
     hang: bool,
+    /// Where watchers of jobs are told.
+    watchers: Vec<std::io::PipeWriter>,
 }
 
 #[derive(Clone, Default)]
@@ -64,7 +66,8 @@ impl Fake {
         let shared = Shared::default();
         let mut builder = zbus::connection::Builder::address(bus.address())
             .serve_at(ROOT_PATH, Manager { shared: shared.clone() })
-            .serve_at(ROOT_PATH, Models { shared: shared.clone() });
+            .serve_at(ROOT_PATH, Models { shared: shared.clone() })
+            .serve_at(ROOT_PATH, Network { shared: shared.clone() });
         for (name, state, peers) in
             [("room", "connected", 2), ("room-opened", "connected", 1), ("alone", "discovering", 0), ("broken", "failed", 0)]
         {
@@ -105,6 +108,25 @@ impl Fake {
         let body = ("12D3KooWb", details(vec![("Name", Variant::from("NodeB"))]));
         let path = cluster_path("gatewayai-poc");
         self.connection.emit_signal(None::<&str>, path, CLUSTER_INTERFACE, "PeerConnected", &body).await.unwrap();
+    }
+    pub async fn emit_peer_changed(&self) {
+        let told = [("Name", Variant::from("NodeB")), ("Direct", Variant::from(false)), ("RelayName", Variant::from("NodeW"))];
+        let body = ("12D3KooWb", vec!["Direct", "Relay"], details(told.to_vec()));
+        let path = cluster_path("gatewayai-poc");
+        self.connection.emit_signal(None::<&str>, path, CLUSTER_INTERFACE, "PeerChanged", &body).await.unwrap();
+    }
+    pub async fn emit_worst_finding(&self, code: &str) {
+        let worst =
+            (code, if code.is_empty() { "" } else { "error" }, if code.is_empty() { "" } else { "nobody\u{1b}[2J is there" });
+        let changed = HashMap::from([("WorstFinding", Variant::from(worst))]);
+        let body = (NETWORK_INTERFACE, changed, Vec::<String>::new());
+        let properties = "org.freedesktop.DBus.Properties";
+        self.connection.emit_signal(None::<&str>, ROOT_PATH, properties, "PropertiesChanged", &body).await.unwrap();
+    }
+    /// Tells the watchers of jobs.
+    pub async fn tell_job(&self, line: JobLine) {
+        self.wait_for(|seen| !seen.watchers.is_empty()).await;
+        self.shared.note(|seen| seen.watchers.iter_mut().for_each(|pipe| pipe.write_all(&line.to_bytes()).unwrap()));
     }
     pub async fn emit_model_changed(&self) {
         let body = ("demo", details(vec![("State", Variant::from("loading")), ("Progress", Variant::from(0.4))]));
@@ -223,6 +245,15 @@ impl Manager {
                 ("ServedByName", Variant::from("NodeB")),
             ]),
         )]
+    }
+
+    async fn watch_jobs(&self, _options: Details) -> OwnedFd {
+        let (read, mut write) = std::io::pipe().unwrap();
+        let now =
+            JobNow { id: 1, cluster: "gatewayai-poc".into(), state: "queued".into(), position: Some(3), ..JobNow::default() };
+        write.write_all(&JobLine::Job(now).to_bytes()).unwrap();
+        self.shared.note(|seen| seen.watchers.push(write));
+        OwnedFd::from(std::os::fd::OwnedFd::from(read))
     }
 
     async fn connect(
@@ -474,6 +505,93 @@ impl Models {
         self.shared.note(|seen| seen.calls.push(format!("{what} {name}")));
         Ok(())
     }
+}
+
+struct Network {
+    shared: Shared,
+}
+
+#[zbus::interface(name = "org.opengateway.Gateway1.Network")]
+impl Network {
+    async fn diagnose(&self, options: Details) -> Result<(Vec<Details>, Details), Named> {
+        self.shared.read().await;
+        let mut shown: Vec<String> = options.iter().map(|(key, value)| format!("{key}={}", show(value))).collect();
+        shown.sort();
+        self.shared.note(|seen| seen.calls.push(format!("Diagnose {}", shown.join(" "))));
+        let finding = |code: &'static str, severity: &'static str, sentence: &'static str| {
+            vec![("Code", Variant::from(code)), ("Severity", Variant::from(severity)), ("Sentence", Variant::from(sentence))]
+        };
+        let findings = match shown.first().map(String::as_str) {
+            Some("Peer=nobody") => vec![finding("peer-unknown", "error", "nobody here has heard of nobody")],
+            Some("Peer=NodeB") => vec![finding("peer-relayed", "info", "NodeB is reached through NodeW")],
+            Some("Cluster=nowhere") => return Err(Named(ErrorName::NoSuchCluster.to_string())),
+            _ => {
+                let mut refused = finding("bootstrap-refused", "error", "192.0.2.1 refuses\u{1b}[2J connections");
+                refused.push(("Remedy", Variant::from("on that machine: systemctl start opengatewayd")));
+                vec![refused, finding("mdns-silent", "warning", "nothing was heard on eth0")]
+            }
+        };
+        let attempt = nested(vec![
+            ("Address", Variant::from("/ip4/10.0.0.2/udp/4001/quic-v1")),
+            ("AgoUSec", Variant::from(3_000_000u64)),
+            ("Outcome", Variant::from("timed-out")),
+        ]);
+        let link = nested(vec![
+            ("Address", Variant::from("/ip4/192.0.2.9/udp/4001/quic-v1")),
+            ("Transport", Variant::from("quic")),
+            ("Direct", Variant::from(false)),
+            ("RelayName", Variant::from(EVIL_NAME)),
+        ]);
+        let peer = nested(vec![
+            ("PeerId", Variant::from("12D3KooWb")),
+            ("Name", Variant::from("NodeB")),
+            ("MemberOf", Variant::from(vec!["gatewayai-poc"])),
+            ("Attempts", array(vec![attempt])),
+            ("Links", array(vec![link])),
+        ]);
+        let on = nested(vec![
+            ("Interface", Variant::from("eth0")),
+            ("Family", Variant::from("ipv4")),
+            ("Sent", Variant::from(12u64)),
+            ("Heard", Variant::from(0u64)),
+        ]);
+        let facts = details(vec![
+            ("PeerId", Variant::from("12D3KooWself")),
+            ("Mdns", nested(vec![("Enabled", Variant::from(true)), ("Interfaces", array(vec![on]))])),
+            ("Reach", nested(vec![("Nat", Variant::from("cone"))])),
+            ("Peers", array(vec![peer])),
+            ("ClockSynchronised", Variant::from(true)),
+            ("Newer", Variant::from(1u32)),
+        ]);
+        Ok((findings.into_iter().map(details).collect(), facts))
+    }
+
+    async fn ping(&self, peer: String, _options: Details) -> Result<Details, Named> {
+        self.shared.read().await;
+        self.shared.note(|seen| seen.calls.push(format!("Ping {peer}")));
+        if let Some(name) = peer.strip_prefix("reply ") {
+            return Err(Named(name.to_owned()));
+        }
+        Ok(details(vec![
+            ("PeerId", Variant::from("12D3KooWb")),
+            ("Name", Variant::from("NodeB")),
+            ("Transport", Variant::from("quic")),
+            ("Address", Variant::from("/ip4/10.0.0.2/udp/4001/quic-v1")),
+            ("Direct", Variant::from(true)),
+            ("RoundTrips", Variant::from(vec![800u64])),
+        ]))
+    }
+
+    #[zbus(property)]
+    fn worst_finding(&self) -> (String, String, String) {
+        (String::new(), String::new(), String::new())
+    }
+}
+
+/// A list of details.
+fn array(items: Vec<Variant<'static>>) -> Variant<'static> {
+    let item = |item| HashMap::<String, Variant<'static>>::try_from(item).unwrap();
+    Variant::from(items.into_iter().map(item).collect::<Vec<_>>())
 }
 
 /// An error reply with any name.

@@ -7,12 +7,14 @@ mod ask;
 mod chat;
 mod completion;
 mod config;
+mod doctor;
 mod http;
 mod jobs;
 mod membership;
 mod models;
 mod monitor;
 mod peers;
+mod ping;
 mod prompt;
 mod resources;
 mod status;
@@ -57,7 +59,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), Stop> {
     // One thread: a client waits most of its life, and threads cost time at the start.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new("System", format!("cannot start: {error}"), "", exit::FAILED))?;
-    let own_interrupt = matches!(args.command, Command::Prompt(_) | Command::Chat(_));
+    let own_interrupt = matches!(args.command, Command::Prompt(_) | Command::Chat(_) | Command::Ping(_));
     runtime.block_on(async {
         let signal = signalled(!own_interrupt)?;
         tokio::select! {
@@ -97,6 +99,8 @@ async fn run_on_bus(
         Command::Prompt(options) => prompt::run(&mut bus, out, &options, question, globals.timeout).await,
         Command::Jobs { cancel: Some(id) } => jobs::cancel(&mut bus, out, id).await,
         Command::Jobs { cancel: None } => jobs::list(&mut bus, out).await,
+        Command::Doctor(options) => doctor::run(&mut bus, out, &options).await,
+        Command::Ping(options) => ping::run(&mut bus, out, &options).await,
         Command::Key(options) => http::key(&mut bus, out, &options).await,
         Command::Env { shell } => http::env(&mut bus, out, shell).await,
         Command::Monitor => monitor::run(&mut bus, out).await,
@@ -105,7 +109,7 @@ async fn run_on_bus(
 }
 
 /// How a signal ends the command: in order, so that an agent that asks for a password ends with it and the terminal is
-/// as it was. `prompt` answers an interrupt itself.
+/// as it was. `prompt`, `chat` and `ping` answer an interrupt themselves.
 fn signalled(interrupts: bool) -> Result<impl Future<Output = Stop>, Failure> {
     let listen = |kind| {
         let failed = |error| Failure::new("System", format!("cannot wait for signals: {error}"), "", exit::FAILED);

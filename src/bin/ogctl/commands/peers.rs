@@ -5,7 +5,7 @@ use crate::bus::Bus;
 use crate::details::Read as _;
 use crate::errors::{Failure, Stop};
 use crate::output::Output;
-use crate::render::{Style, Table, Tone, cell, latency, list, short_id, tone_of_state};
+use crate::render::{Style, Table, Tone, cell, latency, list, relayed, short_id, tone_of_state};
 use crate::term;
 use opengateway::api::keys::peers_option;
 use opengateway::api::proxy::{Details, Options};
@@ -27,6 +27,8 @@ struct Peer {
     via: String,
     /// False when relayed, null when unknown.
     direct: Option<bool>,
+    /// Who carries the connection; null when it is direct.
+    relay: Option<Relay>,
     transport: Option<String>,
     liveness: Option<String>,
     latency_us: Option<u64>,
@@ -42,6 +44,13 @@ struct Peer {
     compatible: bool,
     connected_at: Option<u64>,
     last_seen: Option<u64>,
+}
+
+/// The node between.
+#[derive(Debug, Serialize)]
+struct Relay {
+    peer_id: String,
+    name: Option<String>,
 }
 
 /// Most pages of one listing: more members than any cluster has are not worth an endless loop.
@@ -73,6 +82,7 @@ fn peer((peer_id, details): (String, Details)) -> Peer {
         addresses: details.texts("Addresses"),
         via: details.text_or_empty("Via"),
         direct: details.flag("Direct"),
+        relay: details.text("Relay").map(|peer_id| Relay { peer_id, name: details.text("RelayName") }),
         transport: details.text("Transport"),
         liveness: details.text("Liveness"),
         latency_us: details.number("LatencyUSec"),
@@ -140,7 +150,10 @@ fn path(peer: &Peer) -> (String, Tone) {
     let transport = peer.transport.as_deref().map_or_else(String::new, |transport| format!(" {}", term::line(transport)));
     match peer.direct {
         Some(true) => (format!("direct{transport}"), Tone::Plain),
-        Some(false) => ("relayed".into(), Tone::Warn),
+        Some(false) => {
+            let by = peer.relay.as_ref().map(|relay| relay.name.clone().unwrap_or_else(|| short_id(&relay.peer_id)));
+            (relayed(by.as_deref()), Tone::Warn)
+        }
         None => ("-".into(), Tone::Plain),
     }
 }
@@ -153,6 +166,19 @@ mod tests {
         let mut sample = peer((id.into(), Details::new()));
         sample.models = models.iter().map(|&model| model.to_owned()).collect();
         sample
+    }
+
+    #[test]
+    fn the_way_is_direct_or_names_the_relay_and_of_one_that_is_only_known_there_is_none() {
+        let mut peer = sample("id", &[]);
+        assert_eq!(path(&peer).0, "-");
+        (peer.direct, peer.transport) = (Some(true), Some("quic".into()));
+        assert_eq!(path(&peer).0, "direct quic");
+        peer.direct = Some(false);
+        peer.relay = Some(Relay { peer_id: "12D3KooWabcdefgh12345678".into(), name: Some("Node\u{1b}[2JW".into()) });
+        assert_eq!(path(&peer).0, "relayed via NodeW");
+        peer.relay = Some(Relay { peer_id: "12D3KooWabcdefgh12345678".into(), name: None });
+        assert_eq!(path(&peer).0, "relayed via …12345678");
     }
 
     #[test]

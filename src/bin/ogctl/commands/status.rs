@@ -57,6 +57,8 @@ struct Cluster {
     id: String,
     state: String,
     peer_count: Option<u64>,
+    /// Also those that are only known.
+    member_count: Option<u64>,
     /// "serve" or "consume", as in `clusters`.
     role: Option<&'static str>,
 }
@@ -73,6 +75,7 @@ fn view(details: &Details, now: u64) -> Status {
         id: details.text_or_empty("Id"),
         state: details.text_or_empty("State"),
         peer_count: details.number("PeerCount"),
+        member_count: details.number("MemberCount"),
         role: details.flag("Serving").map(|serving| if serving { "serve" } else { "consume" }),
     };
     let model = |details: &Details| Model {
@@ -111,6 +114,9 @@ fn text(status: &Status, style: &Style) -> String {
     for line in &status.problems {
         problem(Tone::Bad, "!", line);
     }
+    if !status.problems.is_empty() {
+        problem(Tone::Plain, " ", "more: ogctl doctor");
+    }
     if status.problems.is_empty() && status.clusters.is_empty() {
         problem(Tone::Warn, "!", &format!("this node is in no cluster; join one with: ogctl connect {DEFAULT_CLUSTER}"));
     }
@@ -119,13 +125,15 @@ fn text(status: &Status, style: &Style) -> String {
         let peers = cluster
             .peer_count
             .map_or_else(String::new, |count| format!(", {count} {}", if count == 1 { "peer" } else { "peers" }));
+        let known = cluster.member_count.filter(|&members| Some(members) > cluster.peer_count);
+        let known = known.map_or_else(String::new, |members| format!(" of {members} members"));
         let role = match cluster.role {
             Some("serve") => ", serving",
             Some(_) => ", asking only",
             None => "",
         };
         let state = style.paint(tone_of_state(&cluster.state), &term::line(&cluster.state));
-        format!("{}: {state}{peers}{role}", term::line(&cluster.id))
+        format!("{}: {state}{peers}{known}{role}", term::line(&cluster.id))
     };
     let lines = |list: &[String]| list.iter().map(|line| term::line(line)).collect::<Vec<_>>().join("\n");
     let addresses = if status.addresses.is_empty() { &status.listen_addresses } else { &status.addresses };
@@ -160,7 +168,6 @@ fn models(status: &Status) -> String {
     let list = status.models.iter().map(model).collect::<Vec<_>>().join(", ");
     match (status.engine, list.is_empty()) {
         (Some(false), true) => "no engine is installed or switched on".to_owned(),
-        (Some(false), false) => format!("{list} (no engine is installed or switched on)"),
         (Some(true), true) => "none; add one with: ogctl models add FILE.gguf".to_owned(),
         _ => list,
     }

@@ -93,27 +93,24 @@ impl Typed {
         peers.unwrap_or_default()
     }
 
-    /// Members by name. One whose name could not be typed, or is that of two, goes by its peer id; and so does each
-    /// one when a peer id is begun.
+    /// Members of the cluster that was typed.
     fn nodes(&self, current: &OsStr) -> Vec<CompletionCandidate> {
-        let peers = self.peers();
-        let begun = current.to_str().filter(|begun| !begun.is_empty());
-        let mut found = Vec::new();
-        for (peer_id, details) in &peers {
-            let name = details.text_or_empty("Name");
-            let namesakes = peers.iter().filter(|(_, other)| other.text_or_empty("Name") == name).count();
-            let about = format!("{}, {}", details.texts("Models").join(" "), latency(details.number("LatencyUSec")));
-            let by_name = is_safe(&name) && !name.starts_with('-') && namesakes == 1;
-            if by_name {
-                found.extend(candidate(&name, &about));
+        named(&self.peers(), current)
+    }
+
+    /// Members of every joined cluster, by name or peer id.
+    fn everybody(&self, current: &OsStr) -> Vec<CompletionCandidate> {
+        let joined = self.ask(async |bus| {
+            let clusters = bus.ask(async |manager| manager.list_clusters().await).await?;
+            let mut peers = BTreeMap::new();
+            for (id, _, details) in clusters {
+                if is_joined(&details.text_or_empty("State")) {
+                    peers.extend(bus.ask(async |manager| manager.list_peers(&id, &Options::new()).await).await?);
+                }
             }
-            if !by_name || begun.is_some_and(|begun| peer_id.starts_with(begun)) {
-                found.extend(candidate(peer_id, &name));
-            }
-        }
-        let begun = begun.unwrap_or_default();
-        found.retain(|candidate| candidate.get_value().to_str().is_some_and(|value| value.starts_with(begun)));
-        found
+            Ok(peers)
+        });
+        named(&joined.unwrap_or_default().into_iter().collect::<Vec<_>>(), current)
     }
 
     /// Models that can be asked for, with how many nodes have them.
@@ -152,6 +149,28 @@ impl Typed {
     }
 }
 
+/// Peers by name. One whose name could not be typed, or is that of two, goes by its peer id; and so does each one when a
+/// peer id is begun.
+fn named(peers: &[(String, Details)], current: &OsStr) -> Vec<CompletionCandidate> {
+    let begun = current.to_str().filter(|begun| !begun.is_empty());
+    let mut found = Vec::new();
+    for (peer_id, details) in peers {
+        let name = details.text_or_empty("Name");
+        let namesakes = peers.iter().filter(|(_, other)| other.text_or_empty("Name") == name).count();
+        let about = format!("{}, {}", details.texts("Models").join(" "), latency(details.number("LatencyUSec")));
+        let by_name = is_safe(&name) && !name.starts_with('-') && namesakes == 1;
+        if by_name {
+            found.extend(candidate(&name, &about));
+        }
+        if !by_name || begun.is_some_and(|begun| peer_id.starts_with(begun)) {
+            found.extend(candidate(peer_id, &name));
+        }
+    }
+    let begun = begun.unwrap_or_default();
+    found.retain(|candidate| candidate.get_value().to_str().is_some_and(|value| value.starts_with(begun)));
+    found
+}
+
 /// A word and what it is; nothing for a word that cannot be offered.
 fn candidate(word: &str, about: &str) -> Option<CompletionCandidate> {
     let about = (!about.is_empty()).then(|| StyledStr::from(about.to_owned()));
@@ -169,6 +188,10 @@ pub fn attach(command: Command, words: &[String]) -> Command {
         let typed = Arc::clone(&typed);
         ArgValueCompleter::new(move |current: &OsStr| typed.nodes(current))
     };
+    let everybody = {
+        let typed = Arc::clone(&typed);
+        ArgValueCompleter::new(move |current: &OsStr| typed.everybody(current))
+    };
     let joined = || live(|typed| typed.clusters(|state, _| is_joined(state)));
     let wishes = |sub: Command| {
         let nodes = nodes.clone();
@@ -185,6 +208,10 @@ pub fn attach(command: Command, words: &[String]) -> Command {
         .mut_subcommand("connect", |sub| sub.mut_arg("cluster", |arg| arg.add(live(Typed::to_join))))
         .mut_subcommand("disconnect", |sub| sub.mut_arg("cluster", |arg| arg.add(live(Typed::to_leave))))
         .mut_subcommand("peers", |sub| sub.mut_arg("cluster", |arg| arg.add(joined())))
+        .mut_subcommand("doctor", |sub| {
+            sub.mut_arg("peer", |arg| arg.add(everybody.clone())).mut_arg("cluster", |arg| arg.add(joined()))
+        })
+        .mut_subcommand("ping", |sub| sub.mut_arg("peer", |arg| arg.add(everybody.clone())))
         .mut_subcommand("models", |sub| {
             let mut sub = sub.mut_arg("cluster", |arg| arg.add(joined()));
             for command in ["rm", "verify", "load", "unload"] {
