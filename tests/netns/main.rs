@@ -21,6 +21,8 @@ mod floods;
 mod history;
 mod lab;
 mod liar;
+mod mdns;
+mod neighbours;
 mod old_node;
 mod partition;
 mod report;
