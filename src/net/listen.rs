@@ -84,12 +84,12 @@ impl Task<'_> {
         tracing::debug!(%address, "reachable address");
         self.swarm.behaviour_mut().punch.candidate(&address);
         self.swarm.add_external_address(address);
-        self.reach_changed();
+        self.addresses_changed();
     }
 
     fn unreachable(&mut self, address: &Multiaddr) {
         self.swarm.remove_external_address(address);
-        self.reach_changed();
+        self.addresses_changed();
     }
 
     pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
