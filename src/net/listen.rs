@@ -62,7 +62,7 @@ impl Task<'_> {
         if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
             self.reachable(listening);
         }
-        self.addresses_changed(Instant::now());
+        self.addresses_moved(Instant::now());
         self.dirty = true;
     }
 
@@ -96,7 +96,7 @@ impl Task<'_> {
         self.networks_changed();
         self.swarm.remove_external_address(address);
         self.forget_reach();
-        self.addresses_changed(Instant::now());
+        self.addresses_moved(Instant::now());
         self.dirty = true;
     }
 }
