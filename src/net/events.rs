@@ -69,7 +69,7 @@ impl Task<'_> {
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => self.on_lost_listen_address(&address),
             SwarmEvent::ExternalAddrConfirmed { address } => self.on_confirmed(&address),
-            SwarmEvent::ExternalAddrExpired { .. } => self.reach_changed(),
+            SwarmEvent::ExternalAddrExpired { .. } => self.addresses_changed(),
             SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
                 let why = reason.as_ref().err().map(|error| super::bootstrap::why(error));
                 if self.on_place_lost(listener_id, why, now) {

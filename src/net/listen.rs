@@ -62,7 +62,7 @@ impl Task<'_> {
         if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
             self.reachable(listening);
         }
-        self.addresses_changed(Instant::now());
+        self.addresses_moved(Instant::now());
         self.dirty = true;
     }
 
@@ -84,19 +84,19 @@ impl Task<'_> {
         tracing::debug!(%address, "reachable address");
         self.swarm.behaviour_mut().punch.candidate(&address);
         self.swarm.add_external_address(address);
-        self.reach_changed();
+        self.addresses_changed();
     }
 
     fn unreachable(&mut self, address: &Multiaddr) {
         self.swarm.remove_external_address(address);
-        self.reach_changed();
+        self.addresses_changed();
     }
 
     pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
         self.networks_changed();
         self.swarm.remove_external_address(address);
         self.forget_reach();
-        self.addresses_changed(Instant::now());
+        self.addresses_moved(Instant::now());
         self.dirty = true;
     }
 }

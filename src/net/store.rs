@@ -87,7 +87,7 @@ impl Providers {
     /// The key that goes when there are too many: of a few random ones that whose providers live where most providers live. A
     /// flood comes from few places, and makes room by itself.
     fn crowded_key(&self) -> RecordKey {
-        let mut neighbours: HashMap<Option<u64>, usize> = HashMap::new();
+        let mut neighbours: HashMap<Option<(u64, usize)>, usize> = HashMap::new();
         for record in self.others.values().flatten() {
             *neighbours.entry(subnet(record)).or_default() += 1;
         }
