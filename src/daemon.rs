@@ -418,6 +418,14 @@ fn model_settings(settings: &Settings) -> models::Settings {
     }
 }
 
+/// Nearly all connections of a relay come in; of those of another node two thirds at most.
+fn connection_caps(settings: &Settings) -> net::ConnectionCaps {
+    let most = settings.max_connections;
+    let usual = net::ConnectionCaps::default();
+    let (incoming, pending) = if settings.relay.enabled { (most / 9 * 8, 256) } else { (most * 2 / 3, usual.pending_incoming) };
+    net::ConnectionCaps { established: most, established_incoming: incoming.max(1), pending_incoming: pending, ..usual }
+}
+
 fn net_config(settings: &Settings) -> net::Config {
     net::Config {
         node_name: settings.node_name.clone(),
@@ -427,11 +435,15 @@ fn net_config(settings: &Settings) -> net::Config {
         bootstrap: settings.bootstrap.clone(),
         mdns: settings.mdns,
         timings: net::Timings::default(),
-        caps: net::ConnectionCaps {
-            established: settings.max_connections,
-            established_incoming: (settings.max_connections * 2 / 3).max(1),
-            ..net::ConnectionCaps::default()
+        caps: connection_caps(settings),
+        relaying: net::Relaying {
+            enabled: settings.relay.enabled,
+            reservations: settings.relay.reservations as usize,
+            circuits: settings.relay.circuits as usize,
+            circuit_bytes: settings.relay.circuit_bytes,
+            circuit_duration: Duration::from_secs(u64::from(settings.relay.circuit_hours) * 3600),
         },
+        announce: settings.announce.clone(),
         versions: crate::wire::version::Versions::OURS,
         ..net::Config::default()
     }

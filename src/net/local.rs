@@ -19,7 +19,7 @@ const PROBLEM: &str = "mdns";
 
 impl Task<'_> {
     pub(super) fn start_mdns(&mut self) {
-        self.mdns = Some(Mdns::start(self.local, self.swarm.listeners().cloned().collect(), self.mdns_events.clone()));
+        self.mdns = Some(Mdns::start(self.local, self.own_listeners().cloned().collect(), self.mdns_events.clone()));
         self.problems.remove(PROBLEM);
         self.dirty = true;
     }
@@ -27,7 +27,7 @@ impl Task<'_> {
     /// The addresses that are listened on have changed.
     pub(super) fn tell_mdns_addresses(&self) {
         if let Some(mdns) = &self.mdns {
-            mdns.set_listening(self.swarm.listeners().cloned().collect());
+            mdns.set_listening(self.own_listeners().cloned().collect());
         }
     }
 

@@ -211,6 +211,7 @@ impl Task<'_> {
         Some(Link {
             addresses: self.addresses_of(peer),
             direct: !used.relayed,
+            relay: used.relay,
             transport: if used.quic { "quic" } else { "tcp" },
         })
     }
@@ -533,5 +534,6 @@ impl Task<'_> {
         self.serving.remove(&connection);
         self.pings.connection_closed(connection);
         self.lasting.pool.connection_closed(peer, connection);
+        self.on_path_lost(peer, Instant::now());
     }
 }

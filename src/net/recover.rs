@@ -93,7 +93,7 @@ impl Recovery {
 
 impl Task<'_> {
     /// A listener got an address, or lost one.
-    pub(super) fn addresses_changed(&mut self, now: Instant) {
+    pub(super) fn addresses_moved(&mut self, now: Instant) {
         // What failed before may work now.
         self.policy.network_changed();
         self.agenda.no_later(Due::Dial, now);

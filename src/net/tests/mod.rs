@@ -7,6 +7,7 @@ mod doctor;
 mod door;
 mod lanes;
 mod mesh;
+mod nat;
 mod ping;
 mod recover;
 mod rivals;
@@ -21,8 +22,8 @@ use tokio::time::timeout;
 
 use super::identity::Identity;
 use super::{
-    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Remembered,
-    Service, Snapshot, Timings, start,
+    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Relaying,
+    Remembered, Service, Snapshot, Timings, start,
 };
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};
@@ -72,6 +73,7 @@ struct Plan {
     caps: ConnectionCaps,
     versions: Versions,
     models: Vec<ModelOffer>,
+    relaying: Relaying,
     mesh: Mesh,
 }
 
@@ -87,6 +89,7 @@ fn plan(name: &'static str) -> Plan {
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
         versions: Versions::OURS,
         models: vec![ModelOffer::named("echo")],
+        relaying: Relaying::default(),
         mesh: Mesh::default(),
     }
 }
@@ -107,6 +110,7 @@ impl Plan {
             timings: self.timings,
             caps: self.caps,
             versions: self.versions,
+            relaying: self.relaying,
             remembered: self.remembered,
             mesh: self.mesh,
             ..Config::default()
