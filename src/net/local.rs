@@ -84,6 +84,11 @@ impl Task<'_> {
         }
     }
 
+    /// Addresses of other machines that lately said on the local network that they are this node.
+    pub(super) fn twins_heard(&self, now: Instant) -> impl Iterator<Item = String> {
+        self.twins.iter().filter(move |(_, heard)| now.duration_since(**heard) < TWIN).map(|(at, _)| at.to_string())
+    }
+
     /// mDNS at each interface.
     pub(super) fn mdns_facts(&self) -> Vec<MdnsFacts> {
         self.mdns.as_ref().map(Mdns::facts).unwrap_or_default()
