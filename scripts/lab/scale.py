@@ -105,9 +105,9 @@ class Node:
 
     def liveness(self, ogctl):
         """How many members are connected, and how many are only known."""
-        said = subprocess.run([ogctl, "--bus", f"unix:path={self.directory}/socket", "peers", "--json"], capture_output=True, text=True,
-                              check=False).stdout
-        return said.count('"alive"'), said.count('"known"')
+        environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={self.directory}/socket"}
+        said = subprocess.run([ogctl, "peers", "--json"], env=environment, capture_output=True, text=True, check=False).stdout
+        return len(re.findall(r'"liveness": ?"alive"', said)), len(re.findall(r'"liveness": ?"known"', said))
 
 
 def build(count):

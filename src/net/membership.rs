@@ -378,6 +378,7 @@ impl Task<'_> {
 
     fn on_down(&mut self, generation: Generation, peer: PeerId, connection: ConnectionId, cluster: Option<ClusterId>, end: End) {
         let accepted = self.hellos.remove(&generation).is_some_and(|(_, greeted)| greeted.is_none());
+        self.withdraw(generation);
         tracing::debug!(%peer, generation, ?end, "membership stream ended");
         let now = Instant::now();
         if let Some(cluster) = &cluster {
