@@ -1,6 +1,7 @@
 //! The behaviours of the swarm, put together. All of them are infrastructure; what a cluster is, `net::Task` decides.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,14 +11,20 @@ use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::identity::Keypair;
 use libp2p::kad::{self, StoreInserts};
+use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
-use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, memory_connection_limits};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, memory_connection_limits, relay};
 use tokio::sync::mpsc;
 
 use super::address::{self, Network};
+use super::config::Relaying;
 use super::gate::Gate;
+use super::guard;
+use super::meter::Meters;
+use super::punch::{DialBack, Punch, Tester};
+use super::relaying;
 use super::store::Providers;
 use super::streams::{self, Inbound};
 use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL, PING_PROTOCOL};
@@ -28,6 +35,8 @@ const IDENTIFY_PROTOCOL: &str = "opengateway/1";
 pub(crate) const PROVIDER_TTL: Duration = Duration::from_secs(30 * 60);
 /// Addresses of one peer that are taken from the DHT.
 const MAX_DHT_ADDRESSES: usize = 8;
+/// Peers in the routing table that connected from one IPv4 address or IPv6 /64.
+const MAX_PER_SOURCE: usize = 4;
 /// Transports that connections come in by.
 const LOBBIES: u32 = 2;
 const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -72,10 +81,26 @@ pub(crate) struct Behaviour {
     pub identify: identify::Behaviour,
     pub kad: Dht,
     pub streams: streams::Behaviour,
+    /// Circuits through other nodes, and places at them.
+    pub relay_client: relay::client::Behaviour,
+    /// Circuits of others through this node.
+    pub relay: Toggle<relay::Behaviour>,
+    pub punch: Punch,
+    pub tester: Tester,
+    pub dial_back: DialBack,
+}
+
+/// The parts of a behaviour that are made elsewhere.
+pub(crate) struct Parts {
+    pub gate: Gate,
+    pub inbound: mpsc::Sender<Inbound>,
+    pub relay_client: relay::client::Behaviour,
+    pub meters: Meters,
 }
 
 impl Behaviour {
-    pub(crate) fn new(keypair: &Keypair, caps: ConnectionCaps, gate: Gate, inbound: mpsc::Sender<Inbound>) -> Self {
+    pub(crate) fn new(keypair: &Keypair, caps: ConnectionCaps, relaying: &Relaying, parts: Parts) -> Self {
+        let Parts { gate, inbound, relay_client, meters } = parts;
         let local = keypair.public().to_peer_id();
         let limits = ConnectionLimits::default()
             // The lobbies keep the limit. Those that made room for others stay in this count until they are taken away.
@@ -93,11 +118,17 @@ impl Behaviour {
             limits: connection_limits::Behaviour::new(limits),
             memory: memory_connection_limits::Behaviour::with_max_bytes(caps.memory_bytes),
             identify: identify::Behaviour::new(identify),
-            kad: Dht { inner: kademlia(local), networks: Vec::new(), configured: HashSet::new() },
+            kad: Dht { inner: kademlia(local), networks: Vec::new(), configured: HashSet::new(), sources: HashMap::new() },
             streams: streams::Behaviour::new(
                 [MEMBER_PROTOCOL, INFERENCE_PROTOCOL, PING_PROTOCOL].map(StreamProtocol::new).to_vec(),
                 inbound,
+                meters,
             ),
+            relay_client,
+            relay: relaying.enabled.then(|| relay::Behaviour::new(local, relaying::config(relaying))).into(),
+            punch: Punch::new(local),
+            tester: Tester::default(),
+            dial_back: DialBack::new(std::time::Instant::now()),
         }
     }
 }
@@ -130,9 +161,28 @@ pub(crate) struct Dht {
     pub networks: Vec<Network>,
     /// Addresses from the configuration, dialled whatever they are.
     pub configured: HashSet<Multiaddr>,
+    /// Where those in the routing table connected from.
+    sources: HashMap<PeerId, IpAddr>,
 }
 
 impl Dht {
+    /// Whether a peer that connected from `source` may be in the routing table: names cost nothing and addresses do, so one
+    /// address has few of the places near a key, however many names it was ground to.
+    pub(crate) fn may_enter(&mut self, peer: PeerId, source: Option<IpAddr>) -> bool {
+        let Some(source) = source.filter(|ip| !ip.is_loopback()).map(guard::source) else { return true };
+        let mut listed = HashSet::new();
+        for bucket in self.inner.kbuckets() {
+            listed.extend(bucket.iter().map(|entry| *entry.node.key.preimage()));
+        }
+        self.sources.retain(|known, _| listed.contains(known));
+        let neighbours = self.sources.iter().filter(|(known, from)| **from == source && **known != peer).count();
+        let may = neighbours < MAX_PER_SOURCE;
+        if may {
+            self.sources.insert(peer, source);
+        }
+        may
+    }
+
     /// Forgets the oldest addresses of a peer beyond `most`, the `newest` never: a peer may announce others every second.
     pub(crate) fn keep_newest(&mut self, peer: &PeerId, newest: &[Multiaddr], most: usize) {
         let mut known: Vec<Multiaddr> = Vec::new();
