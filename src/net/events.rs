@@ -262,6 +262,9 @@ impl Task<'_> {
     }
 
     fn on_query(&mut self, id: QueryId, result: QueryResult, now: Instant) {
+        if matches!(result, QueryResult::GetProviders(Ok(_))) {
+            self.ledger.dht_answers(now.into_std());
+        }
         if let QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) = result
             && let Some(cluster) = self.lookups.get(&id).cloned()
         {
