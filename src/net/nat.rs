@@ -100,7 +100,7 @@ impl Task<'_> {
 
     /// Whether others reach this node without a relay: an address of its own that is confirmed, and not one that is good in
     /// its own network alone while others see it behind a NAT.
-    fn judge(&self) -> bool {
+    fn reached_directly(&self) -> bool {
         let translated = self.reach.observations.translated(&self.own_ips());
         self.swarm.external_addresses().filter(|address| !address::is_circuit(address)).any(|address| {
             let global = address::is_global(address);
@@ -115,7 +115,7 @@ impl Task<'_> {
 
     /// Addresses or what is known of them changed: everything that hangs on them is set anew.
     pub(super) fn reach_changed(&mut self) {
-        let direct = self.judge();
+        let direct = self.reached_directly();
         if direct != self.reach.is_direct {
             tracing::debug!(direct, "reachable without a relay: {direct}");
         }
