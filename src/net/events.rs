@@ -69,7 +69,7 @@ impl Task<'_> {
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => self.on_lost_listen_address(&address),
             SwarmEvent::ExternalAddrConfirmed { address } => self.on_confirmed(&address),
-            SwarmEvent::ExternalAddrExpired { .. } => self.reach_changed(),
+            SwarmEvent::ExternalAddrExpired { .. } => self.addresses_changed(),
             SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
                 let why = reason.as_ref().err().map(|error| super::bootstrap::why(error));
                 if self.on_place_lost(listener_id, why, now) {
@@ -108,6 +108,7 @@ impl Task<'_> {
         }
         if connections > 1 {
             self.agenda.no_later(Due::Duplicates(peer), now + self.lasting.config.timings.duplicates);
+            self.probe_older(peer);
             return;
         }
         self.greet_peer(peer, now);
@@ -137,7 +138,9 @@ impl Task<'_> {
     }
 
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
-        self.note_bootstrap_failure(peer, error);
+        if !matches!(error, DialError::Aborted) {
+            self.note_bootstrap_failure(peer, error);
+        }
         let meant = peer.map(|peer| self.book.addresses(&peer)).unwrap_or_default();
         // Who dials itself meant whoever is there.
         let named = peer.filter(|peer| *peer != self.local);
@@ -149,6 +152,12 @@ impl Task<'_> {
                 tracing::debug!(%peer, %error, "dial failed");
                 self.reach.places.not_reached(&peer, super::bootstrap::why_not(error));
                 if self.swarm.is_connected(&peer) {
+                    return;
+                }
+                if matches!(error, DialError::Aborted) {
+                    // By `recover`: the network is another one now.
+                    self.policy.aborted(&peer);
+                    self.agenda.no_later(Due::Dial, now);
                     return;
                 }
                 if matches!(error, DialError::WrongPeerId { .. }) {
@@ -196,6 +205,13 @@ impl Task<'_> {
         self.note_hop(peer_id, is_relay, &announced, now);
         self.reach.told.insert(peer_id, announced.clone());
         if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) {
+            let connections = self.swarm.behaviour().streams.connections(&peer_id);
+            let source =
+                connections.iter().find(|connection| !connection.relayed).and_then(|direct| address::ip_of(&direct.remote));
+            if !self.is_bootstrap(&peer_id) && !self.swarm.behaviour_mut().kad.may_enter(peer_id, source) {
+                tracing::debug!(peer = %peer_id, "not taken into the DHT: too many from the same place are in it");
+                return;
+            }
             let first = self.swarm.behaviour_mut().kad.kbuckets().all(|bucket| bucket.num_entries() == 0);
             for address in &announced {
                 self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());

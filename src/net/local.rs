@@ -32,7 +32,6 @@ impl Task<'_> {
     }
 
     /// The network has changed: asks who is here as at the start, and tells the others.
-    #[allow(dead_code)] // called by `recover`
     pub(super) fn ask_local_network(&self) {
         if let Some(mdns) = &self.mdns {
             mdns.ask_now();

@@ -100,7 +100,7 @@ impl Task<'_> {
 
     /// Whether others reach this node without a relay: an address of its own that is confirmed, and not one that is good in
     /// its own network alone while others see it behind a NAT.
-    fn reached_directly(&self) -> bool {
+    fn is_reached(&self) -> bool {
         let translated = self.reach.observations.translated(&self.own_ips());
         self.swarm.external_addresses().filter(|address| !address::is_circuit(address)).any(|address| {
             let global = address::is_global(address);
@@ -113,11 +113,12 @@ impl Task<'_> {
         })
     }
 
-    /// Addresses or what is known of them changed: everything that hangs on them is set anew.
-    pub(super) fn reach_changed(&mut self) {
-        let direct = self.reached_directly();
+    /// What is known of this node's addresses changed: what hangs on it is set anew.
+    fn rejudge(&mut self) {
+        let direct = self.is_reached();
         if direct != self.reach.is_direct {
             tracing::debug!(direct, "reachable without a relay: {direct}");
+            self.dirty = true;
         }
         self.reach.is_direct = direct;
         let mode = if direct { kad::Mode::Server } else { kad::Mode::Client };
@@ -135,12 +136,12 @@ impl Task<'_> {
                 self.problems.insert("relay", problem.to_owned());
             }
         }
-        self.dirty = true;
-        self.republish();
     }
 
-    /// Publishes the records of all clusters with the addresses of now, and tells connected peers.
-    fn republish(&mut self) {
+    /// The addresses of this node changed: publishes the records of all clusters anew, and tells connected peers.
+    pub(super) fn addresses_changed(&mut self) {
+        self.rejudge();
+        self.dirty = true;
         let ids: Vec<ClusterId> = self.clusters.keys().cloned().collect();
         for id in ids {
             self.publish_record(&id);
@@ -168,7 +169,7 @@ impl Task<'_> {
                 self.swarm.behaviour_mut().tester.candidate(&candidate);
             }
         }
-        self.reach_changed();
+        self.rejudge();
     }
 
     /// A connection came in at an IPv6 address of ours from another network: no firewall is before it.
@@ -176,7 +177,7 @@ impl Task<'_> {
         let (Some(IpAddr::V6(at)), Some(IpAddr::V6(from))) = (ip_of(local), ip_of(remote)) else { return };
         let net = |ip: std::net::Ipv6Addr| u128::from(ip) >> 64;
         if net(at) != net(from) && self.reach.reached6.insert(at.into()) {
-            self.reach_changed();
+            self.rejudge();
         }
     }
 
@@ -191,7 +192,7 @@ impl Task<'_> {
         if let Some(ip) = ip_of(confirmed).filter(IpAddr::is_ipv6) {
             self.reach.reached6.insert(ip);
         }
-        self.reach_changed();
+        self.addresses_changed();
     }
 
     pub(super) fn on_tested(&mut self, event: client::Event) {
@@ -307,7 +308,7 @@ impl Task<'_> {
                 self.swarm.remove_external_address(&address);
             }
         }
-        self.reach_changed();
+        self.addresses_changed();
     }
 
     /// Where this node can be reached, for people to paste: configured, its own, through relays.

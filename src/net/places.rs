@@ -216,7 +216,7 @@ impl Task<'_> {
         if listener.is_some() {
             self.swarm.add_external_address(bare);
         }
-        self.reach_changed();
+        self.addresses_changed();
     }
 
     /// The listener of a place closed; false when it was not one of them.
@@ -234,7 +234,7 @@ impl Task<'_> {
         if let Some(again) = self.reach.places.places.get(&relay).and_then(|place| place.again) {
             self.agenda.no_later(Due::Places, again);
         }
-        self.reach_changed();
+        self.addresses_changed();
         true
     }
 
