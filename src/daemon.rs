@@ -1,6 +1,7 @@
 //! Wiring and lifecycle: load → bind → spawn → serve the bus → ready → wait → drain → goodbye.
 
 mod control;
+mod recollect;
 mod status;
 mod watchdog;
 
@@ -193,7 +194,13 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         gauge: gauge.clone(),
     });
     let mut model_problems = models.problems.clone();
-    let (net, mut network) = net::start(net_config(&settings), &identity, Arc::new(serve.clone())).await?;
+    let peers = settings.remember.then(|| recollect::load(state.path()));
+    let (peers, remembered, peers_warning) = match peers {
+        Some((file, remembered, warning)) => (Some(file), remembered, warning),
+        None => (None, Vec::new(), None),
+    };
+    let net_config = net::Config { remembered, ..net_config(&settings) };
+    let (net, mut network) = net::start(net_config, &identity, Arc::new(serve.clone())).await?;
     let discovering = discover(&serve, &settings);
     let dispatch = dispatch::Handle::new(dispatch::Router::new(net.clone(), serve.clone(), settings.node_name.clone()));
 
@@ -211,7 +218,10 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
 
     let mut shown =
         ControlState { saved: control::shown(&memory, &settings), sharing, lent, stopping: false, problems: Vec::new() };
-    shown.problems.extend(warning);
+    if let Some(warning) = &peers_warning {
+        tracing::error!("{warning}");
+    }
+    shown.problems.extend(warning.into_iter().chain(peers_warning));
     let (control, requests, publish) = Control::new(shown);
     let node = dbus::Node {
         net: net.clone(),
@@ -229,6 +239,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         started_at,
         log: log.clone(),
     };
+    let recollector = peers.map(|file| recollect::Recollector::start(file, &net, publish.clone()));
     let environment = Environment::of_process();
     let roots = roots(&options, &environment);
     let mut status = Status::new(&net, publish.subscribe());
@@ -315,6 +326,9 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     http.stop();
     drain(&serve, &service, &http, &mut stop).await;
     net.shutdown().await;
+    if let Some(recollector) = recollector {
+        recollector.finish().await;
+    }
     models.stop().await;
     service.stop().await;
     outcome
@@ -404,6 +418,14 @@ fn model_settings(settings: &Settings) -> models::Settings {
     }
 }
 
+/// Nearly all connections of a relay come in; of those of another node two thirds at most.
+fn connection_caps(settings: &Settings) -> net::ConnectionCaps {
+    let most = settings.max_connections;
+    let usual = net::ConnectionCaps::default();
+    let (incoming, pending) = if settings.relay.enabled { (most / 9 * 8, 256) } else { (most * 2 / 3, usual.pending_incoming) };
+    net::ConnectionCaps { established: most, established_incoming: incoming.max(1), pending_incoming: pending, ..usual }
+}
+
 fn net_config(settings: &Settings) -> net::Config {
     net::Config {
         node_name: settings.node_name.clone(),
@@ -413,11 +435,15 @@ fn net_config(settings: &Settings) -> net::Config {
         bootstrap: settings.bootstrap.clone(),
         mdns: settings.mdns,
         timings: net::Timings::default(),
-        caps: net::ConnectionCaps {
-            established: settings.max_connections,
-            established_incoming: (settings.max_connections * 2 / 3).max(1),
-            ..net::ConnectionCaps::default()
+        caps: connection_caps(settings),
+        relaying: net::Relaying {
+            enabled: settings.relay.enabled,
+            reservations: settings.relay.reservations as usize,
+            circuits: settings.relay.circuits as usize,
+            circuit_bytes: settings.relay.circuit_bytes,
+            circuit_duration: Duration::from_secs(u64::from(settings.relay.circuit_hours) * 3600),
         },
+        announce: settings.announce.clone(),
         versions: crate::wire::version::Versions::OURS,
         ..net::Config::default()
     }

@@ -6,9 +6,11 @@ mod engine;
 mod http;
 mod load;
 pub mod raw;
+mod relay;
 mod settings;
 
 pub use engine::EngineSettings;
 pub use http::{DEFAULT_HTTP_PORT, HttpAddress, HttpSettings, MAX_SOCKET_PATH_BYTES, refuses as refuses_remote};
 pub use load::{Checked, ConfigError, Environment, Overrides, Roots, check, load};
+pub use relay::RelaySettings;
 pub use settings::{BackendKind, BackendSettings, ClusterSettings, MAX_ADDRESS_BYTES, MAX_ADDRESSES, Settings, needs_restart};

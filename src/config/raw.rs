@@ -11,6 +11,8 @@ pub struct Raw {
     pub node: Option<Node>,
     /// `[network]`.
     pub network: Option<Network>,
+    /// `[relay]`.
+    pub relay: Option<Relay>,
     /// `[serve]`.
     pub serve: Option<Serve>,
     /// `[[cluster]]`: joined at the start.
@@ -50,10 +52,30 @@ pub struct Network {
     pub listen: Option<Vec<String>>,
     /// Multiaddrs of nodes to dial at the start.
     pub bootstrap: Option<Vec<String>>,
+    /// Multiaddrs at which others reach this node though it does not listen on them.
+    pub announce: Option<Vec<String>>,
     /// Look for members on the local network.
     pub mdns: Option<bool>,
+    /// Remember members on disk.
+    pub remember: Option<bool>,
     /// Connections in all.
     pub max_connections: Option<u32>,
+}
+
+/// `[relay]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    /// Carry connections between nodes that do not reach each other.
+    pub enabled: Option<bool>,
+    /// Places held for others at once.
+    pub reservations: Option<u32>,
+    /// Circuits at once.
+    pub circuits: Option<u32>,
+    /// Bytes of one circuit, both directions together.
+    pub circuit_bytes: Option<u64>,
+    /// Hours that a circuit may last.
+    pub circuit_hours: Option<u32>,
 }
 
 /// `[serve]`.
@@ -204,7 +226,16 @@ impl Raw {
     /// Lays `over` on top: its keys win one by one; its lists replace whole lists.
     pub fn merge(&mut self, over: Self) {
         section(&mut self.node, over.node, |under, over| overlay!(under, over; name, state_dir));
-        section(&mut self.network, over.network, |under, over| overlay!(under, over; listen, bootstrap, mdns, max_connections));
+        section(
+            &mut self.network,
+            over.network,
+            |under, over| overlay!(under, over; listen, bootstrap, announce, mdns, remember, max_connections),
+        );
+        section(
+            &mut self.relay,
+            over.relay,
+            |under, over| overlay!(under, over; enabled, reservations, circuits, circuit_bytes, circuit_hours),
+        );
         section(&mut self.serve, over.serve, |under, over| overlay!(under, over; enabled, cores, memory_gb, storage_gb, vram_gb));
         section(&mut self.upstreams, over.upstreams, |under, over| overlay!(under, over; discover));
         section(&mut self.models, over.models, |under, over| overlay!(under, over; directory, also));
@@ -231,7 +262,7 @@ mod tests {
             .prop_map(|(name, state)| Node { name: name.map(|n| n.to_string()), state_dir: state.map(|s| s.to_string().into()) });
         let network =
             (any::<Option<bool>>(), any::<Option<u32>>(), any::<Option<bool>>()).prop_map(|(mdns, max_connections, list)| {
-                Network { listen: list.map(|list| vec![list.to_string()]), bootstrap: None, mdns, max_connections }
+                Network { listen: list.map(|list| vec![list.to_string()]), mdns, max_connections, ..Network::default() }
             });
         let serve = (any::<Option<bool>>(), proptest::option::of(0.5..9.0)).prop_map(|(enabled, cores)| Serve {
             enabled,

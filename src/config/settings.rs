@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::engine::{self, EngineSettings};
 use super::http::HttpSettings;
 use super::raw::{self, Raw};
+use super::relay::RelaySettings;
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::MAX_NODE_NAME_BYTES;
 use crate::domain::resources::Lent;
@@ -91,8 +92,14 @@ pub struct Settings {
     pub any_port: bool,
     /// Multiaddrs of nodes to dial at the start.
     pub bootstrap: Vec<String>,
+    /// Multiaddrs at which others reach this node though it does not listen on them.
+    pub announce: Vec<String>,
+    /// What this node carries for others.
+    pub relay: RelaySettings,
     /// Look for members on the local network.
     pub mdns: bool,
+    /// Remember members on disk and dial them first at the next start.
+    pub remember: bool,
     /// Connections in all.
     pub max_connections: u32,
     /// Answer prompts of other members.
@@ -233,7 +240,8 @@ impl Settings {
         let state_dir = node.state_dir.unwrap_or(state_dir);
         let enabled = serve.enabled.unwrap_or(true);
         let listen = addresses("network.listen", network.listen)?;
-        let max_connections = network.max_connections.unwrap_or(384);
+        let relay = RelaySettings::check(&raw.relay.unwrap_or_default())?;
+        let max_connections = network.max_connections.unwrap_or(relay.usual_connections());
         if !(8..=4608).contains(&max_connections) {
             return Err(format!("network.max_connections is {max_connections}; it is between 8 and 4608"));
         }
@@ -284,7 +292,10 @@ impl Settings {
             any_port: listen.is_empty(),
             listen: if listen.is_empty() { default_listen() } else { listen },
             bootstrap: addresses("network.bootstrap", network.bootstrap)?,
+            announce: addresses("network.announce", network.announce)?,
+            relay,
             mdns: network.mdns.unwrap_or(true),
+            remember: network.remember.unwrap_or(true),
             max_connections,
             serve: enabled,
             lent: Lent {
@@ -308,10 +319,13 @@ pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
     if (&old.node_name, &old.state_dir) != (&new.node_name, &new.state_dir) {
         sections.push("[node]");
     }
-    let network =
-        |settings: &Settings| (settings.listen.clone(), settings.bootstrap.clone(), settings.mdns, settings.max_connections);
-    if network(old) != network(new) {
+    let addresses = |settings: &Settings| (settings.listen.clone(), settings.bootstrap.clone(), settings.announce.clone());
+    let others = |settings: &Settings| (settings.mdns, settings.remember, settings.max_connections);
+    if addresses(old) != addresses(new) || (others(old) != others(new) && old.relay.enabled == new.relay.enabled) {
         sections.push("[network]");
+    }
+    if old.relay != new.relay {
+        sections.push("[relay]");
     }
     if old.backends != new.backends {
         sections.push("[[backend]]");
@@ -343,7 +357,7 @@ mod tests {
     fn nothing_written_is_a_whole_configuration() {
         let settings = settings("").unwrap();
         assert_eq!(settings.node_name, "host");
-        assert!(settings.mdns && settings.serve && settings.any_port);
+        assert!(settings.mdns && settings.remember && settings.serve && settings.any_port);
         assert_eq!(settings.listen.len(), 4);
         assert_eq!(settings.backends.len(), 1);
         assert!(settings.clusters.is_empty(), "a machine lends nothing before its owner says so");
@@ -356,6 +370,8 @@ mod tests {
             ("[node]\nname = \"a\\u0007\"", "node.name"),
             ("[network]\nlisten = [\"1.2.3.4:5\"]", "network.listen"),
             ("[network]\nmax_connections = 7", "max_connections"),
+            ("[network]\nannounce = [\"1.2.3.4:5\"]", "network.announce"),
+            ("[relay]\ncircuit_bytes = 0", "relay.circuit_bytes"),
             ("[serve]\ncores = 0.0", "serve.cores"),
             ("[serve]\nmemory_gb = nan", "serve.memory_gb"),
             ("[[cluster]]\nid = \"../x\"", "cluster.id"),
@@ -417,6 +433,10 @@ mod tests {
         let old = settings("").unwrap();
         let new = settings("[node]\nname = \"x\"\n[serve]\nenabled = false\n[[cluster]]\nid = \"a\"").unwrap();
         assert_eq!(needs_restart(&old, &new), ["[node]"]);
+        let new = settings("[relay]\nenabled = true").unwrap();
+        assert_eq!(needs_restart(&old, &new), ["[relay]"]);
+        let new = settings("[network]\nannounce = [\"/ip4/192.0.2.1/tcp/4001\"]").unwrap();
+        assert_eq!(needs_restart(&old, &new), ["[network]"]);
         let new = settings("[http]\nkey = \"none\"").unwrap();
         assert_eq!(needs_restart(&old, &new), ["[http]"]);
     }

@@ -42,7 +42,8 @@ fn network(ip: IpAddr) -> Option<Network> {
 /// The networks that `addresses` of this machine lie in.
 pub(crate) fn networks_of<'a>(addresses: impl Iterator<Item = &'a Multiaddr>) -> Vec<Network> {
     let ips: Vec<IpAddr> = addresses.filter_map(ip_of).collect();
-    let only_loopback = ips.iter().all(IpAddr::is_loopback);
+    // A link-local address leads nowhere: it is neither dialled nor announced.
+    let only_loopback = ips.iter().all(|ip| ip.is_loopback() || is_link_local(*ip));
     let mut found: Vec<Network> = Vec::new();
     for network in ips.into_iter().filter_map(network) {
         // Every machine has a loopback interface: as a hint it means something only where there is nothing else.
@@ -69,7 +70,8 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-/// QUIC version 1 or TCP on an IP address: all that this node can dial without a name.
+/// QUIC version 1 or TCP on an IP address, or a circuit of a relay that is there: all that this node can dial without a
+/// name.
 fn is_transport(address: &Multiaddr) -> bool {
     let mut parts = address.iter();
     let ip = matches!(parts.next(), Some(Protocol::Ip4(_) | Protocol::Ip6(_)));
@@ -78,10 +80,39 @@ fn is_transport(address: &Multiaddr) -> bool {
         Some(Protocol::Udp(port)) => port != 0 && parts.next() == Some(Protocol::QuicV1),
         _ => false,
     };
-    ip && carrier && matches!(parts.next(), None | Some(Protocol::P2p(_)))
+    let end = |part: Option<Protocol<'_>>| matches!(part, None | Some(Protocol::P2p(_)));
+    ip && carrier
+        && match (parts.next(), parts.next()) {
+            // A circuit of a circuit is nobody's address.
+            (Some(Protocol::P2p(_)), Some(Protocol::P2pCircuit)) => end(parts.next()) && parts.next().is_none(),
+            (last, more) => end(last) && more.is_none(),
+        }
 }
 
-/// Over QUIC.
+/// Through a relay.
+pub(crate) fn is_circuit(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+/// The relay of a circuit, when the address names it.
+pub(crate) fn relay_of(address: &Multiaddr) -> Option<PeerId> {
+    let mut before = None;
+    for part in address {
+        match part {
+            Protocol::P2p(peer) => before = Some(peer),
+            Protocol::P2pCircuit => return before,
+            _ => before = None,
+        }
+    }
+    None
+}
+
+/// The circuit to this node at a relay that is reached at `relay_address`.
+pub(crate) fn circuit(relay_address: &Multiaddr, relay: PeerId) -> Multiaddr {
+    without_peer(relay_address).with(Protocol::P2p(relay)).with(Protocol::P2pCircuit)
+}
+
+/// Over QUIC; of a circuit, the way to its relay.
 pub(crate) fn is_quic(address: &Multiaddr) -> bool {
     address.iter().any(|part| part == Protocol::QuicV1)
 }
@@ -104,9 +135,11 @@ pub(crate) fn for_others<'a>(listening: impl Iterator<Item = &'a Multiaddr> + Cl
     chosen
 }
 
-/// An address that strangers everywhere may use: neither private nor special.
+/// An address of the machine itself that strangers everywhere may use: neither private nor special, nor a relay's.
 pub(crate) fn is_global(address: &Multiaddr) -> bool {
-    ip_of(address).is_some_and(|ip| network(ip).is_none() && !is_link_local(ip) && !ip.is_unspecified() && !ip.is_multicast())
+    !is_circuit(address)
+        && ip_of(address)
+            .is_some_and(|ip| network(ip).is_none() && !is_link_local(ip) && !ip.is_unspecified() && !ip.is_multicast())
 }
 
 /// Whether a hint is worth a dial: a transport of ours, not too long, an address that can be another node's, and a private
@@ -128,7 +161,8 @@ pub(crate) fn dialable(address: &Multiaddr, ours: &[Network]) -> bool {
 pub(crate) fn announceable(address: &Multiaddr, ours: &[Network]) -> bool {
     let Some(ip) = ip_of(address) else { return false };
     let loopback = ip.is_loopback() && !ours.contains(&Network::Loopback);
-    is_transport(address) && !ip.is_unspecified() && !loopback && !is_link_local(ip) && !ip.is_multicast()
+    let circuit = is_circuit(address);
+    is_transport(address) && !circuit && !ip.is_unspecified() && !loopback && !is_link_local(ip) && !ip.is_multicast()
 }
 
 /// The `listening` addresses with the IP address of `seen`. The port does not matter: it is that of a listener only where
@@ -144,9 +178,13 @@ pub(crate) fn for_view(address: &Multiaddr, to_loopback: bool) -> bool {
     address.len() <= MAX_ADDRESS_BYTES && is_transport(address) && !is_link_local(ip) && (to_loopback || !ip.is_loopback())
 }
 
-/// Without `/p2p/…` at the end.
+/// Without `/p2p/…` at the end. The relay of a circuit is part of the way, and stays.
 pub(crate) fn without_peer(address: &Multiaddr) -> Multiaddr {
-    address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
+    let mut bare = address.clone();
+    while let Some(Protocol::P2p(_)) = bare.iter().last() {
+        bare.pop();
+    }
+    bare
 }
 
 /// The same address with port 0: any free port.
@@ -183,6 +221,8 @@ pub(crate) enum BootstrapError {
     Shape,
     #[error("the address 0.0.0.0 or :: is no place to dial")]
     Unspecified,
+    #[error("an address through a relay ends with the node behind it: …/p2p-circuit/p2p/PEER-ID")]
+    NoDestination,
 }
 
 impl BootstrapAddress {
@@ -200,10 +240,10 @@ impl BootstrapAddress {
             return Err(BootstrapError::TooLong);
         }
         let whole: Multiaddr = text.trim().parse().map_err(|error| BootstrapError::Syntax(format!("{error}")))?;
-        let peer = whole.iter().find_map(|part| match part {
-            Protocol::P2p(peer) => Some(peer),
+        let peer = match whole.iter().last() {
+            Some(Protocol::P2p(peer)) => Some(peer),
             _ => None,
-        });
+        };
         let address = without_peer(&whole);
         let name = match address.iter().next() {
             Some(Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name)) => Some(name.into_owned()),
@@ -220,7 +260,9 @@ impl BootstrapAddress {
         };
         match sample {
             Some(sample) if is_transport(&sample) => {
-                if ip_of(&sample).is_some_and(|ip| ip.is_unspecified()) {
+                if is_circuit(&sample) && parsed.peer.is_none() {
+                    Err(BootstrapError::NoDestination)
+                } else if ip_of(&sample).is_some_and(|ip| ip.is_unspecified()) {
                     Err(BootstrapError::Unspecified)
                 } else {
                     Ok(parsed)
@@ -279,10 +321,50 @@ mod tests {
         assert!(dialable(&addr("/ip4/127.0.0.1/tcp/4001"), &[Network::Loopback]));
     }
 
+    const RELAY: &str = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+
+    #[test]
+    fn a_circuit_is_as_good_as_the_way_to_its_relay() {
+        let circuit = |carrier: &str| addr(&format!("{carrier}/p2p/{RELAY}/p2p-circuit"));
+        for good in ["/ip4/198.51.100.7/udp/4001/quic-v1", "/ip6/2001:db8::1/tcp/4001", "/ip4/10.1.2.3/tcp/4001"] {
+            assert!(dialable(&circuit(good), &[Network::TenSlash8]), "{good}");
+            assert!(for_view(&circuit(good), false), "{good}");
+            assert!(circuit(good).len() <= MAX_ADDRESS_BYTES);
+            assert!(!announceable(&circuit(good), &[Network::TenSlash8]) && !is_global(&circuit(good)), "{good}");
+        }
+        for bad in ["/ip4/192.168.1.1/tcp/4001", "/ip4/127.0.0.1/tcp/4001", "/ip4/198.51.100.7/tcp/0", "/dns4/a.example/tcp/1"] {
+            assert!(!dialable(&circuit(bad), &[]), "{bad}");
+        }
+        let there = "/ip4/198.51.100.7/tcp/4001";
+        for bad in [
+            format!("{there}/p2p-circuit"),
+            format!("{there}/p2p/{RELAY}/p2p-circuit/p2p/{RELAY}/p2p-circuit"),
+            format!("{there}/p2p/{RELAY}/p2p-circuit/tcp/1"),
+            format!("/p2p/{RELAY}/p2p-circuit"),
+        ] {
+            assert!(!dialable(&addr(&bad), &[]), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_peer_at_the_end_is_taken_away_and_the_relay_is_not() {
+        let there = "/ip4/198.51.100.7/udp/4001/quic-v1";
+        assert_eq!(without_peer(&addr(&format!("{there}/p2p/{RELAY}"))), addr(there));
+        let whole = addr(&format!("{there}/p2p/{RELAY}/p2p-circuit/p2p/{RELAY}"));
+        let bare = addr(&format!("{there}/p2p/{RELAY}/p2p-circuit"));
+        assert_eq!((without_peer(&whole), without_peer(&bare)), (bare.clone(), bare.clone()));
+        assert_eq!(circuit(&addr(there), RELAY.parse().unwrap()), bare);
+        assert_eq!(relay_of(&whole).unwrap().to_string(), RELAY);
+        assert_eq!(relay_of(&addr(&format!("{there}/p2p-circuit"))), None);
+        assert_eq!(relay_of(&addr(&format!("{there}/p2p/{RELAY}"))), None);
+        assert!(is_quic(&bare) && is_circuit(&bare) && !is_circuit(&addr(there)));
+    }
+
     #[test]
     fn loopback_counts_as_a_network_only_where_there_is_no_other() {
         let of = |texts: &[&str]| networks_of(texts.iter().map(|text| addr(text)).collect::<Vec<_>>().iter());
         assert_eq!(of(&["/ip4/127.0.0.1/tcp/1"]), [Network::Loopback]);
+        assert_eq!(of(&["/ip4/127.0.0.1/tcp/1", "/ip6/fe80::1/tcp/1"]), [Network::Loopback]);
         assert_eq!(of(&["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1"]), [Network::TenSlash8]);
         assert_eq!(of(&["/ip4/127.0.0.1/tcp/1", "/ip4/198.51.100.7/tcp/1"]), []);
     }
@@ -320,6 +402,8 @@ mod tests {
         let pinned = BootstrapAddress::parse(&format!("/ip4/192.0.2.1/udp/4001/quic-v1/p2p/{peer}")).unwrap();
         assert_eq!(pinned.peer.unwrap().to_string(), peer);
         assert_eq!(pinned.address, addr("/ip4/192.0.2.1/udp/4001/quic-v1"));
+        let relayed = BootstrapAddress::parse(&format!("/ip4/192.0.2.1/tcp/4001/p2p/{peer}/p2p-circuit/p2p/{peer}")).unwrap();
+        assert_eq!(relayed.text(), format!("/ip4/192.0.2.1/tcp/4001/p2p/{peer}/p2p-circuit/p2p/{peer}"));
         let named = BootstrapAddress::parse("/dns4/node.example/tcp/4001").unwrap();
         assert_eq!(named.with_ip(Ipv4Addr::new(192, 0, 2, 9).into()), Some(addr("/ip4/192.0.2.9/tcp/4001")));
         assert_eq!(named.with_ip(Ipv6Addr::LOCALHOST.into()), None);
@@ -327,6 +411,8 @@ mod tests {
             ("/ip4/0.0.0.0/tcp/4001", BootstrapError::Unspecified),
             ("/ip4/192.0.2.1", BootstrapError::Shape),
             ("/ip4/192.0.2.1/udp/4001", BootstrapError::Shape),
+            ("/ip4/192.0.2.1/tcp/4001/p2p-circuit", BootstrapError::Shape),
+            (&format!("/ip4/192.0.2.1/tcp/4001/p2p/{peer}/p2p-circuit"), BootstrapError::NoDestination),
         ] {
             assert_eq!(BootstrapAddress::parse(bad), Err(error), "{bad}");
         }

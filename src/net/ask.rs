@@ -124,6 +124,11 @@ impl Asking {
 
     /// The lane broke. One that had been idle may have been stale: try once more on a fresh one.
     fn broken(&mut self, reason: &str) -> Option<AnswerEvent> {
+        if let Stage::Writing(lane, _) | Stage::Reading(lane) = &self.stage
+            && let Some(limit) = lane.meter.as_ref().and_then(|meter| meter.spent(std::time::Instant::now()))
+        {
+            return self.end(Err(Failure::new(FailureKind::RelayLimit, limit)));
+        }
         let stale = match &self.stage {
             Stage::Writing(lane, _) | Stage::Reading(lane) => lane.used && !self.taken_up && !self.retried,
             Stage::Waiting(_) | Stage::Ended => false,

@@ -11,15 +11,20 @@ use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::identity::Keypair;
 use libp2p::kad::{self, StoreInserts};
+use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
-use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, memory_connection_limits};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, memory_connection_limits, relay};
 use tokio::sync::mpsc;
 
 use super::address::{self, Network};
+use super::config::Relaying;
 use super::gate::Gate;
 use super::guard;
+use super::meter::Meters;
+use super::punch::{DialBack, Punch, Tester};
+use super::relaying;
 use super::store::Providers;
 use super::streams::{self, Inbound};
 use crate::wire::version::{INFERENCE_PROTOCOL, KAD_PROTOCOL, MEMBER_PROTOCOL, PING_PROTOCOL};
@@ -76,10 +81,26 @@ pub(crate) struct Behaviour {
     pub identify: identify::Behaviour,
     pub kad: Dht,
     pub streams: streams::Behaviour,
+    /// Circuits through other nodes, and places at them.
+    pub relay_client: relay::client::Behaviour,
+    /// Circuits of others through this node.
+    pub relay: Toggle<relay::Behaviour>,
+    pub punch: Punch,
+    pub tester: Tester,
+    pub dial_back: DialBack,
+}
+
+/// The parts of a behaviour that are made elsewhere.
+pub(crate) struct Parts {
+    pub gate: Gate,
+    pub inbound: mpsc::Sender<Inbound>,
+    pub relay_client: relay::client::Behaviour,
+    pub meters: Meters,
 }
 
 impl Behaviour {
-    pub(crate) fn new(keypair: &Keypair, caps: ConnectionCaps, gate: Gate, inbound: mpsc::Sender<Inbound>) -> Self {
+    pub(crate) fn new(keypair: &Keypair, caps: ConnectionCaps, relaying: &Relaying, parts: Parts) -> Self {
+        let Parts { gate, inbound, relay_client, meters } = parts;
         let local = keypair.public().to_peer_id();
         let limits = ConnectionLimits::default()
             // The lobbies keep the limit. Those that made room for others stay in this count until they are taken away.
@@ -101,7 +122,13 @@ impl Behaviour {
             streams: streams::Behaviour::new(
                 [MEMBER_PROTOCOL, INFERENCE_PROTOCOL, PING_PROTOCOL].map(StreamProtocol::new).to_vec(),
                 inbound,
+                meters,
             ),
+            relay_client,
+            relay: relaying.enabled.then(|| relay::Behaviour::new(local, relaying::config(relaying))).into(),
+            punch: Punch::new(local),
+            tester: Tester::default(),
+            dial_back: DialBack::new(std::time::Instant::now()),
         }
     }
 }

@@ -68,7 +68,7 @@ impl Task<'_> {
             networks.push(address::Network::Loopback);
         }
         let bare = addresses.iter().map(address::without_peer);
-        bare.filter(|address| address::dialable(address, &networks)).collect()
+        bare.filter(|found| address::dialable(found, &networks) && address::relay_of(found) != Some(self.local)).collect()
     }
 
     /// Whether `peer` is connected over loopback.
@@ -97,13 +97,20 @@ impl Task<'_> {
     }
 
     pub(super) fn dial_now(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
-        let options = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).addresses(addresses).build();
+        let now = Instant::now().into_std();
+        if !self.policy.has_room(&peer, now) {
+            return;
+        }
+        // Beside a dial that hangs, but never beside one that the DHT has just made.
+        let dialing = self.policy.is_dialing(&peer);
+        let condition = if dialing { PeerCondition::Disconnected } else { PeerCondition::DisconnectedAndNotDialing };
+        let options = DialOpts::peer_id(peer).condition(condition).addresses(addresses).build();
         match self.swarm.dial(options) {
-            Ok(()) => self.policy.dialing(peer),
+            Ok(()) => self.policy.dialing(peer, now),
             Err(libp2p::swarm::DialError::DialPeerConditionFalse(_)) => {}
             Err(error) => {
                 tracing::debug!(%peer, %error, "dial refused");
-                self.policy.failed(&peer, Instant::now().into_std());
+                self.policy.failed(&peer, now);
             }
         }
     }
@@ -124,6 +131,7 @@ impl Task<'_> {
             .streams
             .all()
             .filter(|(peer, connection)| !connection.dialed && !self.members.is_member(peer) && !self.is_bootstrap(peer))
+            .filter(|(peer, _)| !self.reach.load.serves(peer))
             .map(|(_, connection)| (connection.since, connection.id))
             .collect();
         // A member came in as a stranger, and the library counts that connection for as long as it lasts.
@@ -159,6 +167,8 @@ impl Task<'_> {
             return;
         }
         if self.announces.values().any(|running| running == id) {
+            // What is under way names the addresses of the moment when it began.
+            self.reach.stale.insert(id.clone());
             return;
         }
         if let Ok(query) = self.swarm.behaviour_mut().kad.start_providing(key) {
@@ -214,11 +224,15 @@ impl Task<'_> {
                 addresses.push(address);
             }
         };
-        for connection in self.swarm.behaviour().streams.connections(peer) {
-            // The source port of an incoming TCP connection is not one that listens.
-            if connection.dialed || connection.quic {
-                add(address::without_peer(&connection.remote));
-            }
+        let connections = self.swarm.behaviour().streams.connections(peer);
+        let told = self.reach.told.get(peer).map_or(&[][..], Vec::as_slice);
+        connections.iter().filter(|known| known.dialed).for_each(|known| add(address::without_peer(&known.remote)));
+        told.iter().cloned().for_each(&mut add);
+        // The source port of an incoming TCP connection is not one that listens, and an incoming circuit has no address. Who
+        // says where it is reached is not reached where its NAT lets it out.
+        if told.is_empty() {
+            let from = connections.iter().filter(|known| !known.dialed && known.quic && !known.relayed);
+            from.for_each(|known| add(address::without_peer(&known.remote)));
         }
         for address in self.book.addresses(peer) {
             add(address.clone());
@@ -248,6 +262,10 @@ impl Task<'_> {
                 self.agenda.set(Due::Duplicates(peer), now + self.lasting.config.timings.patience * 2);
                 continue;
             }
+            if self.carries(&peer) {
+                self.agenda.set(Due::Duplicates(peer), now + self.lasting.config.timings.duplicates);
+                continue;
+            }
             let busy = self.sessions.values().any(|session| session.connection == connection && session.peer == peer);
             if busy {
                 // Move the membership streams to the best connection first; look again when that is done.
@@ -259,7 +277,7 @@ impl Task<'_> {
         }
     }
 
-    fn move_sessions(&mut self, peer: PeerId, from: libp2p::swarm::ConnectionId) {
+    pub(super) fn move_sessions(&mut self, peer: PeerId, from: libp2p::swarm::ConnectionId) {
         let Some(best) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
             return;
         };

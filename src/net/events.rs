@@ -42,6 +42,7 @@ impl Task<'_> {
                     return;
                 }
                 self.on_connected(peer_id, &endpoint, num_established.get(), now);
+                self.on_path(peer_id, now);
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, endpoint, num_established, cause } => {
                 tracing::debug!(peer = %peer_id, ?cause, "connection closed");
@@ -58,12 +59,22 @@ impl Task<'_> {
                 self.dirty = true;
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => self.on_dial_failed(peer_id, &error, now),
+            SwarmEvent::NewListenAddr { listener_id, address } if address::is_circuit(&address) => {
+                self.on_circuit_address(Some(listener_id), &address);
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } if address::is_circuit(&address) => {}
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::info!(%address, "listening on {address}");
                 self.on_new_listen_address(address);
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => self.on_lost_listen_address(&address),
-            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+            SwarmEvent::ExternalAddrConfirmed { address } => self.on_confirmed(&address),
+            SwarmEvent::ExternalAddrExpired { .. } => self.addresses_changed(),
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+                let why = reason.as_ref().err().map(|error| super::bootstrap::why(error));
+                if self.on_place_lost(listener_id, why, now) {
+                    return;
+                }
                 tracing::warn!(?addresses, ?reason, "listener {addresses:?} closed: {reason:?}");
                 self.dirty = true;
             }
@@ -90,15 +101,21 @@ impl Task<'_> {
             self.ledger.dialled(Some(peer), address::without_peer(remote), DialOutcome::Connected, now.into_std());
             self.match_bootstrap(peer, remote);
         } else {
+            if let ConnectedPoint::Listener { local_addr, send_back_addr } = endpoint {
+                self.note_reached(local_addr, send_back_addr);
+            }
             self.show_out_a_stranger();
         }
         if connections > 1 {
             self.agenda.no_later(Due::Duplicates(peer), now + self.lasting.config.timings.duplicates);
+            self.probe_older(peer);
             return;
         }
         self.greet_peer(peer, now);
-        if self.is_bootstrap(&peer) {
+        if self.is_bootstrap(&peer) && endpoint.is_dialer() && !endpoint.is_relayed() {
             self.swarm.behaviour_mut().kad.add_address(&peer, address::without_peer(remote));
+        }
+        if self.is_bootstrap(&peer) {
             self.dht_reached(now);
         }
     }
@@ -110,7 +127,10 @@ impl Task<'_> {
         } else {
             self.policy.connected(&peer);
         }
-        self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) if *gone == peer));
+        self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) | Due::Direct(gone) if *gone == peer));
+        self.reach.observations.forget(&peer);
+        self.forget_hop(&peer);
+        self.reach.told.remove(&peer);
         self.bootstrap_lost(Some(peer), now);
         if self.members.is_member(&peer) || self.book.contains(&peer) {
             self.agenda.no_later(Due::Dial, now);
@@ -118,7 +138,9 @@ impl Task<'_> {
     }
 
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
-        self.note_bootstrap_failure(peer, error);
+        if !matches!(error, DialError::Aborted) {
+            self.note_bootstrap_failure(peer, error);
+        }
         let meant = peer.map(|peer| self.book.addresses(&peer)).unwrap_or_default();
         // Who dials itself meant whoever is there.
         let named = peer.filter(|peer| *peer != self.local);
@@ -128,7 +150,14 @@ impl Task<'_> {
         match peer {
             Some(peer) => {
                 tracing::debug!(%peer, %error, "dial failed");
+                self.reach.places.not_reached(&peer, super::bootstrap::why_not(error));
                 if self.swarm.is_connected(&peer) {
+                    return;
+                }
+                if matches!(error, DialError::Aborted) {
+                    // By `recover`: the network is another one now.
+                    self.policy.aborted(&peer);
+                    self.agenda.no_later(Due::Dial, now);
                     return;
                 }
                 if matches!(error, DialError::WrongPeerId { .. }) {
@@ -152,20 +181,29 @@ impl Task<'_> {
         match event {
             BehaviourEvent::Identify(event) => self.on_identify(event, now),
             BehaviourEvent::Kad(event) => self.on_kad(event, now),
+            BehaviourEvent::RelayClient(event) => self.on_relay_client(event),
+            BehaviourEvent::Relay(event) => self.on_relaying(&event),
+            BehaviourEvent::Punch(event) => self.on_punched(&event),
+            BehaviourEvent::Tester(event) => self.on_tested(event),
             _ => {}
         }
     }
 
     fn on_identify(&mut self, event: identify::Event, now: Instant) {
-        let identify::Event::Received { peer_id, info, .. } = event else { return };
+        let identify::Event::Received { peer_id, info, connection_id } = event else { return };
         self.on_observed(&info.observed_addr);
+        self.note_observed(peer_id, connection_id, &info.observed_addr);
         let announced: Vec<_> = info
             .listen_addrs
             .into_iter()
             .map(|announced| address::without_peer(&announced))
             .filter(|announced| address::dialable(announced, &self.networks))
+            .filter(|announced| address::relay_of(announced) != Some(self.local))
             .take(MAX_ADDRESSES)
             .collect();
+        let is_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
+        self.note_hop(peer_id, is_relay, &announced, now);
+        self.reach.told.insert(peer_id, announced.clone());
         if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) {
             let connections = self.swarm.behaviour().streams.connections(&peer_id);
             let source =
@@ -197,12 +235,16 @@ impl Task<'_> {
                 self.on_query(id, result, now);
                 if step.last {
                     self.lookups.remove(&id);
+                    let again = self.announces.get(&id).filter(|cluster| self.reach.stale.remove(*cluster)).cloned();
                     if let Some(cluster) = self.announces.remove(&id)
                         && announced
                         && let Some(cluster) = self.clusters.get_mut(&cluster)
                     {
                         cluster.announced = true;
                         self.dirty = true;
+                    }
+                    if let Some(cluster) = again {
+                        self.publish_record(&cluster);
                     }
                 }
             }

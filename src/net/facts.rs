@@ -4,8 +4,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
-use libp2p::multiaddr::Protocol;
-use libp2p::{Multiaddr, PeerId};
+use libp2p::PeerId;
 use tokio::time::Instant;
 
 use super::bootstrap::Bootstrap;
@@ -15,8 +14,7 @@ use super::streams::Connection;
 use super::task::Task;
 use crate::domain::cluster::ClusterId;
 use crate::domain::network::{
-    Attempt, BootstrapFacts, ClusterFacts, DhtFacts, DialOutcome, Facts, GreetOutcome, Greeting, Link, PeerFacts, ReachFacts,
-    Relay,
+    Attempt, BootstrapFacts, ClusterFacts, DhtFacts, DialOutcome, Facts, GreetOutcome, Greeting, Link, PeerFacts, Relay,
 };
 use crate::domain::node::{FoundBy, Liveness, NodeId};
 
@@ -25,19 +23,6 @@ const MAX_PEERS: usize = 256;
 
 pub(super) fn node(peer: &PeerId) -> NodeId {
     NodeId::new(peer.to_string())
-}
-
-/// The relay that an address goes through.
-pub(super) fn relay_in(address: &Multiaddr) -> Option<PeerId> {
-    let mut before = None;
-    for part in address {
-        match part {
-            Protocol::P2p(peer) => before = Some(peer),
-            Protocol::P2pCircuit => return before,
-            _ => {}
-        }
-    }
-    None
 }
 
 fn attempts(tried: &[Tried], now: std::time::Instant) -> Vec<Attempt> {
@@ -76,15 +61,15 @@ impl Task<'_> {
         Facts {
             at: SystemTime::now(),
             id: node(&self.local),
-            listening: self.swarm.listeners().map(ToString::to_string).collect(),
+            listening: self.own_listeners().map(ToString::to_string).collect(),
             not_listening: self.not_listening.clone(),
             interfaces: Vec::new(),
             mdns_enabled: self.lasting.config.mdns,
             mdns_flooded: self.mdns.as_ref().is_some_and(Mdns::is_flooded),
             mdns: self.mdns_facts(),
             bootstrap: self.bootstrap.iter().map(|bootstrap| self.bootstrap_facts(bootstrap, now)).collect(),
-            reach: ReachFacts::default(),
-            dht: DhtFacts::default(),
+            reach: self.reach_facts(),
+            dht: DhtFacts { server: self.serves_dht(), ..DhtFacts::default() },
             clusters: self.clusters.keys().filter_map(|id| self.cluster_facts(id, now)).collect(),
             peers: Vec::new(),
             same_identity: self.same_identity(now),
@@ -185,7 +170,7 @@ impl Task<'_> {
             address: connection.remote.to_string(),
             dialed: connection.dialed,
             transport: if connection.quic { "quic" } else { "tcp" },
-            relay: relay_in(&connection.remote).map(|relay| Relay { id: node(&relay), name: self.name_of(&relay) }),
+            relay: connection.relay.map(|relay| Relay { id: node(&relay), name: self.name_of(&relay) }),
             age: now.saturating_duration_since(connection.since),
         }
     }

@@ -12,6 +12,9 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 
+use super::address::{ip_of, is_circuit};
+use super::guard::Knocks;
+
 const BAN: Duration = Duration::from_secs(600);
 const MAX_BANNED: usize = 4096;
 
@@ -19,8 +22,15 @@ const MAX_BANNED: usize = 4096;
 #[error("it is banned here: it broke the protocol three times")]
 pub(super) struct Banned;
 
+#[derive(Debug, thiserror::Error)]
+#[error("too many connections through this relay")]
+struct TooFast;
+
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
+    /// Circuits, by the address of the relay that brings them: who comes through it has none of its own, and so passes the
+    /// door of the lobby.
+    circuits: Knocks,
     banned: HashMap<PeerId, Instant>,
     /// Members and configured nodes: never banned by mistake of a shared address.
     trusted: HashSet<PeerId>,
@@ -61,6 +71,19 @@ impl NetworkBehaviour for Gate {
     type ConnectionHandler = dummy::ConnectionHandler;
     type ToSwarm = Infallible;
 
+    fn handle_pending_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        local: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
+        let relay = ip_of(local).filter(|ip| is_circuit(local) && !ip.is_loopback());
+        match relay {
+            Some(relay) if !self.circuits.allow(relay, Instant::now()) => Err(ConnectionDenied::new(TooFast)),
+            _ => Ok(()),
+        }
+    }
+
     fn handle_established_inbound_connection(
         &mut self,
         _: ConnectionId,
@@ -96,6 +119,18 @@ impl NetworkBehaviour for Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn forty_circuits_of_one_relay_pass_and_the_next_is_refused() {
+        let (mut gate, id) = (Gate::default(), ConnectionId::new_unchecked(1));
+        let mut through = |local: &str| {
+            let remote = format!("/p2p/{}", PeerId::random()).parse().unwrap();
+            gate.handle_pending_inbound_connection(id, &local.parse().unwrap(), &remote).is_ok()
+        };
+        assert_eq!((0..100).filter(|_| through("/ip4/198.51.100.7/tcp/4001/p2p-circuit")).count(), 40);
+        assert!(through("/ip4/198.51.100.8/tcp/4001/p2p-circuit"), "another relay");
+        assert!(through("/ip4/198.51.100.7/tcp/4001"), "not a circuit");
+    }
 
     #[test]
     fn the_last_of_a_crowd_is_banned_too_and_the_first_is_let_in_again() {

@@ -4,7 +4,7 @@
 //! use resets the stream, which cancels the prompt at the serving node. The pool is the one thing of `net` that is
 //! shared with callers: a prompt takes a lane and speaks on it without a detour through the swarm's task.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use libp2p::PeerId;
 use libp2p::swarm::{ConnectionId, Stream};
 use tokio::sync::{mpsc, oneshot};
 
+use super::meter::Meter;
 use super::transport::MAX_STREAMS;
 use crate::wire::frame::FrameReader;
 
@@ -29,6 +30,8 @@ const SPARE: Duration = Duration::from_secs(30);
 pub(crate) struct Lane {
     pub connection: ConnectionId,
     pub stream: FrameReader<Stream>,
+    /// What the connection carried, when it is relayed.
+    pub meter: Option<Arc<Meter>>,
     /// It carried a prompt before: a failure may mean that it went stale, not that the peer refused.
     pub used: bool,
     idle_since: Instant,
@@ -37,8 +40,8 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn new(connection: ConnectionId, stream: Stream) -> Self {
-        Self { connection, stream: FrameReader::new(stream), used: false, idle_since: Instant::now(), count: None }
+    pub(crate) fn new(connection: ConnectionId, stream: Stream, meter: Option<Arc<Meter>>) -> Self {
+        Self { connection, stream: FrameReader::new(stream), meter, used: false, idle_since: Instant::now(), count: None }
     }
 }
 
@@ -62,6 +65,8 @@ struct PeerLanes {
     /// Each lane holds a clone of its connection's token. A number that is added to and subtracted from by hand drifts:
     /// a lane may be dropped inside a promise that nobody waits for any more.
     counts: HashMap<ConnectionId, Arc<()>>,
+    /// Relayed connections beside a direct one: what runs on them ends there, and nothing new begins.
+    retired: HashSet<ConnectionId>,
 }
 
 impl PeerLanes {
@@ -194,7 +199,21 @@ impl Pool {
     }
 
     /// Gives a lane to who waits longest, or keeps it.
-    pub(crate) fn hand_out(&self, peer: PeerId, mut lane: Lane) {
+    pub(crate) fn hand_out(&self, peer: PeerId, lane: Lane) {
+        if self.retires(peer, &lane) {
+            drop(lane);
+            self.open_more(peer);
+        } else {
+            self.pass_on(peer, lane);
+        }
+    }
+
+    /// There is a better connection than the one of this lane.
+    fn retires(&self, peer: PeerId, lane: &Lane) -> bool {
+        self.with(|peers| peers.get(&peer).is_some_and(|lanes| lanes.retired.contains(&lane.connection)))
+    }
+
+    fn pass_on(&self, peer: PeerId, mut lane: Lane) {
         self.with(|peers| {
             let Some(lanes) = peers.get_mut(&peer) else { return };
             while let Some(waiting) = lanes.waiting.pop_front() {
@@ -229,11 +248,23 @@ impl Pool {
         })
     }
 
+    /// Names the connections on which nothing new shall begin, because there is a better one. Their idle lanes go; those
+    /// in use go when their prompt has ended.
+    pub(crate) fn retire(&self, peer: PeerId, connections: HashSet<ConnectionId>) {
+        self.with(|peers| {
+            if let Some(lanes) = peers.get_mut(&peer) {
+                lanes.idle.retain(|lane| !connections.contains(&lane.connection));
+                lanes.retired = connections;
+            }
+        });
+    }
+
     /// Forgets the idle lanes of a connection that closed.
     pub(crate) fn connection_closed(&self, peer: PeerId, connection: ConnectionId) {
         self.with(|peers| {
             if let Some(lanes) = peers.get_mut(&peer) {
                 lanes.idle.retain(|lane| lane.connection != connection);
+                lanes.retired.remove(&connection);
             }
         });
     }

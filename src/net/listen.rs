@@ -1,12 +1,11 @@
 //! The part of the network task that listens, and knows which of its addresses others can reach.
 
-use libp2p::{Multiaddr, kad};
+use libp2p::Multiaddr;
 use tokio::time::Instant;
 
 use super::bootstrap::why;
-use super::task::{Due, StartError, Task};
+use super::task::{StartError, Task};
 use super::{address, port};
-use crate::domain::cluster::ClusterId;
 
 impl Task<'_> {
     /// Opens the listeners. A port that is taken is replaced by a free one when the configuration allows it.
@@ -42,8 +41,11 @@ impl Task<'_> {
     }
 
     fn networks_changed(&mut self) {
-        self.networks = address::networks_of(self.swarm.listeners());
-        self.swarm.behaviour_mut().kad.networks.clone_from(&self.networks);
+        self.networks = address::networks_of(self.own_listeners());
+        let behaviour = self.swarm.behaviour_mut();
+        for networks in [&mut behaviour.kad.networks, &mut behaviour.punch.networks, &mut behaviour.dial_back.networks] {
+            networks.clone_from(&self.networks);
+        }
         self.tell_mdns_addresses();
     }
 
@@ -51,56 +53,50 @@ impl Task<'_> {
     pub(super) fn on_new_listen_address(&mut self, listening: Multiaddr) {
         self.networks_changed();
         // Loopback is told first. Once there is a network, it must not be announced: others would dial themselves.
+        let no_more = |known: &&Multiaddr| !address::is_circuit(known) && !address::announceable(known, &self.networks);
         let stale: Vec<Multiaddr> =
-            self.swarm.external_addresses().filter(|known| !address::announceable(known, &self.networks)).cloned().collect();
+            self.swarm.external_addresses().filter(no_more).filter(|known| !self.is_configured(known)).cloned().collect();
         for address in stale {
             self.unreachable(&address);
         }
         if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
             self.reachable(listening);
         }
-        // A cable is in again, or a network was joined: what failed before may work now.
-        self.policy.network_changed();
-        self.agenda.no_later(Due::Dial, Instant::now());
+        self.addresses_moved(Instant::now());
         self.dirty = true;
     }
 
     /// Somebody saw us at `observed`. If that is an IP address that we listen on, no NAT lies between, and whoever can
     /// reach that peer can reach us.
     pub(super) fn on_observed(&mut self, observed: &Multiaddr) {
-        for address in address::same_host(observed, self.swarm.listeners()) {
+        for address in address::same_host(observed, self.own_listeners()) {
             if address::announceable(&address, &self.networks) {
                 self.reachable(address);
             }
         }
     }
 
-    fn reachable(&mut self, address: Multiaddr) {
+    /// Others may dial this node at `address`.
+    pub(super) fn reachable(&mut self, address: Multiaddr) {
         if self.swarm.external_addresses().any(|known| *known == address) {
             return;
         }
         tracing::debug!(%address, "reachable address");
+        self.swarm.behaviour_mut().punch.candidate(&address);
         self.swarm.add_external_address(address);
-        self.swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Server));
-        let ids: Vec<ClusterId> = self.clusters.keys().cloned().collect();
-        for id in ids {
-            self.publish_record(&id);
-        }
+        self.addresses_changed();
     }
 
     fn unreachable(&mut self, address: &Multiaddr) {
         self.swarm.remove_external_address(address);
-        if self.swarm.external_addresses().next().is_none() {
-            self.swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Client));
-        }
+        self.addresses_changed();
     }
 
     pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
         self.networks_changed();
-        self.unreachable(address);
-        // A QUIC connection does not survive the change of an address: members are dialled again at once.
-        self.policy.network_changed();
-        self.agenda.no_later(Due::Dial, Instant::now());
+        self.swarm.remove_external_address(address);
+        self.forget_reach();
+        self.addresses_moved(Instant::now());
         self.dirty = true;
     }
 }

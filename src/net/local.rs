@@ -19,7 +19,7 @@ const PROBLEM: &str = "mdns";
 
 impl Task<'_> {
     pub(super) fn start_mdns(&mut self) {
-        self.mdns = Some(Mdns::start(self.local, self.swarm.listeners().cloned().collect(), self.mdns_events.clone()));
+        self.mdns = Some(Mdns::start(self.local, self.own_listeners().cloned().collect(), self.mdns_events.clone()));
         self.problems.remove(PROBLEM);
         self.dirty = true;
     }
@@ -27,12 +27,11 @@ impl Task<'_> {
     /// The addresses that are listened on have changed.
     pub(super) fn tell_mdns_addresses(&self) {
         if let Some(mdns) = &self.mdns {
-            mdns.set_listening(self.swarm.listeners().cloned().collect());
+            mdns.set_listening(self.own_listeners().cloned().collect());
         }
     }
 
     /// The network has changed: asks who is here as at the start, and tells the others.
-    #[allow(dead_code)] // called by `recover`
     pub(super) fn ask_local_network(&self) {
         if let Some(mdns) = &self.mdns {
             mdns.ask_now();

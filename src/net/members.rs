@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::session::Generation;
 use crate::domain::cluster::ClusterId;
+use crate::domain::network::Relay;
 use crate::domain::node::{FoundBy, Liveness, Member, ModelOffer, ModelState, NodeId};
 use crate::wire::control::{Heartbeat, State};
 use crate::wire::limits::MAX_ROSTER_MODELS;
@@ -25,6 +26,8 @@ const SMOOTHING: u64 = 8;
 pub(crate) struct Link {
     pub addresses: Vec<Multiaddr>,
     pub direct: bool,
+    /// Who carries it, when it is not direct and that is known.
+    pub relay: Option<PeerId>,
     pub transport: &'static str,
 }
 
@@ -353,18 +356,28 @@ impl Members {
         same
     }
 
+    /// A relay, with its name if it is a member of anything.
+    pub(crate) fn relay(&self, id: &PeerId) -> Relay {
+        let mut told = self.entries.iter().filter(|((_, peer), _)| peer == id).filter_map(|(_, entry)| entry.state.as_ref());
+        Relay { id: NodeId::new(id.to_string()), name: told.next().map(|state| state.node_name.clone()) }
+    }
+
+    fn show(&self, peer: &PeerId, entry: &Entry) -> Option<Arc<Member>> {
+        entry.show(peer, entry.link.relay.map(|relay| self.relay(&relay)))
+    }
+
     /// When a member was heard last, and its measured round trip.
     pub(crate) fn nearness(&self, cluster: &ClusterId, peer: &PeerId) -> Option<(Instant, Option<u64>)> {
         self.entries.get(&Self::key(cluster, peer)).map(|entry| (entry.last_frame, entry.latency_us))
     }
 
     pub(crate) fn get(&self, cluster: &ClusterId, peer: &PeerId) -> Option<Arc<Member>> {
-        self.entries.get(&Self::key(cluster, peer)).and_then(|entry| entry.show(peer))
+        self.entries.get(&Self::key(cluster, peer)).and_then(|entry| self.show(peer, entry))
     }
 
     /// The members of a cluster, sorted by peer id.
     pub(crate) fn list(&self, cluster: &ClusterId) -> Vec<Arc<Member>> {
-        self.of(cluster).filter_map(|(peer, entry)| entry.show(peer)).collect()
+        self.of(cluster).filter_map(|(peer, entry)| self.show(peer, entry)).collect()
     }
 }
 
@@ -378,7 +391,7 @@ impl Entry {
         models
     }
 
-    fn show(&self, peer: &PeerId) -> Option<Arc<Member>> {
+    fn show(&self, peer: &PeerId, relay: Option<Relay>) -> Option<Arc<Member>> {
         let state = self.state.as_ref()?;
         Some(Arc::new(Member {
             id: NodeId::new(peer.to_string()),
@@ -388,7 +401,7 @@ impl Entry {
             addresses: self.link.addresses.iter().map(ToString::to_string).collect(),
             found_by: self.found_by,
             direct: self.link.direct,
-            relay: None,
+            relay,
             transport: self.link.transport,
             connected_at: self.connected_at,
             last_seen: self.last_seen,

@@ -211,6 +211,7 @@ impl Task<'_> {
         Some(Link {
             addresses: self.addresses_of(peer),
             direct: !used.relayed,
+            relay: used.relay,
             transport: if used.quic { "quic" } else { "tcp" },
         })
     }
@@ -363,6 +364,7 @@ impl Task<'_> {
         self.known_arrived(cluster, &peer, now);
         self.policy.succeeded(&peer);
         self.book.succeeded(&peer, now.into_std());
+        self.remember_member(peer, now);
         self.ledger.greeted(peer, cluster, GreetOutcome::Member, now.into_std());
         if let Some(member) = self.members.get(cluster, &peer) {
             self.ledger.named(peer, &member.name, now.into_std());
@@ -461,6 +463,7 @@ impl Task<'_> {
         self.dirty = true;
         self.left_our_side(&peer);
         self.tell_of_loss(cluster, peer, Instant::now());
+        self.bootstrap_if_lonely(Instant::now());
         if let Some(name) = name {
             self.membership_changed = true;
             let id = NodeId::new(peer.to_string());
@@ -531,5 +534,6 @@ impl Task<'_> {
         self.serving.remove(&connection);
         self.pings.connection_closed(connection);
         self.lasting.pool.connection_closed(peer, connection);
+        self.on_path_lost(peer, Instant::now());
     }
 }

@@ -234,8 +234,9 @@ impl Task<'_> {
 
     /// The other side parted from us: it has said so, so the connection may go, unless something else is on it.
     pub(super) fn parted_from(&mut self, generation: Generation, connection: ConnectionId, now: Instant) {
+        let Some(peer) = self.sessions.get(&generation).map(|session| session.peer) else { return };
         self.part(generation, now);
-        if !self.sessions.values().any(|session| session.connection == connection) {
+        if !self.sessions.values().any(|session| session.connection == connection) && !self.carries(&peer) {
             self.swarm.close_connection(connection);
         }
     }

@@ -144,7 +144,7 @@ impl Task<'_> {
             .addresses(self.book.addresses(&peer).to_vec())
             .build();
         match self.swarm.dial(options) {
-            Ok(()) => self.policy.dialing(peer),
+            Ok(()) => self.policy.dialing(peer, std::time::Instant::now()),
             // One is under way already.
             Err(DialError::DialPeerConditionFalse(_)) => {}
             Err(error) => {
@@ -208,7 +208,6 @@ impl Task<'_> {
     }
 
     /// Resolves to whether the other end of a connection answers within `deadline`.
-    #[expect(dead_code, reason = "the next commit probes with it")]
     pub(super) fn is_alive(
         &mut self,
         peer: PeerId,

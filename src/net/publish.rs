@@ -71,11 +71,8 @@ impl Task<'_> {
         }
         let snapshot = Snapshot {
             peer_id: Some(NodeId::new(self.local.to_string())),
-            listen_addresses: self.swarm.listeners().map(ToString::to_string).collect(),
-            dialable_addresses: super::address::for_others(self.swarm.listeners().collect::<Vec<_>>().into_iter())
-                .into_iter()
-                .map(ToString::to_string)
-                .collect(),
+            listen_addresses: self.own_listeners().map(ToString::to_string).collect(),
+            dialable_addresses: self.dialable_addresses(),
             clusters,
             connected_peers: self.swarm.connected_peers().count(),
             connections: self.swarm.behaviour().streams.all().count(),

@@ -12,7 +12,7 @@ use libp2p::PeerId;
 use libp2p::kad::store::{Error, RecordStore, Result};
 use libp2p::kad::{ProviderRecord, Record, RecordKey};
 
-use super::address::ip_of;
+use super::address::{ip_of, is_circuit};
 use super::random_below;
 
 const MAX_PER_KEY: usize = 256;
@@ -23,6 +23,8 @@ const MAX_KEYS_PER_PROVIDER: usize = 32;
 const MAX_PER_SUBNET: usize = 8;
 const MAX_ADDRESSES: usize = 8;
 const MAX_RECORD_BYTES: usize = 1024;
+/// Providers of one key behind relays in one /24 or /48: one relay holds as many places.
+const MAX_PER_RELAY: usize = 128;
 /// Keys that are compared when one of them has to go.
 const SAMPLE: usize = 8;
 /// Providers in one answer: what fits a packet.
@@ -37,11 +39,15 @@ pub(crate) struct Providers {
     keys_of: HashMap<PeerId, usize>,
 }
 
-fn subnet(record: &ProviderRecord) -> Option<u64> {
-    record.addresses.iter().find_map(ip_of).map(|ip| match ip {
+/// Where a provider is, and how many of one key may be there. Of one that is behind a relay, where the relay is.
+fn subnet(record: &ProviderRecord) -> Option<(u64, usize)> {
+    let direct = record.addresses.iter().find(|address| !is_circuit(address));
+    let most = if direct.is_some() { MAX_PER_SUBNET } else { MAX_PER_RELAY };
+    let net = match direct.or(record.addresses.first()).and_then(ip_of)? {
         IpAddr::V4(ip) => u64::from(u32::from(ip) >> 8),
         IpAddr::V6(ip) => 1 << 63 | u64::try_from(u128::from(ip) >> 80).unwrap_or(u64::MAX >> 1),
-    })
+    };
+    Some((net, most))
 }
 
 impl Providers {
@@ -81,7 +87,7 @@ impl Providers {
     /// The key that goes when there are too many: of a few random ones that whose providers live where most providers live. A
     /// flood comes from few places, and makes room by itself.
     fn crowded_key(&self) -> RecordKey {
-        let mut neighbours: HashMap<Option<u64>, usize> = HashMap::new();
+        let mut neighbours: HashMap<Option<(u64, usize)>, usize> = HashMap::new();
         for record in self.others.values().flatten() {
             *neighbours.entry(subnet(record)).or_default() += 1;
         }
@@ -128,7 +134,7 @@ impl Providers {
             let ours = subnet(&record);
             let same: Vec<usize> =
                 list.iter().enumerate().filter(|(_, known)| ours.is_some() && subnet(known) == ours).map(|(at, _)| at).collect();
-            if same.len() >= MAX_PER_SUBNET {
+            if ours.is_some_and(|(_, most)| same.len() >= most) {
                 let victim = same[random_below(same.len())];
                 self.drop_at(&key, victim);
             } else if list.len() >= MAX_PER_KEY {
@@ -309,6 +315,14 @@ mod tests {
             let _ = store.add_provider(record(1, 7, later()));
         }
         assert_eq!(store.total, MAX_PER_SUBNET);
+        let behind = |number| {
+            let address = format!("/ip4/192.0.2.7/tcp/{number}/p2p/{}/p2p-circuit", PeerId::random()).parse().unwrap();
+            ProviderRecord { addresses: vec![address], ..record(2, 7, later()) }
+        };
+        for number in 1..200 {
+            let _ = store.add_provider(behind(number));
+        }
+        assert_eq!(store.others[&key(2)].len(), MAX_PER_RELAY, "many homes may be behind one relay");
         let provider = PeerId::random();
         let accepted = (100..200)
             .filter(|&number| store.add_provider(ProviderRecord { provider, ..record(number, number, later()) }).is_ok());

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use libp2p::core::transport::PortUse;
 use libp2p::core::upgrade::{InboundUpgrade, OutboundUpgrade, UpgradeInfo};
 use libp2p::core::{ConnectedPoint, Endpoint};
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::derive_prelude::{ConnectionClosed, ConnectionEstablished};
 use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound};
 use libp2p::swarm::{
@@ -22,6 +23,9 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, oneshot};
+
+use super::address;
+use super::meter::{Meter, Meters};
 
 /// Negotiations that may run at once on one connection; more are refused. Half of the stream limit, so that a burst
 /// of openings cannot use up all streams of a connection.
@@ -76,14 +80,21 @@ pub(crate) struct Connection {
     /// We dialled it.
     pub dialed: bool,
     pub relayed: bool,
+    /// Who carries it, when it is relayed and that is known.
+    pub relay: Option<PeerId>,
+    /// What it carried, when it is relayed.
+    pub meter: Option<Arc<Meter>>,
+    /// Over QUIC; of a relayed one, the way to the relay.
     pub quic: bool,
     pub since: Instant,
+    /// It may lead nowhere any more: that is being found out.
+    pub doubted: bool,
 }
 
 impl Connection {
-    /// Order of preference: direct before relayed, QUIC before TCP, then the oldest.
-    fn rank(&self) -> (bool, bool, Instant) {
-        (self.relayed, !self.quic, self.since)
+    /// Order of preference: no doubt before doubt, direct before relayed, QUIC before TCP, then the oldest.
+    fn rank(&self) -> (bool, bool, bool, Instant) {
+        (self.doubted, self.relayed, !self.quic, self.since)
     }
 }
 
@@ -97,6 +108,7 @@ pub(crate) struct Open {
 pub(crate) struct Behaviour {
     protocols: Vec<StreamProtocol>,
     inbound: mpsc::Sender<Inbound>,
+    meters: Meters,
     /// Established connections only: one that a sibling behaviour denied never gets here.
     connections: HashMap<PeerId, Vec<Connection>>,
     actions: VecDeque<(PeerId, ConnectionId, Open)>,
@@ -105,13 +117,22 @@ pub(crate) struct Behaviour {
 
 impl Behaviour {
     /// Accepts streams of `protocols`; they arrive at `inbound`, and are reset when it is full.
-    pub(crate) fn new(protocols: Vec<StreamProtocol>, inbound: mpsc::Sender<Inbound>) -> Self {
-        Self { protocols, inbound, connections: HashMap::new(), actions: VecDeque::new(), waker: None }
+    pub(crate) fn new(protocols: Vec<StreamProtocol>, inbound: mpsc::Sender<Inbound>, meters: Meters) -> Self {
+        Self { protocols, inbound, meters, connections: HashMap::new(), actions: VecDeque::new(), waker: None }
     }
 
     /// The established connections to `peer`, best first.
     pub(crate) fn connections(&self, peer: &PeerId) -> &[Connection] {
         self.connections.get(peer).map_or(&[], Vec::as_slice)
+    }
+
+    /// A connection may lead nowhere, or is known to lead where it did.
+    pub(crate) fn doubt(&mut self, peer: &PeerId, connection: ConnectionId, doubted: bool) {
+        let Some(list) = self.connections.get_mut(peer) else { return };
+        for known in list.iter_mut().filter(|known| known.id == connection) {
+            known.doubted = doubted;
+        }
+        list.sort_by_key(Connection::rank);
     }
 
     /// Every established connection, with whom.
@@ -121,8 +142,17 @@ impl Behaviour {
 
     /// Who is at the other end of a connection that was dialled to `address`.
     pub(crate) fn is_connected_to(&self, address: &Multiaddr) -> Option<PeerId> {
-        let dialed = |connection: &Connection| connection.dialed && super::address::without_peer(&connection.remote) == *address;
+        let dialed = |connection: &Connection| connection.dialed && address::without_peer(&connection.remote) == *address;
         self.all().find(|(_, connection)| dialed(connection)).map(|(peer, _)| *peer)
+    }
+
+    /// Who carries a circuit: named by its address, or known by the address that the circuit begins with.
+    fn relay(&self, circuit: &Multiaddr) -> Option<PeerId> {
+        address::relay_of(circuit).or_else(|| {
+            let carrier: Multiaddr = circuit.iter().take_while(|part| *part != Protocol::P2pCircuit).collect();
+            let leads_there = |known: &Connection| !known.relayed && address::without_peer(&known.remote) == carrier;
+            self.all().find(|(_, known)| leads_there(known)).map(|(peer, _)| *peer)
+        })
     }
 
     /// Opens a stream on `connection`, or on the best one.
@@ -147,6 +177,14 @@ impl Behaviour {
             None => drop(reply.send(Err(OpenError::NotConnected))),
         }
         answer
+    }
+}
+
+/// The address that says how a connection goes: of an incoming circuit that is the local one, since the other end has none.
+fn path(endpoint: &ConnectedPoint) -> &Multiaddr {
+    match endpoint {
+        ConnectedPoint::Listener { local_addr, .. } if endpoint.is_relayed() => local_addr,
+        _ => endpoint.get_remote_address(),
     }
 }
 
@@ -179,13 +217,18 @@ impl NetworkBehaviour for Behaviour {
         match event {
             FromSwarm::ConnectionEstablished(ConnectionEstablished { peer_id, connection_id, endpoint, .. }) => {
                 let remote = endpoint.get_remote_address().clone();
+                let (relayed, dialed) = (endpoint.is_relayed(), endpoint.is_dialer());
+                let path = path(endpoint);
                 let connection = Connection {
                     id: connection_id,
-                    relayed: endpoint.is_relayed(),
-                    quic: super::address::is_quic(&remote),
-                    dialed: matches!(endpoint, ConnectedPoint::Dialer { .. }),
+                    relayed,
+                    relay: if relayed { self.relay(path) } else { None },
+                    meter: if relayed { self.meters.take(peer_id, dialed) } else { None },
+                    quic: address::is_quic(path),
+                    dialed,
                     remote,
                     since: Instant::now(),
+                    doubted: false,
                 };
                 let list = self.connections.entry(peer_id).or_default();
                 list.push(connection);

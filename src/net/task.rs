@@ -21,9 +21,9 @@ use futures::StreamExt as _;
 use super::agenda::Agenda;
 use super::alarm::Alarm;
 use super::answer::Permits;
-use super::behaviour::Behaviour;
+use super::behaviour::{Behaviour, Parts};
 use super::book::Book;
-use super::config::Config;
+use super::config::{Config, Remembered};
 use super::dedup::Seen;
 use super::dial::Policy;
 use super::gate::Gate;
@@ -32,10 +32,15 @@ use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service,
 use super::known::Known;
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
+use super::links::Ground;
 use super::lobby::Door;
 use super::mdns::{self, Mdns};
 use super::members::Members;
+use super::meter::Meters;
+use super::nat::Reach;
 use super::ping::Pings;
+use super::recover::{Probed, Recovery};
+use super::remember::Recollection;
 use super::room::Rooms;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
@@ -90,6 +95,12 @@ pub(crate) enum Due {
     Duplicates(PeerId),
     /// Dial a bootstrap address that names no peer.
     Bootstrap(usize),
+    /// Ask relays for places.
+    Places,
+    /// Try to reach a peer directly that is connected through a relay.
+    Direct(PeerId),
+    /// The network changed: try what there is.
+    Recover,
     /// Tell who waits to ping a peer that it did not connect in time.
     Ping(PeerId),
     /// Start mDNS anew after it has failed.
@@ -157,6 +168,9 @@ pub(crate) struct Lasting {
     pub events: broadcast::Sender<Event>,
     pub pool: Pool,
     pub directory: watch::Sender<Arc<Directory>>,
+    /// Who was a member last, and what others are told of it.
+    pub recollection: Recollection,
+    pub remembered: watch::Sender<Arc<[Remembered]>>,
     pub service: Arc<dyn Service>,
     pub next_generation: Generation,
     /// Names this run of the node in its hellos.
@@ -195,7 +209,10 @@ pub(crate) struct Task<'a> {
     pub(super) rooms: Rooms,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
+    /// How others reach this node.
+    pub(super) reach: Reach,
     pub(super) pings: Pings,
+    pub(super) recovery: Recovery,
     /// Configured addresses that could not be listened on, with the reason.
     pub(super) not_listening: Vec<(String, String)>,
     /// Discovery on the local network, while it runs, and what it tells.
@@ -240,6 +257,8 @@ struct Ends {
     reports: mpsc::Receiver<Report>,
     violations: mpsc::Receiver<PeerId>,
     resolved: mpsc::Receiver<(usize, Vec<Multiaddr>)>,
+    probed: mpsc::Receiver<Probed>,
+    ground: watch::Receiver<Ground>,
     mdns: mpsc::Receiver<mdns::Event>,
     panicked: Arc<Notify>,
     alarm: Alarm,
@@ -286,14 +305,20 @@ pub(crate) async fn run(
     let (reports_sender, reports) = mpsc::channel(REPORT_QUEUE);
     let (violations_sender, violations) = mpsc::channel(64);
     let (resolved_sender, resolved) = mpsc::channel(64);
+    let (probed_sender, probed) = mpsc::channel(64);
+    let ground = super::links::watch();
     let (mdns_events, mdns) = mpsc::channel(64);
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
-    let behaviour = Behaviour::new(&keypair, lasting.config.caps, Gate::default(), inbound_sender);
-    let door = Door::default();
-    let pending = lasting.config.caps.pending_incoming;
-    let swarm = transport::swarm(&keypair, behaviour, &door, pending, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let local = keypair.public().to_peer_id();
+    let (circuits, relay_client) = libp2p::relay::client::new(local);
+    let meters = Meters::default();
+    let parts = Parts { gate: Gate::default(), inbound: inbound_sender, relay_client, meters: meters.clone() };
+    let behaviour = Behaviour::new(&keypair, lasting.config.caps, &lasting.config.relaying, parts);
+    let door = Door::default();
+    let lobby = (&door, lasting.config.caps.pending_incoming);
+    let circuits = Some((circuits, meters));
+    let swarm = transport::swarm(&keypair, behaviour, lobby, circuits, Arc::clone(&panicked)).map_err(StartError::Keys)?;
     let offer = lasting.service.offer();
     let alarm = Alarm::new().map_err(StartError::Timer)?;
     let over = CancellationToken::new();
@@ -314,7 +339,9 @@ pub(crate) async fn run(
         door,
         rooms: Rooms::default(),
         ledger: Ledger::default(),
+        reach: Reach::default(),
         pings: Pings::default(),
+        recovery: Recovery::new(probed_sender, Instant::now()),
         not_listening: Vec::new(),
         mdns: None,
         mdns_events,
@@ -349,7 +376,8 @@ pub(crate) async fn run(
     task.start()?;
     task.publish();
     started();
-    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, mdns, panicked, alarm }).await;
+    let ends = Ends { inbound, reports, violations, resolved, probed, ground, mdns, panicked, alarm };
+    let ended = task.serve(commands, wanted, ends).await;
     task.abandon();
     Ok(ended)
 }
@@ -360,8 +388,10 @@ impl Task<'_> {
         if self.lasting.config.mdns {
             self.start_mdns();
         }
-        self.start_bootstrap();
+        self.announce_configured();
         let now = Instant::now();
+        self.recall(now);
+        self.start_bootstrap();
         for (cluster, (options, joined_at)) in self.lasting.joined.clone() {
             // They were checked when the cluster was joined.
             let _ = self.add_bootstrap(&options.bootstrap);
@@ -401,6 +431,11 @@ impl Task<'_> {
                 Some(stream) = ends.inbound.recv() => self.on_inbound(stream),
                 Some(peer) = ends.violations.recv() => self.on_violation(peer),
                 Some((index, addresses)) = ends.resolved.recv() => self.on_resolved(index, addresses),
+                Some(probed) = ends.probed.recv() => self.on_probed(probed, Instant::now()),
+                Ok(()) = ends.ground.changed() => {
+                    let ground = *ends.ground.borrow_and_update();
+                    self.on_ground(ground, Instant::now());
+                }
                 Some(event) = ends.mdns.recv() => self.on_mdns(event),
                 Ok(()) = self.offer.changed() => self.on_offer(),
                 () = ends.panicked.notified() => return Ended::Panicked,
@@ -475,17 +510,25 @@ impl Task<'_> {
                 // Only scripted handles send this: a real one asks on a lane of its own.
                 drop(events);
             }
-            Command::Shutdown { reply } => self.stopping = Some(reply),
+            Command::Shutdown { reply } => {
+                self.stopping = Some(reply);
+                self.remember_members(Instant::now());
+            }
             Command::Probe { reply } => drop(reply.send(())),
             Command::Facts { about, reply } => drop(reply.send(self.facts(about.as_deref()))),
             Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
             Command::Reach { cluster, member, reply } => self.reach(&cluster, &member, reply),
             #[cfg(test)]
             Command::Panic => panic!("asked to by a test"),
+            #[cfg(test)]
+            Command::ChangeNetwork => self.changed("a test", Instant::now()),
         }
     }
 
     fn on_timer(&mut self, now: Instant) {
+        if let Some(due) = self.agenda.next() {
+            self.notice_oversleeping(due, now);
+        }
         while let Some(due) = self.agenda.pop(now) {
             match due {
                 Due::Heartbeat => self.heartbeat(now),
@@ -503,6 +546,9 @@ impl Task<'_> {
                 Due::Hello(peer, cluster) => self.greet(peer, &cluster),
                 Due::Duplicates(peer) => self.close_duplicates(peer, now),
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
+                Due::Places => self.seek_places(now),
+                Due::Direct(peer) => self.seek_direct(peer, now),
+                Due::Recover => self.recover(now),
                 Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
@@ -519,7 +565,8 @@ impl Task<'_> {
 
     /// The pool wants a stream: opens it beside the loop and hands it over.
     fn on_lane_wanted(&mut self, peer: PeerId) {
-        let Some(connection) = self.swarm.behaviour().streams.connections(&peer).first().map(|connection| connection.id) else {
+        let best = self.swarm.behaviour().streams.connections(&peer).first();
+        let Some((connection, meter)) = best.map(|best| (best.id, best.meter.clone())) else {
             self.lasting.pool.opened(peer, Err(NoLane::NotConnected));
             return;
         };
@@ -527,13 +574,17 @@ impl Task<'_> {
         let pool = self.lasting.pool.clone();
         tokio::spawn(async move {
             let outcome = match answer.await {
-                Ok(Ok(stream)) => Ok(Lane::new(connection, stream)),
+                Ok(Ok(stream)) => Ok(Lane::new(connection, stream, meter)),
                 Ok(Err(OpenError::NotConnected)) | Err(_) => Err(NoLane::NotConnected),
                 Ok(Err(error)) => Err(NoLane::Failed(error.to_string())),
             };
             pool.opened(peer, outcome);
         });
         self.agenda.no_later(Due::Trim, Instant::now() + TRIM);
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.stopping.is_some()
     }
 
     /// Runs `work` for as long as this swarm lives, at most.

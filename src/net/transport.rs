@@ -1,4 +1,4 @@
-//! Transports and the swarm: QUIC and TCP (Noise, Yamux), every limit set by hand because the defaults of libp2p are
+//! Transports and the swarm: QUIC, TCP and circuits of relays (Noise, Yamux), every limit set by hand because the defaults of libp2p are
 //! made for other programs (`docs/protocol.md`, "Limits"). Names are resolved in `net::resolve`, by the system.
 
 use std::panic::AssertUnwindSafe;
@@ -8,19 +8,23 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use libp2p::core::muxing::StreamMuxerBox;
-use libp2p::core::transport::Boxed;
+use libp2p::core::transport::{Boxed, OptionalTransport};
 use libp2p::core::upgrade;
 use libp2p::identity::Keypair;
 use libp2p::swarm::{self, NetworkBehaviour};
-use libp2p::{PeerId, Swarm, Transport as _, noise, quic, tcp, yamux};
+use libp2p::{PeerId, Swarm, Transport as _, noise, quic, relay, tcp, yamux};
 use tokio::sync::Notify;
 
+use super::hasty::Hasty;
 use super::lobby::{Door, Lobby};
+use super::meter::Meters;
 
 /// A connection that nobody uses is closed after this; an open stream counts as use.
 const IDLE: Duration = Duration::from_secs(30);
 /// Set-up of a TCP connection, Noise and Yamux included: slow-loris peers are gone after it.
 const TCP_SETUP: Duration = Duration::from_secs(10);
+/// The same through a relay: the way is twice as long, and the relay may have to be dialled first.
+const CIRCUIT_SETUP: Duration = Duration::from_secs(15);
 /// QUIC handshake: the library's five seconds allow about three tries, too few at 30 % loss.
 const QUIC_HANDSHAKE: Duration = Duration::from_secs(15);
 /// Streams that the other side may have open on one connection: membership streams of 16 clusters and 48 prompts.
@@ -43,36 +47,58 @@ fn quic_config(keypair: &Keypair) -> quic::Config {
     config
 }
 
-/// QUIC and TCP, both authenticated by the peer's key.
+/// What makes circuits through relays possible: the transport that belongs to the relay client among the behaviours, and
+/// where the meters of its connections go.
+pub(crate) type Circuits = (relay::client::Transport, Meters);
+
+/// QUIC, TCP and, where wanted, circuits, all authenticated by the peer's key.
 ///
 /// # Errors
 /// The Noise keys could not be made.
-fn transport(keypair: &Keypair, door: &Door, pending: u32) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
+fn transport(
+    keypair: &Keypair,
+    (door, pending): (&Door, u32),
+    circuits: Option<Circuits>,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
     let mut mux = yamux::Config::default();
     mux.set_max_num_streams(MAX_YAMUX_STREAMS);
+    let noise = noise::Config::new(keypair)?;
+    // Noise and Yamux go end to end, inside the circuit: the relay sees neither, and alters nothing unnoticed.
+    let circuits = circuits.map(|(circuits, meters)| {
+        circuits
+            .map(move |stream, point| meters.measure(stream, &point))
+            .upgrade(upgrade::Version::V1)
+            .authenticate(noise.clone())
+            .multiplex(mux.clone())
+            .timeout(CIRCUIT_SETUP)
+            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+    });
+    let circuits = circuits.map_or_else(OptionalTransport::none, OptionalTransport::some);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .upgrade(upgrade::Version::V1)
-        .authenticate(noise::Config::new(keypair)?)
+        .authenticate(noise)
         .multiplex(mux)
         .timeout(TCP_SETUP)
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(Hasty::new(muxer))))
         .boxed();
     let quic = quic::tokio::Transport::new(quic_config(keypair));
     let quic = quic.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed();
     // A room for each: a flood of first packets over UDP, whose sources anybody can forge, leaves TCP open.
     let lobby = |transport| Lobby::new(transport, door.clone(), pending);
-    Ok(lobby(quic).or_transport(lobby(tcp)).map(|either, _| either.into_inner()).boxed())
+    let direct = lobby(quic).or_transport(lobby(tcp)).map(|either, _| either.into_inner());
+    Ok(circuits.or_transport(direct).map(|either, _| either.into_inner()).boxed())
 }
 
-/// Builds the swarm; of each transport at most `pending` connections at a time prove who they are. `panicked` is notified when one of its connection tasks panics: the swarm is then unfit for use.
+/// Builds the swarm; the `lobby` has a door and, for each transport, so many places for those who still prove who they are.
+/// `panicked` is notified when one of its connection tasks panics: the swarm is then unfit for use.
 ///
 /// # Errors
 /// The Noise keys could not be made.
 pub(crate) fn swarm<B: NetworkBehaviour>(
     keypair: &Keypair,
     behaviour: B,
-    door: &Door,
-    pending: u32,
+    lobby: (&Door, u32),
+    circuits: Option<Circuits>,
     panicked: Arc<Notify>,
 ) -> Result<Swarm<B>, noise::Error> {
     let spawn = move |task: Pin<Box<dyn Future<Output = ()> + Send>>| {
@@ -88,5 +114,5 @@ pub(crate) fn swarm<B: NetworkBehaviour>(
         .with_idle_connection_timeout(IDLE)
         .with_max_negotiating_inbound_streams(MAX_NEGOTIATING)
         .with_smart_dial();
-    Ok(Swarm::new(transport(keypair, door, pending)?, behaviour, keypair.public().to_peer_id(), config))
+    Ok(Swarm::new(transport(keypair, lobby, circuits)?, behaviour, keypair.public().to_peer_id(), config))
 }

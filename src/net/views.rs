@@ -293,6 +293,7 @@ impl Task<'_> {
     /// Every half minute: what has become old is forgotten, and each member hears of a few others again.
     pub(super) fn exchange_views(&mut self, now: Instant) {
         self.agenda.set(Due::Views, now + jitter(self.lasting.config.timings.views));
+        self.remember_members(now);
         let members = &self.members;
         self.book.expire(now.into_std(), |peer| members.is_member(peer));
         let book = &self.book;

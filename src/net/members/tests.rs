@@ -10,7 +10,7 @@ fn table() -> (Members, ClusterId, PeerId, Instant) {
 }
 
 fn enter(members: &mut Members, cluster: &ClusterId, peer: PeerId, generation: Generation, now: Instant) -> Option<Generation> {
-    let link = Link { addresses: Vec::new(), direct: true, transport: "quic" };
+    let link = Link { addresses: Vec::new(), direct: true, relay: None, transport: "quic" };
     members.insert(cluster, peer, generation, 1, FoundBy::Mdns, link, now)
 }
 

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::rogue::{Heard, Rogue};
 use super::*;
-use crate::net::behaviour::Behaviour;
+use crate::net::behaviour::{Behaviour, Parts};
 use crate::net::gate::Gate;
+use crate::net::meter::Meters;
 
 fn caps() -> ConnectionCaps {
     plan("caps").caps
@@ -85,13 +86,19 @@ async fn a_crowd_of_strangers_does_not_keep_a_member_out() {
     friend.sees("home", &["a"]).await;
 }
 
+fn behaviour(keypair: &libp2p::identity::Keypair) -> Behaviour {
+    let (_, relay_client) = libp2p::relay::client::new(keypair.public().to_peer_id());
+    let parts = Parts { gate: Gate::default(), inbound: mpsc::channel(1).0, relay_client, meters: Meters::default() };
+    Behaviour::new(keypair, caps(), &Relaying::default(), parts)
+}
+
 #[test]
 fn an_external_address_alone_makes_no_dht_server() {
     use libp2p::kad::Mode;
     use libp2p::swarm::derive_prelude::ExternalAddrConfirmed;
     use libp2p::swarm::{FromSwarm, NetworkBehaviour as _};
     let keypair = libp2p::identity::Keypair::generate_ed25519();
-    let mut behaviour = Behaviour::new(&keypair, caps(), Gate::default(), mpsc::channel(1).0);
+    let mut behaviour = behaviour(&keypair);
     assert_eq!(behaviour.kad.mode(), Mode::Client);
     // A relayed address, as a node behind a NAT gets one: the library's own choice would be to serve.
     let addr = "/ip4/198.51.100.7/tcp/4001/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN/p2p-circuit".parse().unwrap();

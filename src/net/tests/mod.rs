@@ -7,7 +7,9 @@ mod doctor;
 mod door;
 mod lanes;
 mod mesh;
+mod nat;
 mod ping;
+mod recover;
 mod rivals;
 mod rogue;
 mod versions;
@@ -20,8 +22,8 @@ use tokio::time::timeout;
 
 use super::identity::Identity;
 use super::{
-    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Service,
-    Snapshot, Timings, start,
+    AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Relaying,
+    Remembered, Service, Snapshot, Timings, start,
 };
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};
@@ -65,11 +67,13 @@ struct Plan {
     identity: Identity,
     listen: String,
     bootstrap: Vec<String>,
+    remembered: Vec<Remembered>,
     interactive: bool,
     timings: Timings,
     caps: ConnectionCaps,
     versions: Versions,
     models: Vec<ModelOffer>,
+    relaying: Relaying,
     mesh: Mesh,
 }
 
@@ -79,11 +83,13 @@ fn plan(name: &'static str) -> Plan {
         identity: Identity::generate(),
         listen: QUIC.to_owned(),
         bootstrap: Vec::new(),
+        remembered: Vec::new(),
         interactive: false,
         timings: Timings { views: Duration::from_millis(300), patience: Duration::from_millis(100), ..Timings::default() },
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
         versions: Versions::OURS,
         models: vec![ModelOffer::named("echo")],
+        relaying: Relaying::default(),
         mesh: Mesh::default(),
     }
 }
@@ -104,6 +110,8 @@ impl Plan {
             timings: self.timings,
             caps: self.caps,
             versions: self.versions,
+            relaying: self.relaying,
+            remembered: self.remembered,
             mesh: self.mesh,
             ..Config::default()
         };

@@ -87,11 +87,12 @@ impl Rogue {
         let mut config = kad::Config::new(StreamProtocol::new(KAD_PROTOCOL));
         config.set_query_timeout(Duration::from_secs(5)).set_periodic_bootstrap_interval(None);
         let behaviour = Manners {
-            streams: streams::Behaviour::new(protocols, sender),
+            streams: streams::Behaviour::new(protocols, sender, super::super::meter::Meters::default()),
             identify: identify::Behaviour::new(identify::Config::new("rogue/1".to_owned(), keypair.public())),
             kad: kad::Behaviour::with_config(peer, MemoryStore::new(peer), config),
         };
-        let mut swarm = transport::swarm(&keypair, behaviour, &Door::default(), 64, Arc::new(Notify::new())).unwrap();
+        let lobby = (&Door::default(), 64);
+        let mut swarm = transport::swarm(&keypair, behaviour, lobby, None, Arc::new(Notify::new())).unwrap();
         swarm.behaviour_mut().kad.set_mode(Some(kad::Mode::Client));
         swarm.listen_on("/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()).unwrap();
         let address = loop {
