@@ -180,9 +180,9 @@ async fn of_two_interfaces_the_one_that_lives_is_enough() {
             lab.second_interface(host, 'b');
         }
         if down {
-            lab.cut("a1")
+            lab.cut("a1");
         } else {
-            lab.dead("a1")
+            lab.dead("a1");
         }
         let begun = Instant::now();
         let [a, b] = ends(&lab, ["a1", "a2"], &[]).await;
