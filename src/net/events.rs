@@ -204,14 +204,10 @@ impl Task<'_> {
         let is_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
         self.note_hop(peer_id, is_relay, &announced, now);
         self.reach.told.insert(peer_id, announced.clone());
-        if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) {
-            let connections = self.swarm.behaviour().streams.connections(&peer_id);
-            let source =
-                connections.iter().find(|connection| !connection.relayed).and_then(|direct| address::ip_of(&direct.remote));
-            if !self.is_bootstrap(&peer_id) && !self.swarm.behaviour_mut().kad.may_enter(peer_id, source) {
-                tracing::debug!(peer = %peer_id, "not taken into the DHT: too many from the same place are in it");
-                return;
-            }
+        let in_dht = info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL);
+        if in_dht && !self.may_enter_dht(peer_id) {
+            tracing::debug!(peer = %peer_id, "not taken into the DHT: too many from the same place are in it");
+        } else if in_dht {
             let first = self.swarm.behaviour_mut().kad.kbuckets().all(|bucket| bucket.num_entries() == 0);
             for address in &announced {
                 self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());
@@ -226,6 +222,12 @@ impl Task<'_> {
         if self.members.is_member(&peer_id) {
             self.book.learn(peer_id, Source::Inbound, announced, now.into_std());
         }
+    }
+
+    fn may_enter_dht(&mut self, peer: PeerId) -> bool {
+        let connections = self.swarm.behaviour().streams.connections(&peer);
+        let source = connections.iter().find(|connection| !connection.relayed).and_then(|direct| address::ip_of(&direct.remote));
+        self.is_bootstrap(&peer) || self.swarm.behaviour_mut().kad.may_enter(peer, source)
     }
 
     fn on_kad(&mut self, event: kad::Event, now: Instant) {
@@ -262,6 +264,9 @@ impl Task<'_> {
     }
 
     fn on_query(&mut self, id: QueryId, result: QueryResult, now: Instant) {
+        if matches!(result, QueryResult::GetProviders(Ok(_))) {
+            self.ledger.dht_answers(now.into_std());
+        }
         if let QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) = result
             && let Some(cluster) = self.lookups.get(&id).cloned()
         {

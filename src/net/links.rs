@@ -67,6 +67,8 @@ where
             ended = AssertUnwindSafe(work(tell.clone())).catch_unwind() => ended,
             () = tell.closed() => return,
         };
+        // Who may not listen at all has missed nothing that it would have heard.
+        let listened = matches!(ended, Ok(Ok(()))) || begun.elapsed() > first;
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "changes of {what} are not heard of for a while: {error}"),
@@ -74,8 +76,10 @@ where
         }
         pause = if begun.elapsed() > longest { first } else { (pause * 2).min(longest) };
         sleep(pause).await;
-        // Whatever happened meanwhile was missed.
-        tell.send_modify(|ground| ground.changes += 1);
+        if listened {
+            // Whatever happened meanwhile was missed.
+            tell.send_modify(|ground| ground.changes += 1);
+        }
     }
 }
 

@@ -51,6 +51,7 @@ mod remember;
 mod rivals;
 mod room;
 mod session;
+mod sieve;
 #[cfg(test)]
 mod simulation;
 mod store;

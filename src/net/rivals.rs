@@ -212,7 +212,7 @@ impl Task<'_> {
     /// Where another machine uses this node's identity: by members, and by what this node hears on its own networks.
     pub(super) fn same_identity(&self, now: Instant) -> Vec<String> {
         let mut seen: Vec<String> = self.rivals.addresses(now);
-        seen.extend(self.twins.keys().map(ToString::to_string));
+        seen.extend(self.twins_heard(now));
         seen
     }
 

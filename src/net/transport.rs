@@ -85,7 +85,7 @@ fn transport(
     let quic = quic.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed();
     // A room for each: a flood of first packets over UDP, whose sources anybody can forge, leaves TCP open.
     let lobby = |transport| Lobby::new(transport, door.clone(), pending);
-    let direct = lobby(quic).or_transport(lobby(tcp)).map(|either, _| either.into_inner());
+    let direct = lobby(quic).with_sieve().or_transport(lobby(tcp)).map(|either, _| either.into_inner());
     Ok(circuits.or_transport(direct).map(|either, _| either.into_inner()).boxed())
 }
 

@@ -157,7 +157,7 @@ async fn firewalls_at_both_ends_keep_everybody_out_and_the_doctor_says_so() {
     lab.firewall("a1");
     lab.firewall("a2");
     let [a, b] = ends(&lab, ["a1", "a2"], &[]).await;
-    let row = Row { topology: "one LAN, both firewalls drop it", a: &a, b: &b, expected: [&["alone", "peer-timeout"]; 2] };
+    let row = Row { topology: "one LAN, both firewalls drop it", a: &a, b: &b, expected: [&["alone", "peer-one-way"]; 2] };
     row.fails().await;
 }
 
@@ -166,7 +166,7 @@ async fn where_frames_pass_in_one_direction_only_the_doctor_says_so() {
     let Some(lab) = Lab::one_lan(2, Family::Both) else { return };
     lab.one_way("a1", "a2");
     let [a, b] = ends(&lab, ["a1", "a2"], &[]).await;
-    let expected: [&[&str]; 2] = [&["alone", "peer-timeout"], &["alone", "mdns-silent"]];
+    let expected: [&[&str]; 2] = [&["alone", "peer-one-way"], &["alone", "mdns-silent"]];
     Row { topology: "one LAN, nothing passes from NodeA to NodeB", a: &a, b: &b, expected }.fails().await;
 }
 
@@ -180,9 +180,9 @@ async fn of_two_interfaces_the_one_that_lives_is_enough() {
             lab.second_interface(host, 'b');
         }
         if down {
-            lab.cut("a1")
+            lab.cut("a1");
         } else {
-            lab.dead("a1")
+            lab.dead("a1");
         }
         let begun = Instant::now();
         let [a, b] = ends(&lab, ["a1", "a2"], &[]).await;

@@ -424,6 +424,7 @@ impl Core {
             heard: state.heard,
             nodes: u32::try_from(self.heard.nodes(leg, now)).unwrap_or(u32::MAX),
             heard_ago: state.heard_at.map(|at| now.duration_since(at)),
+            failed: matches!(state.obstacle, Some(Obstacle::Failed(_))),
             problem: flood.or_else(|| state.obstacle.as_ref().map(ToString::to_string)),
         }
     }

@@ -55,10 +55,3 @@ pub async fn answers() {
     }
     over(format!("{sent} answers in {:.1} s", begun.elapsed().as_secs_f64())).await;
 }
-
-#[test]
-fn an_answer_is_what_mdns_calls_one() {
-    use hickory_proto::op::Message;
-    let message = Message::from_vec(&answer("12D3KooW", "somebody")).unwrap();
-    assert_eq!((message.answers.len(), message.additionals.len()), (1, 1));
-}
