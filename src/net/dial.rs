@@ -381,7 +381,7 @@ mod tests {
         let mut policy = Policy::new(lower, SECOND, now);
         let mut dial = |at| {
             let orders = policy.next(at, &book, |_| false);
-            orders.iter().for_each(|order| policy.dialing(order.peer));
+            orders.iter().for_each(|order| policy.dialing(order.peer, at));
             orders.len()
         };
         let later = now + TOLD_PATIENCE;
