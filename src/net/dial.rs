@@ -24,6 +24,12 @@ const MANY_DIALS: usize = 32;
 const DIALS_PER_SECOND: f64 = 5.0;
 /// A room full of machines that are switched on together is dialled at once.
 const BURST: f64 = 40.0;
+/// The same for those that members tell of: they are listed already, and a crowd that starts together has other things to do
+/// than shake hands with everybody at once.
+const TOLD_PER_SECOND: f64 = 4.0;
+const TOLD_BURST: f64 = 8.0;
+/// Two that members tell of each other at about the same time: the lower peer id dials, the higher one waits this long.
+const TOLD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A dial to make now.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,6 +70,8 @@ pub(crate) struct Policy {
     /// Peers that proved to be members on the connection that there is.
     proven: HashSet<PeerId>,
     tokens: f64,
+    /// The same for those that members tell of.
+    told: f64,
     filled: Instant,
     wake: Option<Instant>,
 }
@@ -77,6 +85,7 @@ impl Policy {
             pauses: HashMap::new(),
             proven: HashSet::new(),
             tokens: BURST,
+            told: TOLD_BURST,
             filled: now,
             wake: None,
         }
@@ -107,6 +116,10 @@ impl Policy {
             if candidate.source.is_mutual() && self.local.to_bytes() > peer.to_bytes() {
                 due += self.patience + self.patience.mul_f64(f64::from(peer.to_bytes().last().copied().unwrap_or(0)) / 1280.0);
             }
+            let told = matches!(candidate.source, Source::View(_)) && !candidate.was_member;
+            if told && self.local.to_bytes() > peer.to_bytes() {
+                due += TOLD_PATIENCE;
+            }
             if let Some(pause) = self.pauses.get(&peer) {
                 let longest = if candidate.was_member { LONGEST_PAUSE_OF_MEMBER } else { LONGEST_PAUSE };
                 due = due.max(pause.until_at_most(longest));
@@ -121,7 +134,12 @@ impl Policy {
                     self.wake_no_later(now + Duration::from_secs_f64(1.0 / DIALS_PER_SECOND));
                     continue;
                 }
+                if told && self.told < 1.0 {
+                    self.wake_no_later(now + Duration::from_secs_f64(1.0 / TOLD_PER_SECOND));
+                    continue;
+                }
                 self.tokens -= 1.0;
+                self.told -= f64::from(u8::from(told));
             }
             orders.push(Order { peer, addresses: candidate.addresses.clone() });
         }
@@ -131,6 +149,8 @@ impl Policy {
     fn refill(&mut self, now: Instant) {
         let refill = now.duration_since(self.filled).as_secs_f64() * DIALS_PER_SECOND;
         self.tokens = (self.tokens + refill).min(BURST);
+        let told = now.duration_since(self.filled).as_secs_f64() * TOLD_PER_SECOND;
+        self.told = (self.told + told).min(TOLD_BURST);
         self.filled = now;
     }
 
@@ -336,11 +356,37 @@ mod tests {
     fn what_we_asked_for_is_dialled_at_once_by_anybody() {
         let (lower, higher) = pair();
         let now = Instant::now();
-        for source in [Source::Kademlia, Source::Remembered, Source::View(higher)] {
+        for source in [Source::Kademlia, Source::Remembered] {
             let mut book = Book::new();
             book.learn(lower, source, address(), now);
             assert_eq!(Policy::new(higher, SECOND, now).next(now, &book, |_| false).len(), 1, "{source:?}");
         }
+    }
+
+    #[test]
+    fn whom_members_tell_of_is_dialled_by_the_lower_one_a_few_at_once_and_then_one_after_the_other() {
+        let (lower, higher) = pair();
+        let now = Instant::now();
+        let dials = |local, other, after| {
+            let mut book = Book::new();
+            book.learn(other, Source::View(PeerId::random()), address(), now);
+            Policy::new(local, SECOND, now).next(now + after, &book, |_| false).len()
+        };
+        assert_eq!((dials(lower, higher, Duration::ZERO), dials(higher, lower, Duration::ZERO)), (1, 0));
+        assert_eq!(dials(higher, lower, TOLD_PATIENCE), 1);
+        let mut book = Book::new();
+        for _ in 0..60 {
+            book.learn(PeerId::random(), Source::View(lower), address(), now);
+        }
+        let mut policy = Policy::new(lower, SECOND, now);
+        let mut dial = |at| {
+            let orders = policy.next(at, &book, |_| false);
+            orders.iter().for_each(|order| policy.dialing(order.peer, at));
+            orders.len()
+        };
+        let later = now + TOLD_PATIENCE;
+        assert_eq!((dial(later), dial(later), dial(later + SECOND)), (8, 0, 4));
+        assert!(policy.wake_at().is_some());
     }
 
     #[test]
