@@ -79,7 +79,7 @@ fn leg(facts: &MdnsFacts) -> Value {
 fn told(facts: &Facts) -> Value {
     json!({
         "mdns": facts.mdns.iter().map(leg).collect::<Vec<_>>(), "flooded": facts.mdns_flooded,
-        "same_identity": facts.same_identity, "members": facts.clusters.iter().map(|(_, members)| members).sum::<usize>(),
+        "same_identity": facts.same_identity, "members": facts.clusters.iter().map(|cluster| cluster.members).sum::<usize>(),
     })
 }
 
@@ -90,12 +90,12 @@ pub async fn neighbour() {
     let (net, _running) = start(config, &identity, Arc::new(Nothing::new())).await.unwrap();
     let cluster = ClusterId::new(&std::env::var(IN_CLUSTER).unwrap()).unwrap();
     net.join(cluster, JoinOptions::default()).await.unwrap();
-    tell(&net.facts().await.unwrap().id.to_string());
+    tell(&net.facts(None).await.unwrap().id.to_string());
     let (sender, mut lines) = mpsc::unbounded_channel();
     std::thread::spawn(move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
     while let Some(line) = lines.recv().await {
         match line.as_str() {
-            "facts" => tell(&told(&net.facts().await.unwrap()).to_string()),
+            "facts" => tell(&told(&net.facts(None).await.unwrap()).to_string()),
             _ => {
                 net.shutdown().await;
                 tell("stopped");
