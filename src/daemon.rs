@@ -1,6 +1,7 @@
 //! Wiring and lifecycle: load → bind → spawn → serve the bus → ready → wait → drain → goodbye.
 
 mod control;
+mod recollect;
 mod status;
 mod watchdog;
 
@@ -193,7 +194,13 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         gauge: gauge.clone(),
     });
     let mut model_problems = models.problems.clone();
-    let (net, mut network) = net::start(net_config(&settings), &identity, Arc::new(serve.clone())).await?;
+    let peers = settings.remember.then(|| recollect::load(state.path()));
+    let (peers, remembered, peers_warning) = match peers {
+        Some((file, remembered, warning)) => (Some(file), remembered, warning),
+        None => (None, Vec::new(), None),
+    };
+    let net_config = net::Config { remembered, ..net_config(&settings) };
+    let (net, mut network) = net::start(net_config, &identity, Arc::new(serve.clone())).await?;
     let discovering = discover(&serve, &settings);
     let dispatch = dispatch::Handle::new(dispatch::Router::new(net.clone(), serve.clone(), settings.node_name.clone()));
 
@@ -211,7 +218,10 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
 
     let mut shown =
         ControlState { saved: control::shown(&memory, &settings), sharing, lent, stopping: false, problems: Vec::new() };
-    shown.problems.extend(warning);
+    if let Some(warning) = &peers_warning {
+        tracing::error!("{warning}");
+    }
+    shown.problems.extend(warning.into_iter().chain(peers_warning));
     let (control, requests, publish) = Control::new(shown);
     let node = dbus::Node {
         net: net.clone(),
@@ -229,6 +239,7 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
         started_at,
         log: log.clone(),
     };
+    let recollector = peers.map(|file| recollect::Recollector::start(file, &net, publish.clone()));
     let environment = Environment::of_process();
     let roots = roots(&options, &environment);
     let mut status = Status::new(&net, publish.subscribe());
@@ -315,6 +326,9 @@ pub async fn run(options: Options, settings: Settings, log: Log) -> Result<(), D
     http.stop();
     drain(&serve, &service, &http, &mut stop).await;
     net.shutdown().await;
+    if let Some(recollector) = recollector {
+        recollector.finish().await;
+    }
     models.stop().await;
     service.stop().await;
     outcome

@@ -2,12 +2,14 @@
 //!
 //! Lines are structured: under systemd each field of an event becomes a journal field `OPENGATEWAY_<FIELD>`.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -69,11 +71,76 @@ fn is_the_journal(stream: impl AsFd, named: &str) -> bool {
     rustix::fs::fstat(stream).is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
+/// Lines of one place in the program: how many at once, and then one in how long.
+struct Pace {
+    burst: f64,
+    every: Duration,
+}
+
+const WARNINGS: Pace = Pace { burst: 10.0, every: Duration::from_secs(10) };
+/// Those about what happens, such as members that come and go.
+const NEWS: Pace = Pace { burst: 100.0, every: Duration::from_secs(1) };
+
+/// What one place in the program said.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    tokens: f64,
+    at: Instant,
+    left_out: u64,
+}
+
+impl Said {
+    /// Whether the next line is written, and how many before it were not.
+    fn more(&mut self, pace: &Pace, now: Instant) -> Option<u64> {
+        let gained = now.duration_since(self.at).as_secs_f64() / pace.every.as_secs_f64();
+        self.tokens = (self.tokens + gained).min(pace.burst);
+        self.at = now;
+        if self.tokens < 1.0 {
+            self.left_out += 1;
+            return None;
+        }
+        self.tokens -= 1.0;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+/// Keeps whoever can make this program write a line from filling the disk with them: each place in the program has its
+/// pace. Debugging is left alone: who asks for it wants all of it.
+#[derive(Default)]
+struct Calm(Mutex<HashMap<&'static str, Said>>);
+
+impl Calm {
+    fn more(&self, place: &'static str, pace: &Pace, now: Instant) -> Option<u64> {
+        // As many entries as there are places in the program.
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.entry(place).or_insert(Said { tokens: pace.burst, at: now, left_out: 0 }).more(pace, now)
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Calm {
+    fn event_enabled(&self, event: &tracing::Event<'_>, _: Context<'_, S>) -> bool {
+        let metadata = event.metadata();
+        let pace = match *metadata.level() {
+            tracing::Level::ERROR | tracing::Level::WARN => &WARNINGS,
+            tracing::Level::INFO => &NEWS,
+            _ => return true,
+        };
+        match self.more(metadata.name(), pace, Instant::now()) {
+            None => false,
+            Some(0) => true,
+            Some(left_out) => {
+                tracing::warn!(left_out, "{left_out} lines like the next one were left out: there were too many of them");
+                true
+            }
+        }
+    }
+}
+
 impl Log {
     /// Starts the log of this process. A level that is no level counts as "info".
     pub fn start(level: &str) -> Self {
         let (filter, handle) = reload::Layer::new(filter(level).unwrap_or_else(|_| EnvFilter::new("info")));
-        let registry = tracing_subscriber::registry().with(filter);
+        let registry = tracing_subscriber::registry().with(filter).with(Calm::default());
         let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
         let journald = is_the_journal(std::io::stderr(), &named).then(tracing_journald::layer).and_then(Result::ok);
         let target = match journald {
@@ -145,5 +212,40 @@ mod tests {
         assert_eq!(filter("a=b=c").unwrap_err(), LevelError::Unknown("a=b=c".into()));
         assert_eq!(Log::fixed().set("debug"), Err(LevelError::Fixed));
         assert_eq!(Log::fixed().level(), "info");
+    }
+
+    #[test]
+    fn ten_thousand_warnings_are_ten_lines_and_then_one_in_ten_seconds_with_their_number() {
+        let (calm, now) = (Calm::default(), Instant::now());
+        let written = |place, at| calm.more(place, &WARNINGS, at);
+        assert_eq!((0..10_000).filter(|_| written("a", now).is_some()).count(), 10);
+        assert_eq!(written("b", now), Some(0), "another place speaks for itself");
+        let later = now + Duration::from_secs(10);
+        assert_eq!([written("a", later), written("a", later)], [Some(9990), None]);
+        let much_later = now + Duration::from_secs(1000);
+        assert_eq!(written("a", much_later), Some(1));
+        assert_eq!((0..100).filter(|_| written("a", much_later).is_some()).count(), 9, "who was quiet may speak as before");
+    }
+
+    #[test]
+    fn the_layer_writes_what_is_left_and_says_what_is_not() {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<String>>>);
+        impl<S: tracing::Subscriber> Layer<S> for Lines {
+            fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+                self.0.lock().unwrap().push(event.metadata().level().to_string());
+            }
+        }
+        let lines = Lines::default();
+        let subscriber = tracing_subscriber::registry().with(Calm::default()).with(lines.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..1000 {
+                tracing::warn!("again");
+                tracing::debug!("in detail");
+            }
+        });
+        let lines = lines.0.lock().unwrap();
+        assert_eq!(lines.iter().filter(|level| *level == "WARN").count(), 10);
+        assert_eq!(lines.iter().filter(|level| *level == "DEBUG").count(), 1000);
     }
 }

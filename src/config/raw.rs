@@ -56,6 +56,8 @@ pub struct Network {
     pub announce: Option<Vec<String>>,
     /// Look for members on the local network.
     pub mdns: Option<bool>,
+    /// Remember members on disk.
+    pub remember: Option<bool>,
     /// Connections in all.
     pub max_connections: Option<u32>,
 }
@@ -227,7 +229,7 @@ impl Raw {
         section(
             &mut self.network,
             over.network,
-            |under, over| overlay!(under, over; listen, bootstrap, announce, mdns, max_connections),
+            |under, over| overlay!(under, over; listen, bootstrap, announce, mdns, remember, max_connections),
         );
         section(
             &mut self.relay,
@@ -260,13 +262,7 @@ mod tests {
             .prop_map(|(name, state)| Node { name: name.map(|n| n.to_string()), state_dir: state.map(|s| s.to_string().into()) });
         let network =
             (any::<Option<bool>>(), any::<Option<u32>>(), any::<Option<bool>>()).prop_map(|(mdns, max_connections, list)| {
-                Network {
-                    listen: list.map(|list| vec![list.to_string()]),
-                    bootstrap: None,
-                    announce: None,
-                    mdns,
-                    max_connections,
-                }
+                Network { listen: list.map(|list| vec![list.to_string()]), mdns, max_connections, ..Network::default() }
             });
         let serve = (any::<Option<bool>>(), proptest::option::of(0.5..9.0)).prop_map(|(enabled, cores)| Serve {
             enabled,

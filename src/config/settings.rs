@@ -98,6 +98,8 @@ pub struct Settings {
     pub relay: RelaySettings,
     /// Look for members on the local network.
     pub mdns: bool,
+    /// Remember members on disk and dial them first at the next start.
+    pub remember: bool,
     /// Connections in all.
     pub max_connections: u32,
     /// Answer prompts of other members.
@@ -293,6 +295,7 @@ impl Settings {
             announce: addresses("network.announce", network.announce)?,
             relay,
             mdns: network.mdns.unwrap_or(true),
+            remember: network.remember.unwrap_or(true),
             max_connections,
             serve: enabled,
             lent: Lent {
@@ -317,7 +320,7 @@ pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
         sections.push("[node]");
     }
     let addresses = |settings: &Settings| (settings.listen.clone(), settings.bootstrap.clone(), settings.announce.clone());
-    let others = |settings: &Settings| (settings.mdns, settings.max_connections);
+    let others = |settings: &Settings| (settings.mdns, settings.remember, settings.max_connections);
     if addresses(old) != addresses(new) || (others(old) != others(new) && old.relay.enabled == new.relay.enabled) {
         sections.push("[network]");
     }
@@ -354,7 +357,7 @@ mod tests {
     fn nothing_written_is_a_whole_configuration() {
         let settings = settings("").unwrap();
         assert_eq!(settings.node_name, "host");
-        assert!(settings.mdns && settings.serve && settings.any_port);
+        assert!(settings.mdns && settings.remember && settings.serve && settings.any_port);
         assert_eq!(settings.listen.len(), 4);
         assert_eq!(settings.backends.len(), 1);
         assert!(settings.clusters.is_empty(), "a machine lends nothing before its owner says so");

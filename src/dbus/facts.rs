@@ -184,6 +184,7 @@ fn peer(facts: &PeerFacts) -> Details {
     ]);
     put(&mut details, "Name", facts.name.as_deref().map(text));
     put(&mut details, "HeardUSec", facts.heard_ago.map(span));
+    put(&mut details, "MdnsUSec", facts.mdns_ago.map(span));
     put(&mut details, "NextDialUSec", facts.next_dial.map(span));
     details
 }

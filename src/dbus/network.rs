@@ -23,7 +23,6 @@ use crate::api::names::{ErrorName, NETWORK_INTERFACE, ROOT_PATH};
 use crate::diagnosis::Diagnosis;
 use crate::domain::doctor::{Finding, Severity, Subject};
 use crate::domain::network::{Facts, PeerFacts, PingError};
-use crate::domain::node::NodeId;
 
 /// Diagnoses of one user that run or wait, and those of all users. One look serves all who ask within [`FRESH`].
 const DIAGNOSES: (usize, usize) = (4, 16);
@@ -79,16 +78,6 @@ impl Shared {
     pub(super) async fn worst_finding(&self) -> Option<Worst> {
         let found = self.diagnosis(&Subject::Node).await.ok()?;
         Some(worst(&found.findings))
-    }
-
-    /// Distinct members that go by this name.
-    fn named(&self, name: &str) -> Vec<NodeId> {
-        let snapshot = self.net.snapshot();
-        let members = snapshot.clusters.values().flat_map(|view| &view.members);
-        let mut ids: Vec<NodeId> = members.filter(|member| member.name == name).map(|member| member.id.clone()).collect();
-        ids.sort();
-        ids.dedup();
-        ids
     }
 }
 
@@ -189,11 +178,6 @@ impl Network {
     ) -> Result<Details, Error> {
         let (peer, count) = options::ping(peer, options)?;
         let uid = self.0.access.caller(connection, &header).await?.uid;
-        let namesakes = self.0.named(&peer);
-        if namesakes.len() > 1 {
-            let ids = namesakes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
-            return Err(Error::invalid(format!("{} members are named {peer:?}; use a peer id: {ids}", namesakes.len())));
-        }
         let turn = self.0.looks.pings.take(uid);
         let _turn = turn.map_err(|full| Error::new(ErrorName::Busy, full.sentence("pings", uid, "are running")))?;
         Ok(facts::pinged(&self.0.net.ping(peer, count).await?))

@@ -44,7 +44,7 @@ fn said(error: &std::io::Error) -> Found {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::ConnectionRefused => Found::Outcome(DialOutcome::Refused),
-        ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable | ErrorKind::NetworkDown | ErrorKind::AddrNotAvailable => {
+        ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown | ErrorKind::AddrNotAvailable => {
             Found::Outcome(DialOutcome::Unreachable)
         }
         // A rule of this machine's own firewall that rejects.

@@ -15,6 +15,8 @@ use crate::net::{self, AnswerEvent, Command, Scripted, Snapshot};
 use crate::serve::backend::{Answering, Availability, Backend, Limits};
 use crate::serve::{self, Echo};
 
+mod reach;
+
 struct Stage {
     handle: Handle,
     scripted: Scripted,

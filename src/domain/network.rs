@@ -144,6 +144,8 @@ pub struct MdnsFacts {
     pub heard_ago: Option<Duration>,
     /// Why it does not work there.
     pub problem: Option<String>,
+    /// That is a failure, and nothing that lies in the nature of the interface.
+    pub failed: bool,
 }
 
 /// An interface of this machine.

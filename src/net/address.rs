@@ -42,7 +42,8 @@ fn network(ip: IpAddr) -> Option<Network> {
 /// The networks that `addresses` of this machine lie in.
 pub(crate) fn networks_of<'a>(addresses: impl Iterator<Item = &'a Multiaddr>) -> Vec<Network> {
     let ips: Vec<IpAddr> = addresses.filter_map(ip_of).collect();
-    let only_loopback = ips.iter().all(IpAddr::is_loopback);
+    // A link-local address leads nowhere: it is neither dialled nor announced.
+    let only_loopback = ips.iter().all(|ip| ip.is_loopback() || is_link_local(*ip));
     let mut found: Vec<Network> = Vec::new();
     for network in ips.into_iter().filter_map(network) {
         // Every machine has a loopback interface: as a hint it means something only where there is nothing else.
@@ -363,6 +364,7 @@ mod tests {
     fn loopback_counts_as_a_network_only_where_there_is_no_other() {
         let of = |texts: &[&str]| networks_of(texts.iter().map(|text| addr(text)).collect::<Vec<_>>().iter());
         assert_eq!(of(&["/ip4/127.0.0.1/tcp/1"]), [Network::Loopback]);
+        assert_eq!(of(&["/ip4/127.0.0.1/tcp/1", "/ip6/fe80::1/tcp/1"]), [Network::Loopback]);
         assert_eq!(of(&["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1"]), [Network::TenSlash8]);
         assert_eq!(of(&["/ip4/127.0.0.1/tcp/1", "/ip4/198.51.100.7/tcp/1"]), []);
     }

@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::dedup::Seen;
 use super::handle::{AnswerEvent, AnswerNow, InboundPrompt, Replier, Service};
+use super::room::Room;
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::NodeId;
 use crate::domain::prompt::{Failure, FailureKind};
-use crate::wire::frame::FrameReader;
+use crate::wire::frame::{FrameError, FrameReader};
 use crate::wire::infer::{self, AnswerHash, Request};
 use crate::wire::limits::{KEEP_ALIVE, MAX_REQUEST_FRAME_BYTES, MAX_TOKEN_TEXT_BYTES, REQUEST_ARRIVES, SLOW_CONSUMER};
 
@@ -42,7 +43,7 @@ pub(crate) struct Permit {
 pub(crate) type Permits = HashMap<(PeerId, [u8; 16]), Permit>;
 
 /// What all serving lanes share.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Desk {
     pub permits: watch::Receiver<Arc<Permits>>,
     pub service: Arc<dyn Service>,
@@ -53,6 +54,8 @@ pub(crate) struct Desk {
     pub on_connection: Arc<AtomicUsize>,
     /// Peers that broke the protocol.
     pub violations: mpsc::Sender<PeerId>,
+    /// What this lane's requests may take.
+    pub room: Room,
 }
 
 /// Counts a prompt for as long as it lives.
@@ -87,14 +90,19 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
         if !matches!(lane.begun().await, Ok(true)) {
             return;
         }
-        let Ok(frame) = timeout(REQUEST_ARRIVES, lane.next(MAX_REQUEST_FRAME_BYTES)).await else {
+        let arriving = async {
+            let stay = desk.room.request(lane.announced(MAX_REQUEST_FRAME_BYTES).await?).await;
+            Ok((lane.next(MAX_REQUEST_FRAME_BYTES).await?, stay))
+        };
+        let Ok(arrived_whole) = timeout(REQUEST_ARRIVES, arriving).await else {
             tracing::debug!(%peer, "inference stream dropped: half a request");
             return;
         };
-        let frame = match frame {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return,
+        let (frame, stay) = match arrived_whole {
+            Ok((Some(frame), stay)) => (frame, stay),
+            Ok((None, _)) => return,
             Err(error) => {
+                let error: FrameError = error;
                 if error.is_violation() {
                     tracing::debug!(%peer, %error, "inference stream dropped");
                     let _ = desk.violations.try_send(peer);
@@ -136,6 +144,8 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
                     write(&mut lane, &out).await
                 }
                 None => {
+                    // In the queue it counts among the prompts of its peer.
+                    drop(stay);
                     let _working = (Working::begin(&desk.working), Working::begin(&desk.on_connection));
                     tokio::select! {
                         // Also while a write waits for a slow reader.

@@ -1,6 +1,7 @@
 //! The behaviours of the swarm, put together. All of them are infrastructure; what a cluster is, `net::Task` decides.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 use super::address::{self, Network};
 use super::config::Relaying;
 use super::gate::Gate;
+use super::guard;
 use super::meter::Meters;
 use super::punch::{DialBack, Punch, Tester};
 use super::relaying;
@@ -33,6 +35,8 @@ const IDENTIFY_PROTOCOL: &str = "opengateway/1";
 pub(crate) const PROVIDER_TTL: Duration = Duration::from_secs(30 * 60);
 /// Addresses of one peer that are taken from the DHT.
 const MAX_DHT_ADDRESSES: usize = 8;
+/// Peers in the routing table that connected from one IPv4 address or IPv6 /64.
+const MAX_PER_SOURCE: usize = 4;
 /// Transports that connections come in by.
 const LOBBIES: u32 = 2;
 const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -114,7 +118,7 @@ impl Behaviour {
             limits: connection_limits::Behaviour::new(limits),
             memory: memory_connection_limits::Behaviour::with_max_bytes(caps.memory_bytes),
             identify: identify::Behaviour::new(identify),
-            kad: Dht { inner: kademlia(local), networks: Vec::new(), configured: HashSet::new() },
+            kad: Dht { inner: kademlia(local), networks: Vec::new(), configured: HashSet::new(), sources: HashMap::new() },
             streams: streams::Behaviour::new(
                 [MEMBER_PROTOCOL, INFERENCE_PROTOCOL, PING_PROTOCOL].map(StreamProtocol::new).to_vec(),
                 inbound,
@@ -157,9 +161,28 @@ pub(crate) struct Dht {
     pub networks: Vec<Network>,
     /// Addresses from the configuration, dialled whatever they are.
     pub configured: HashSet<Multiaddr>,
+    /// Where those in the routing table connected from.
+    sources: HashMap<PeerId, IpAddr>,
 }
 
 impl Dht {
+    /// Whether a peer that connected from `source` may be in the routing table: names cost nothing and addresses do, so one
+    /// address has few of the places near a key, however many names it was ground to.
+    pub(crate) fn may_enter(&mut self, peer: PeerId, source: Option<IpAddr>) -> bool {
+        let Some(source) = source.filter(|ip| !ip.is_loopback()).map(guard::source) else { return true };
+        let mut listed = HashSet::new();
+        for bucket in self.inner.kbuckets() {
+            listed.extend(bucket.iter().map(|entry| *entry.node.key.preimage()));
+        }
+        self.sources.retain(|known, _| listed.contains(known));
+        let neighbours = self.sources.iter().filter(|(known, from)| **from == source && **known != peer).count();
+        let may = neighbours < MAX_PER_SOURCE;
+        if may {
+            self.sources.insert(peer, source);
+        }
+        may
+    }
+
     /// Forgets the oldest addresses of a peer beyond `most`, the `newest` never: a peer may announce others every second.
     pub(crate) fn keep_newest(&mut self, peer: &PeerId, newest: &[Multiaddr], most: usize) {
         let mut known: Vec<Multiaddr> = Vec::new();

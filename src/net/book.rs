@@ -25,6 +25,8 @@ pub(crate) enum Source {
     View(PeerId),
     /// It connected to us.
     Inbound,
+    /// It was a member before: of an earlier run, or of this one before the network was lost.
+    Remembered,
 }
 
 impl Source {
@@ -35,7 +37,13 @@ impl Source {
             Self::Bootstrap => FoundBy::Bootstrap,
             Self::View(_) => FoundBy::View,
             Self::Inbound => FoundBy::Inbound,
+            Self::Remembered => FoundBy::Remembered,
         }
+    }
+
+    /// The word of this node's owner, or its own memory; both lists are short.
+    fn is_own(self) -> bool {
+        matches!(self, Self::Bootstrap | Self::Remembered)
     }
 
     /// Both ends hear of each other at the same moment, so that one of them has to hold back.
@@ -70,6 +78,15 @@ impl Book {
     pub(crate) fn learn(&mut self, peer: PeerId, source: Source, addresses: Vec<Multiaddr>, now: Instant) -> bool {
         if let Some(known) = self.candidates.get_mut(&peer) {
             known.heard = now;
+            if source == Source::Remembered {
+                // Whatever was heard since is newer.
+                for address in addresses {
+                    if !known.addresses.contains(&address) && known.addresses.len() < MAX_ADDRESSES {
+                        known.addresses.push(address);
+                    }
+                }
+                return true;
+            }
             for address in addresses {
                 known.addresses.retain(|old| *old != address);
                 known.addresses.insert(0, address);
@@ -81,12 +98,12 @@ impl Book {
             return true;
         }
         let room = match source {
-            Source::Bootstrap => usize::MAX,
+            Source::Bootstrap | Source::Remembered => usize::MAX,
             Source::Mdns => MAX_MDNS - self.count(|candidate| candidate.source == Source::Mdns).min(MAX_MDNS),
             Source::View(_) => MAX_PER_TELLER - self.count(|candidate| candidate.source == source).min(MAX_PER_TELLER),
             Source::Kademlia | Source::Inbound => MAX_CANDIDATES,
         };
-        if room == 0 || (source != Source::Bootstrap && self.candidates.len() >= MAX_CANDIDATES && !self.evict()) {
+        if room == 0 || (!source.is_own() && self.candidates.len() >= MAX_CANDIDATES && !self.evict()) {
             return false;
         }
         let addresses = addresses.into_iter().take(MAX_ADDRESSES).collect();
@@ -103,7 +120,7 @@ impl Book {
         let worst = self
             .candidates
             .iter()
-            .filter(|(_, candidate)| candidate.source != Source::Bootstrap && candidate.failures > 0)
+            .filter(|(_, candidate)| !candidate.source.is_own() && candidate.failures > 0)
             .max_by_key(|(_, candidate)| candidate.failures)
             .map(|(&peer, _)| peer);
         worst.is_some_and(|peer| self.candidates.remove(&peer).is_some())
@@ -111,9 +128,8 @@ impl Book {
 
     /// Forgets hints that nobody repeated. `keep` names peers that are members now.
     pub(crate) fn expire(&mut self, now: Instant, keep: impl Fn(&PeerId) -> bool) {
-        self.candidates.retain(|peer, candidate| {
-            candidate.source == Source::Bootstrap || keep(peer) || now.duration_since(candidate.heard) < TTL
-        });
+        self.candidates
+            .retain(|peer, candidate| candidate.source.is_own() || keep(peer) || now.duration_since(candidate.heard) < TTL);
     }
 
     /// Drops a candidate that was told wrongly; it may be told anew. A bootstrap node stays: it is the operator's word.

@@ -1,6 +1,7 @@
 //! The part of the network task that reaches the configured bootstrap nodes, again and again, and says why it does not.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::swarm::DialError;
@@ -14,9 +15,14 @@ use super::handle::JoinError;
 use super::jitter;
 use super::task::{Due, Task};
 
-/// First and longest pause between two dials of a bootstrap address.
+/// First pause between two dials of a bootstrap address; then twice as long each time, up to one of the others.
 pub(super) const BOOTSTRAP_FIRST: Duration = Duration::from_secs(1);
-const BOOTSTRAP_LONGEST: Duration = Duration::from_secs(300);
+/// While this node is alone in some cluster.
+const BOOTSTRAP_LONELY: Duration = Duration::from_secs(5);
+/// While it has company everywhere.
+const BOOTSTRAP_LONGEST: Duration = Duration::from_secs(60);
+/// Questions for one name under way at once: each may hang while there is no name server.
+const MAX_RESOLVING: usize = 4;
 
 /// A configured node to dial at the start.
 #[derive(Debug)]
@@ -30,6 +36,8 @@ pub(super) struct Bootstrap {
     pub connected: bool,
     /// Why the last try did not reach it.
     pub problem: Option<String>,
+    /// One clone for each question for its name.
+    resolving: Arc<()>,
 }
 
 /// Why a dial failed, for people: who answered instead, or what each address said.
@@ -97,14 +105,41 @@ impl Task<'_> {
                 pause: BOOTSTRAP_FIRST,
                 connected: false,
                 problem: None,
+                resolving: Arc::default(),
             });
             self.dial_bootstrap(index, now);
         }
         Ok(())
     }
 
+    /// Longest pause between two dials now.
+    fn longest_pause(&self) -> Duration {
+        let lonely = self.clusters.values().any(|cluster| cluster.leaving.is_none() && self.members.count(&cluster.id) == 0);
+        if lonely { BOOTSTRAP_LONELY } else { BOOTSTRAP_LONGEST }
+    }
+
+    /// Somebody is gone. Who is alone now does not wait for as long as one who has company.
+    pub(super) fn bootstrap_if_lonely(&mut self, now: Instant) {
+        let longest = self.longest_pause();
+        for (index, bootstrap) in self.bootstrap.iter_mut().enumerate() {
+            if !bootstrap.connected && bootstrap.pause > longest {
+                bootstrap.pause = longest;
+                self.agenda.no_later(Due::Bootstrap(index), now + jitter(longest));
+            }
+        }
+    }
+
+    /// The network changed: all that are not connected are dialled now, and their names asked for anew.
+    pub(super) fn bootstrap_again(&mut self, now: Instant) {
+        for index in 0..self.bootstrap.len() {
+            self.bootstrap[index].pause = BOOTSTRAP_FIRST;
+            self.dial_bootstrap(index, now);
+        }
+    }
+
     /// Dials one bootstrap address, resolving its name first, and plans the next try.
     pub(super) fn dial_bootstrap(&mut self, index: usize, now: Instant) {
+        let longest = self.longest_pause();
         let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
         if bootstrap.peer.is_some_and(|peer| self.swarm.is_connected(&peer)) {
             bootstrap.pause = BOOTSTRAP_FIRST;
@@ -118,14 +153,16 @@ impl Task<'_> {
         }
         let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
         let pause = jitter(bootstrap.pause);
-        bootstrap.pause = (bootstrap.pause * 2).min(BOOTSTRAP_LONGEST);
+        bootstrap.pause = (bootstrap.pause * 2).min(longest);
         self.agenda.set(Due::Bootstrap(index), now + pause);
         let address = bootstrap.address.clone();
         match address.name {
             None => self.on_resolved(index, vec![address.address]),
+            Some(_) if Arc::strong_count(&bootstrap.resolving) > MAX_RESOLVING => {}
             Some(ref name) => {
-                let (name, resolved) = (name.clone(), self.resolved.clone());
-                tokio::spawn(async move {
+                let (name, resolved, asking) = (name.clone(), self.resolved.clone(), Arc::clone(&bootstrap.resolving));
+                self.spawn(async move {
+                    let _asking = asking;
                     // The system's own resolver: it knows /etc/hosts, .local names and changes of the network.
                     match tokio::net::lookup_host((name.as_str(), 0)).await {
                         Ok(found) => {
@@ -145,6 +182,9 @@ impl Task<'_> {
     pub(super) fn on_resolved(&mut self, index: usize, addresses: Vec<Multiaddr>) {
         let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
         let now = Instant::now();
+        if bootstrap.connected {
+            return; // an answer that came late
+        }
         bootstrap.dialled.clone_from(&addresses);
         if addresses.is_empty() {
             bootstrap.problem = Some("its name is not known here".to_owned());

@@ -12,17 +12,38 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// The same for a member that was lost: when its cable is in again it is to be back within seconds. Nobody dials it for
 /// ever: a candidate that is heard of no more is forgotten after ten minutes.
-const LONGEST_PAUSE_OF_MEMBER: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE_OF_MEMBER: Duration = Duration::from_secs(2);
+/// A handshake over a way that is cut repeats itself after 1, 3 and 7 s, and fails after 15: when the way is open again it may
+/// sleep for long. Whoever is missed is dialled once more beside it after this time.
+const BESIDE: Duration = Duration::from_secs(5);
+/// Dials of one peer at once.
+const MAX_BESIDE: u32 = 3;
+/// Dials in all above which none is made beside another: half of a large cluster was cut off, and somebody of it is found.
+const MANY_DIALS: usize = 32;
 /// New candidates dialled per second, when many come at once.
 const DIALS_PER_SECOND: f64 = 5.0;
 /// A room full of machines that are switched on together is dialled at once.
 const BURST: f64 = 40.0;
+/// The same for those that members tell of: they are listed already, and a crowd that starts together has other things to do
+/// than shake hands with everybody at once.
+const TOLD_PER_SECOND: f64 = 4.0;
+const TOLD_BURST: f64 = 8.0;
+/// Two that members tell of each other at about the same time: the lower peer id dials, the higher one waits this long.
+const TOLD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A dial to make now.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Order {
     pub peer: PeerId,
     pub addresses: Vec<Multiaddr>,
+}
+
+/// Dials of one peer that have not ended.
+#[derive(Debug, Clone, Copy)]
+struct Flights {
+    first: Instant,
+    last: Instant,
+    count: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -44,11 +65,13 @@ impl Pause {
 pub(crate) struct Policy {
     local: PeerId,
     patience: Duration,
-    dialing: HashSet<PeerId>,
+    dialing: HashMap<PeerId, Flights>,
     pauses: HashMap<PeerId, Pause>,
     /// Peers that proved to be members on the connection that there is.
     proven: HashSet<PeerId>,
     tokens: f64,
+    /// The same for those that members tell of.
+    told: f64,
     filled: Instant,
     wake: Option<Instant>,
 }
@@ -58,10 +81,11 @@ impl Policy {
         Self {
             local,
             patience,
-            dialing: HashSet::new(),
+            dialing: HashMap::new(),
             pauses: HashMap::new(),
             proven: HashSet::new(),
             tokens: BURST,
+            told: TOLD_BURST,
             filled: now,
             wake: None,
         }
@@ -73,14 +97,28 @@ impl Policy {
         self.wake = None;
         let mut orders = Vec::new();
         for (&peer, candidate) in book.iter() {
-            if connected(&peer) || self.dialing.contains(&peer) || peer == self.local || candidate.addresses.is_empty() {
+            // Bootstrap nodes are dialled by a plan of their own (`net::bootstrap`), until they are members.
+            let planned = candidate.source == Source::Bootstrap && !candidate.was_member;
+            if connected(&peer) || planned || peer == self.local || candidate.addresses.is_empty() {
                 continue;
             }
             let mut due = candidate.since;
+            match self.dialing.get(&peer) {
+                Some(_) if !candidate.was_member => continue,
+                Some(flights) => match self.beside(flights) {
+                    Some(at) => due = at,
+                    None => continue,
+                },
+                None => {}
+            }
             // Who hears of whom at the same moment: only the lower one dials at once. Elsewhere it is we who asked,
             // and the other side does not know of us.
             if candidate.source.is_mutual() && self.local.to_bytes() > peer.to_bytes() {
                 due += self.patience + self.patience.mul_f64(f64::from(peer.to_bytes().last().copied().unwrap_or(0)) / 1280.0);
+            }
+            let told = matches!(candidate.source, Source::View(_)) && !candidate.was_member;
+            if told && self.local.to_bytes() > peer.to_bytes() {
+                due += TOLD_PATIENCE;
             }
             if let Some(pause) = self.pauses.get(&peer) {
                 let longest = if candidate.was_member { LONGEST_PAUSE_OF_MEMBER } else { LONGEST_PAUSE };
@@ -90,12 +128,18 @@ impl Policy {
                 self.wake_no_later(due);
                 continue;
             }
-            if candidate.source != Source::Bootstrap {
+            // What this node was told by its owner, or by itself before, was not told by strangers.
+            if !matches!(candidate.source, Source::Bootstrap | Source::Remembered) {
                 if self.tokens < 1.0 {
                     self.wake_no_later(now + Duration::from_secs_f64(1.0 / DIALS_PER_SECOND));
                     continue;
                 }
+                if told && self.told < 1.0 {
+                    self.wake_no_later(now + Duration::from_secs_f64(1.0 / TOLD_PER_SECOND));
+                    continue;
+                }
                 self.tokens -= 1.0;
+                self.told -= f64::from(u8::from(told));
             }
             orders.push(Order { peer, addresses: candidate.addresses.clone() });
         }
@@ -105,6 +149,8 @@ impl Policy {
     fn refill(&mut self, now: Instant) {
         let refill = now.duration_since(self.filled).as_secs_f64() * DIALS_PER_SECOND;
         self.tokens = (self.tokens + refill).min(BURST);
+        let told = now.duration_since(self.filled).as_secs_f64() * TOLD_PER_SECOND;
+        self.told = (self.told + told).min(TOLD_BURST);
         self.filled = now;
     }
 
@@ -112,7 +158,7 @@ impl Policy {
     pub(crate) fn may_dial(&mut self, peer: &PeerId, now: Instant) -> bool {
         self.refill(now);
         let paused = self.pauses.get(peer).is_some_and(|pause| pause.until > now);
-        if paused || self.dialing.contains(peer) || self.tokens < 1.0 {
+        if paused || self.dialing.contains_key(peer) || self.tokens < 1.0 {
             return false;
         }
         self.tokens -= 1.0;
@@ -128,8 +174,35 @@ impl Policy {
         self.wake
     }
 
-    pub(crate) fn dialing(&mut self, peer: PeerId) {
-        self.dialing.insert(peer);
+    pub(crate) fn dialing(&mut self, peer: PeerId, now: Instant) {
+        let flights = self.dialing.entry(peer).or_insert(Flights { first: now, last: now, count: 0 });
+        flights.last = now;
+        flights.count += 1;
+    }
+
+    /// When another dial may be made beside those that are under way; `None` is not before one of them has ended.
+    fn beside(&self, flights: &Flights) -> Option<Instant> {
+        (flights.count < MAX_BESIDE && self.dialing.len() <= MANY_DIALS).then_some(flights.last + BESIDE)
+    }
+
+    /// Whether a dial of a peer that is missed can be made at `now`: the first one always.
+    pub(crate) fn has_room(&self, peer: &PeerId, now: Instant) -> bool {
+        self.dialing.get(peer).is_none_or(|flights| self.beside(flights).is_some_and(|at| at <= now))
+    }
+
+    /// Whether a dial of the peer is under way.
+    pub(crate) fn is_dialing(&self, peer: &PeerId) -> bool {
+        self.dialing.contains_key(peer)
+    }
+
+    /// Peers whose dials began before `then` and have not ended.
+    pub(crate) fn dialing_since(&self, then: Instant) -> Vec<PeerId> {
+        self.dialing.iter().filter(|(_, flights)| flights.first < then).map(|(&peer, _)| peer).collect()
+    }
+
+    /// We ended the dials of a peer ourselves: that says nothing of it.
+    pub(crate) fn aborted(&mut self, peer: &PeerId) {
+        self.dialing.remove(peer);
     }
 
     pub(crate) fn connected(&mut self, peer: &PeerId) {
@@ -153,7 +226,12 @@ impl Policy {
 
     /// A dial failed, or a connection was lost: the next try waits, twice as long each time.
     pub(crate) fn failed(&mut self, peer: &PeerId, now: Instant) {
-        self.dialing.remove(peer);
+        if let Some(flights) = self.dialing.get_mut(peer) {
+            flights.count -= 1;
+            if flights.count == 0 {
+                self.dialing.remove(peer);
+            }
+        }
         let length = self.pauses.get(peer).map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(LONGEST_PAUSE));
         self.pauses.insert(*peer, Pause { until: now + super::jitter(length), length, since: now });
     }
@@ -215,6 +293,52 @@ mod tests {
     }
 
     #[test]
+    fn a_member_is_dialled_beside_a_dial_that_hangs_three_times_at_most_and_a_stranger_is_not() {
+        let (local, other) = pair();
+        let start = Instant::now();
+        let mut book = Book::new();
+        book.learn(other, Source::Kademlia, address(), start);
+        let mut policy = Policy::new(local, SECOND, start);
+        let mut dials = |book: &Book, until: u32| {
+            let mut made = Vec::new();
+            for tenth in 0..until * 10 {
+                let now = start + SECOND * tenth / 10;
+                for order in policy.next(now, book, |_| false) {
+                    assert!(policy.has_room(&order.peer, now));
+                    policy.dialing(order.peer, now);
+                    made.push(tenth / 10);
+                }
+            }
+            made
+        };
+        assert_eq!(dials(&book, 20), [0], "until it is known to have failed");
+        book.succeeded(&other, start);
+        assert_eq!(dials(&book, 20), [5, 10]);
+        assert!(!policy.has_room(&other, start + 60 * SECOND));
+        assert_eq!(policy.dialing_since(start + SECOND), [other]);
+        policy.failed(&other, start + 15 * SECOND);
+        assert!(policy.is_dialing(&other), "two are still under way");
+        policy.aborted(&other);
+        assert!(policy.has_room(&other, start + 15 * SECOND) && !policy.is_dialing(&other));
+    }
+
+    #[test]
+    fn when_half_of_a_large_cluster_is_gone_nobody_is_dialled_beside_a_dial() {
+        let (local, now) = (PeerId::random(), Instant::now());
+        let (mut policy, mut book) = (Policy::new(local, SECOND, now), Book::new());
+        for _ in 0..=MANY_DIALS {
+            let peer = PeerId::random();
+            book.learn(peer, Source::Kademlia, address(), now);
+            book.succeeded(&peer, now);
+            policy.dialing(peer, now);
+        }
+        assert!(policy.next(now + 2 * BESIDE, &book, |_| false).is_empty());
+        let one = book.iter().next().map(|(peer, _)| *peer).unwrap();
+        policy.failed(&one, now);
+        assert_eq!(policy.next(now + 2 * BESIDE, &book, |_| false).len(), MANY_DIALS + 1);
+    }
+
+    #[test]
     fn the_lower_peer_id_dials_at_once_and_the_higher_one_waits() {
         let (lower, higher) = pair();
         let now = Instant::now();
@@ -232,11 +356,37 @@ mod tests {
     fn what_we_asked_for_is_dialled_at_once_by_anybody() {
         let (lower, higher) = pair();
         let now = Instant::now();
-        for source in [Source::Kademlia, Source::Bootstrap, Source::View(higher)] {
+        for source in [Source::Kademlia, Source::Remembered] {
             let mut book = Book::new();
             book.learn(lower, source, address(), now);
             assert_eq!(Policy::new(higher, SECOND, now).next(now, &book, |_| false).len(), 1, "{source:?}");
         }
+    }
+
+    #[test]
+    fn whom_members_tell_of_is_dialled_by_the_lower_one_a_few_at_once_and_then_one_after_the_other() {
+        let (lower, higher) = pair();
+        let now = Instant::now();
+        let dials = |local, other, after| {
+            let mut book = Book::new();
+            book.learn(other, Source::View(PeerId::random()), address(), now);
+            Policy::new(local, SECOND, now).next(now + after, &book, |_| false).len()
+        };
+        assert_eq!((dials(lower, higher, Duration::ZERO), dials(higher, lower, Duration::ZERO)), (1, 0));
+        assert_eq!(dials(higher, lower, TOLD_PATIENCE), 1);
+        let mut book = Book::new();
+        for _ in 0..60 {
+            book.learn(PeerId::random(), Source::View(lower), address(), now);
+        }
+        let mut policy = Policy::new(lower, SECOND, now);
+        let mut dial = |at| {
+            let orders = policy.next(at, &book, |_| false);
+            orders.iter().for_each(|order| policy.dialing(order.peer, at));
+            orders.len()
+        };
+        let later = now + TOLD_PATIENCE;
+        assert_eq!((dial(later), dial(later), dial(later + SECOND)), (8, 0, 4));
+        assert!(policy.wake_at().is_some());
     }
 
     #[test]
@@ -246,7 +396,7 @@ mod tests {
         let mut book = Book::new();
         book.learn(higher, Source::Mdns, address(), now);
         let mut policy = Policy::new(lower, SECOND, now);
-        policy.dialing(higher);
+        policy.dialing(higher, now);
         assert!(policy.next(now, &book, |_| false).is_empty(), "already dialling");
         policy.failed(&higher, now);
         assert!(policy.next(now + SECOND.mul_f64(0.79), &book, |_| false).is_empty());
@@ -304,7 +454,7 @@ mod tests {
         let mut policy = Policy::new(local, SECOND, now);
         let mut dial = |at| {
             let orders = policy.next(at, &book, |_| false);
-            orders.iter().for_each(|order| policy.dialing(order.peer));
+            orders.iter().for_each(|order| policy.dialing(order.peer, at));
             orders.len()
         };
         assert_eq!(dial(now), 40);
@@ -345,12 +495,14 @@ mod tests {
                 for order in policy.next(now, &book, |peer| connected.contains(peer)) {
                     prop_assert!(book.contains(&order.peer) && !connected.contains(&order.peer) && !order.addresses.is_empty());
                     prop_assert!(dialing.insert(order.peer), "is being dialled already");
-                    policy.dialing(order.peer);
-                    strangers += u32::from(book.found_by(&order.peer) != Some(Source::Bootstrap.found_by()));
+                    policy.dialing(order.peer, now);
+                    strangers += 1;
                 }
                 let most = BURST + DIALS_PER_SECOND * (now - begin).as_secs_f64();
                 prop_assert!(f64::from(strangers) <= most + 1e-6, "{strangers} of {most}");
-                let wanted = book.iter().any(|(peer, _)| !connected.contains(peer) && !dialing.contains(peer));
+                let planned = |peer| book.found_by(peer) == Some(Source::Bootstrap.found_by());
+                let wanted =
+                    book.iter().any(|(peer, _)| !connected.contains(peer) && !dialing.contains(peer) && !planned(peer));
                 prop_assert_eq!(policy.wake_at().is_some(), wanted, "who is wanted has a time, and no other wakes us");
                 prop_assert!(policy.wake_at().is_none_or(|wake| wake > now && wake <= now + LONGEST_PAUSE.mul_f64(1.2)));
             }

@@ -97,13 +97,20 @@ impl Task<'_> {
     }
 
     pub(super) fn dial_now(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
-        let options = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).addresses(addresses).build();
+        let now = Instant::now().into_std();
+        if !self.policy.has_room(&peer, now) {
+            return;
+        }
+        // Beside a dial that hangs, but never beside one that the DHT has just made.
+        let dialing = self.policy.is_dialing(&peer);
+        let condition = if dialing { PeerCondition::Disconnected } else { PeerCondition::DisconnectedAndNotDialing };
+        let options = DialOpts::peer_id(peer).condition(condition).addresses(addresses).build();
         match self.swarm.dial(options) {
-            Ok(()) => self.policy.dialing(peer),
+            Ok(()) => self.policy.dialing(peer, now),
             Err(libp2p::swarm::DialError::DialPeerConditionFalse(_)) => {}
             Err(error) => {
                 tracing::debug!(%peer, %error, "dial refused");
-                self.policy.failed(&peer, Instant::now().into_std());
+                self.policy.failed(&peer, now);
             }
         }
     }

@@ -108,6 +108,7 @@ impl Task<'_> {
         }
         if connections > 1 {
             self.agenda.no_later(Due::Duplicates(peer), now + self.lasting.config.timings.duplicates);
+            self.probe_older(peer);
             return;
         }
         self.greet_peer(peer, now);
@@ -137,7 +138,9 @@ impl Task<'_> {
     }
 
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError, now: Instant) {
-        self.note_bootstrap_failure(peer, error);
+        if !matches!(error, DialError::Aborted) {
+            self.note_bootstrap_failure(peer, error);
+        }
         let meant = peer.map(|peer| self.book.addresses(&peer)).unwrap_or_default();
         // Who dials itself meant whoever is there.
         let named = peer.filter(|peer| *peer != self.local);
@@ -149,6 +152,12 @@ impl Task<'_> {
                 tracing::debug!(%peer, %error, "dial failed");
                 self.reach.places.not_reached(&peer, super::bootstrap::why_not(error));
                 if self.swarm.is_connected(&peer) {
+                    return;
+                }
+                if matches!(error, DialError::Aborted) {
+                    // By `recover`: the network is another one now.
+                    self.policy.aborted(&peer);
+                    self.agenda.no_later(Due::Dial, now);
                     return;
                 }
                 if matches!(error, DialError::WrongPeerId { .. }) {
@@ -195,7 +204,10 @@ impl Task<'_> {
         let is_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
         self.note_hop(peer_id, is_relay, &announced, now);
         self.reach.told.insert(peer_id, announced.clone());
-        if info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL) {
+        let in_dht = info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL);
+        if in_dht && !self.may_enter_dht(peer_id) {
+            tracing::debug!(peer = %peer_id, "not taken into the DHT: too many from the same place are in it");
+        } else if in_dht {
             let first = self.swarm.behaviour_mut().kad.kbuckets().all(|bucket| bucket.num_entries() == 0);
             for address in &announced {
                 self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());
@@ -210,6 +222,12 @@ impl Task<'_> {
         if self.members.is_member(&peer_id) {
             self.book.learn(peer_id, Source::Inbound, announced, now.into_std());
         }
+    }
+
+    fn may_enter_dht(&mut self, peer: PeerId) -> bool {
+        let connections = self.swarm.behaviour().streams.connections(&peer);
+        let source = connections.iter().find(|connection| !connection.relayed).and_then(|direct| address::ip_of(&direct.remote));
+        self.is_bootstrap(&peer) || self.swarm.behaviour_mut().kad.may_enter(peer, source)
     }
 
     fn on_kad(&mut self, event: kad::Event, now: Instant) {
@@ -246,6 +264,9 @@ impl Task<'_> {
     }
 
     fn on_query(&mut self, id: QueryId, result: QueryResult, now: Instant) {
+        if matches!(result, QueryResult::GetProviders(Ok(_))) {
+            self.ledger.dht_answers(now.into_std());
+        }
         if let QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) = result
             && let Some(cluster) = self.lookups.get(&id).cloned()
         {

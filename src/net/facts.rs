@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
-use libp2p::PeerId;
+use libp2p::{PeerId, kad};
 use tokio::time::Instant;
 
 use super::bootstrap::Bootstrap;
@@ -51,11 +51,13 @@ fn trouble(peer: &PeerFacts) -> u8 {
 
 impl Task<'_> {
     /// Everything that is known of the network at this moment, `about` a peer in any case.
-    pub(super) fn facts(&self, about: Option<&str>) -> Facts {
-        Facts { peers: self.peer_facts(about, Instant::now()), ..self.facts_of_node() }
+    pub(super) fn facts(&mut self, about: Option<&str>) -> Facts {
+        let now = Instant::now();
+        let dht = self.dht_facts(now);
+        Facts { peers: self.peer_facts(about, now), dht, ..self.facts_of_node() }
     }
 
-    /// The same without peers: cheap enough for every snapshot.
+    /// The same without peers and the DHT: cheap enough for every snapshot.
     pub(super) fn facts_of_node(&self) -> Facts {
         let now = Instant::now();
         Facts {
@@ -76,6 +78,15 @@ impl Task<'_> {
             connections: (self.swarm.behaviour().streams.all().count(), self.lasting.config.caps.established as usize),
             refused: self.ledger.refused(now.into_std()),
             versions: (self.lasting.config.versions.min, self.lasting.config.versions.max),
+        }
+    }
+
+    fn dht_facts(&mut self, now: Instant) -> DhtFacts {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        DhtFacts {
+            server: kad.mode() == kad::Mode::Server,
+            peers: kad.kbuckets().map(|bucket| bucket.num_entries()).sum(),
+            answered_ago: self.ledger.dht_answered(now.into_std()),
         }
     }
 

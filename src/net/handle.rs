@@ -8,6 +8,7 @@ use libp2p::PeerId;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::ask::Asking;
+use super::config::Remembered;
 use super::lanes::Pool;
 use crate::domain::cluster::ClusterId;
 use crate::domain::network::{Facts, PingError, Pinged};
@@ -136,6 +137,9 @@ pub enum Command {
     /// Panics inside the loop.
     #[cfg(test)]
     Panic,
+    /// Does as if a link had come up.
+    #[cfg(test)]
+    ChangeNetwork,
 }
 
 /// A piece of an answer from another node, in order; `End` is the last.
@@ -327,6 +331,7 @@ impl Replier {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<Arc<Snapshot>>,
+    remembered: watch::Receiver<Arc<[Remembered]>>,
     events: broadcast::Sender<Event>,
     direct: Option<Direct>,
 }
@@ -338,6 +343,8 @@ pub struct Scripted {
     pub commands: mpsc::Receiver<Command>,
     /// Publishes snapshots.
     pub state: watch::Sender<Arc<Snapshot>>,
+    /// Publishes who is to be remembered.
+    pub remembered: watch::Sender<Arc<[Remembered]>>,
     /// Publishes membership events.
     pub events: broadcast::Sender<Event>,
 }
@@ -347,8 +354,12 @@ impl Handle {
     pub fn scripted() -> (Self, Scripted) {
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         let (publish, state) = watch::channel(Arc::new(Snapshot::default()));
+        let (remember, remembered) = watch::channel(Arc::from([]));
         let (events, _) = broadcast::channel(EVENT_QUEUE);
-        (Self { commands, state, events: events.clone(), direct: None }, Scripted { commands: receiver, state: publish, events })
+        (
+            Self { commands, state, remembered, events: events.clone(), direct: None },
+            Scripted { commands: receiver, state: publish, remembered: remember, events },
+        )
     }
 
     /// The same handle, asking on lanes of its own.
@@ -422,6 +433,12 @@ impl Handle {
         self.state.clone()
     }
 
+    /// Who was a member last and where, the latest first, as that changes: what to give to the next start
+    /// ([`crate::net::Config::remembered`]). Before the first member it is empty.
+    pub fn remembered(&self) -> watch::Receiver<Arc<[Remembered]>> {
+        self.remembered.clone()
+    }
+
     /// Membership events from now on.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
@@ -470,6 +487,12 @@ impl Handle {
     #[cfg(test)]
     pub(crate) fn panic(&self) {
         let _ = self.commands.try_send(Command::Panic);
+    }
+
+    /// Makes the network task believe that the network changed.
+    #[cfg(test)]
+    pub(crate) fn change_network(&self) {
+        let _ = self.commands.try_send(Command::ChangeNetwork);
     }
 
     /// Resolves to true when the network task answered: the watchdog's proof of life.

@@ -20,7 +20,7 @@ pub(crate) const MAX_KNOWN: usize = 4096;
 /// Of them, those that one member alone tells of.
 pub(crate) const MAX_PER_TELLER: usize = 256;
 /// Without a fresh word a known member is forgotten.
-pub(crate) const TTL: Duration = Duration::from_secs(180);
+pub(crate) const TTL: Duration = Duration::from_secs(300);
 /// What the list shows is made anew when the word is this much fresher.
 const SHOWN_ANEW: Duration = Duration::from_secs(15);
 /// Whom one member alone tells of is dialled to see for ourselves, after this.
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_counts_three_minutes_and_a_fresher_one_longer() {
+    fn a_word_counts_five_minutes_and_a_fresher_one_longer() {
         let (mut known, now, peer) = (Known::default(), begin(), PeerId::random());
         assert_eq!(known.told(&cluster(), told(PeerId::random(), peer, now), now), Learnt::New);
         let listed = known.list(&cluster()).next().unwrap().1.clone();

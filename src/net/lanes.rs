@@ -90,6 +90,7 @@ pub(crate) struct Pool {
 }
 
 /// A lane, or the promise of one.
+#[allow(clippy::large_enum_variant, reason = "moved once, into a box; a second box would cost every prompt an allocation")]
 #[derive(Debug)]
 pub(crate) enum Taken {
     Now(Lane),

@@ -74,6 +74,8 @@ pub(crate) struct Ledger {
     notes: HashMap<PeerId, Note>,
     /// Dials of addresses that named no peer.
     nameless: VecDeque<Tried>,
+    /// When the DHT answered last.
+    answered: Option<Instant>,
     /// Connections that a limit of ours kept out: how many, and the last.
     refused: Option<(u64, Instant, String)>,
 }
@@ -176,6 +178,15 @@ impl Ledger {
         })
     }
 
+    /// A query for a cluster was answered by somebody in the DHT.
+    pub(crate) fn dht_answers(&mut self, now: Instant) {
+        self.answered = Some(now);
+    }
+
+    pub(crate) fn dht_answered(&self, now: Instant) -> Option<Duration> {
+        self.answered.map(|at| now.saturating_duration_since(at))
+    }
+
     pub(crate) fn get(&self, peer: &PeerId) -> Option<&Note> {
         self.notes.get(peer)
     }
@@ -245,10 +256,10 @@ fn by_kind(kind: io::ErrorKind) -> Option<DialOutcome> {
     use io::ErrorKind;
     match kind {
         ErrorKind::ConnectionRefused => Some(DialOutcome::Refused),
-        ErrorKind::TimedOut => Some(DialOutcome::TimedOut),
-        ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable | ErrorKind::AddrNotAvailable | ErrorKind::NetworkDown => {
-            Some(DialOutcome::Unreachable)
-        }
+        // "No route to host" comes from a neighbour that is not there, or from a firewall that says so: the way is known, and
+        // nobody at its end answers.
+        ErrorKind::TimedOut | ErrorKind::HostUnreachable => Some(DialOutcome::TimedOut),
+        ErrorKind::NetworkUnreachable | ErrorKind::AddrNotAvailable | ErrorKind::NetworkDown => Some(DialOutcome::Unreachable),
         ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
             Some(DialOutcome::Denied(HUNG_UP_EARLY.to_owned()))
         }
@@ -264,5 +275,68 @@ fn by_text(text: String) -> DialOutcome {
         DialOutcome::Denied(HUNG_UP_EARLY.to_owned())
     } else {
         DialOutcome::Other(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(text: &str) -> DialOutcome {
+        outcome(&TransportError::Other(io::Error::other(text.to_owned())))
+    }
+
+    #[test]
+    fn what_an_address_says_is_read_from_the_number_that_the_system_gave() {
+        assert_eq!(said("Connection refused (os error 111)"), DialOutcome::Refused);
+        assert_eq!(said("Verbindung verweigert (os error 111)"), DialOutcome::Refused);
+        assert_eq!(said("Network is unreachable (os error 101)"), DialOutcome::Unreachable);
+        assert_eq!(said("No route to host (os error 113)"), DialOutcome::TimedOut);
+        assert_eq!(said("Handshake with the remote timed out."), DialOutcome::TimedOut);
+        assert_eq!(said("Timeout has been reached"), DialOutcome::TimedOut);
+        assert!(matches!(said("Connection reset by peer (os error 104)"), DialOutcome::Denied(_)));
+        assert_eq!(said("odd (os error x)"), DialOutcome::Other("odd (os error x)".to_owned()));
+        assert_eq!(outcome(&TransportError::Other(io::ErrorKind::TimedOut.into())), DialOutcome::TimedOut);
+    }
+
+    #[test]
+    fn peers_addresses_and_greetings_are_bounded() {
+        let (mut ledger, now) = (Ledger::default(), Instant::now());
+        let address = |port: usize| -> Multiaddr { format!("/ip4/192.0.2.1/tcp/{}", port % 60_000 + 1).parse().unwrap() };
+        let (first, last) = (PeerId::random(), PeerId::random());
+        ledger.heard(first, FoundBy::Mdns, now);
+        for number in 0..MAX_PEERS {
+            ledger.heard(PeerId::random(), FoundBy::View, now + Duration::from_millis(1 + number as u64));
+        }
+        assert_eq!((ledger.notes.len(), ledger.get(&first).is_none()), (MAX_PEERS, true));
+        for number in 0..1000 {
+            ledger.dialled(Some(last), address(number), DialOutcome::Refused, now);
+            ledger.dialled(None, address(number), DialOutcome::Refused, now);
+            let cluster = ClusterId::new(&format!("c{number}")).unwrap();
+            ledger.greeted(last, &cluster, GreetOutcome::Refused, now + Duration::from_millis(number as u64));
+        }
+        let note = ledger.get(&last).unwrap();
+        assert_eq!(
+            (note.attempts.len(), note.greetings.len(), ledger.nameless.len()),
+            (MAX_ATTEMPTS, MAX_GREETINGS, MAX_ADDRESSES)
+        );
+        assert_eq!(note.attempts[0].address, address(999));
+        assert!(note.greetings.contains_key(&ClusterId::new("c999").unwrap()));
+    }
+
+    #[test]
+    fn who_hangs_up_at_once_did_not_want_us_and_who_was_a_member_only_left() {
+        let (mut ledger, now, peer) = (Ledger::default(), Instant::now(), PeerId::random());
+        let address: Multiaddr = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        let outcome = |ledger: &Ledger| ledger.get(&peer).unwrap().attempts[0].outcome.clone();
+        ledger.dialled(Some(peer), address.clone(), DialOutcome::Connected, now);
+        ledger.hung_up(peer, &address, now + AT_ONCE);
+        assert_eq!(outcome(&ledger), DialOutcome::Connected, "that was not at once");
+        ledger.hung_up(peer, &address, now);
+        assert!(matches!(outcome(&ledger), DialOutcome::Denied(_)));
+        ledger.dialled(Some(peer), address.clone(), DialOutcome::Connected, now);
+        ledger.greeted(peer, &ClusterId::new("home").unwrap(), GreetOutcome::Member, now);
+        ledger.hung_up(peer, &address, now);
+        assert_eq!(outcome(&ledger), DialOutcome::Connected);
     }
 }

@@ -4,7 +4,7 @@ use libp2p::Multiaddr;
 use tokio::time::Instant;
 
 use super::bootstrap::why;
-use super::task::{Due, StartError, Task};
+use super::task::{StartError, Task};
 use super::{address, port};
 
 impl Task<'_> {
@@ -62,9 +62,7 @@ impl Task<'_> {
         if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
             self.reachable(listening);
         }
-        // A cable is in again, or a network was joined: what failed before may work now.
-        self.policy.network_changed();
-        self.agenda.no_later(Due::Dial, Instant::now());
+        self.addresses_moved(Instant::now());
         self.dirty = true;
     }
 
@@ -98,9 +96,7 @@ impl Task<'_> {
         self.networks_changed();
         self.swarm.remove_external_address(address);
         self.forget_reach();
-        // A QUIC connection does not survive the change of an address: members are dialled again at once.
-        self.policy.network_changed();
-        self.agenda.no_later(Due::Dial, Instant::now());
+        self.addresses_moved(Instant::now());
         self.dirty = true;
     }
 }

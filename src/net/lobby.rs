@@ -15,10 +15,12 @@ use std::time::Instant;
 use futures::FutureExt as _;
 use futures::future::{AbortHandle, Abortable};
 use libp2p::core::transport::{DialOpts, ListenerId, TransportError, TransportEvent};
+use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, Transport};
 
 use super::address::ip_of;
 use super::guard::{Knocks, source};
+use super::sieve::Sieve;
 
 /// Connections that are turned away before anything else is looked at.
 const TURNED_AWAY: usize = 64;
@@ -116,11 +118,26 @@ pub(crate) struct Lobby<T> {
     inner: T,
     door: Door,
     places: Arc<Mutex<Places>>,
+    /// For what comes over UDP.
+    sieve: Option<Sieve>,
 }
 
 impl<T> Lobby<T> {
     pub(crate) fn new(inner: T, door: Door, most: u32) -> Self {
-        Self { inner, door, places: Arc::new(Mutex::new(Places::new(most as usize))) }
+        Self { inner, door, places: Arc::new(Mutex::new(Places::new(most as usize))), sieve: None }
+    }
+
+    /// With a sieve for first packets of QUIC.
+    pub(crate) fn with_sieve(mut self) -> Self {
+        self.sieve = Some(Sieve::new(Instant::now()));
+        self
+    }
+
+    fn sift(&mut self, local: &Multiaddr) {
+        let port = local.iter().find_map(|part| if let Protocol::Udp(port) = part { Some(port) } else { None });
+        if let (Some(sieve), Some(port)) = (&mut self.sieve, port) {
+            sieve.on_first_packet(port, Instant::now());
+        }
     }
 
     fn seat<F>(&self, remote: &Multiaddr, handshake: F) -> Guest<F> {
@@ -153,10 +170,14 @@ where
     }
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+        if let Some(sieve) = &mut self.sieve {
+            sieve.on_time(Instant::now());
+        }
         for _ in 0..TURNED_AWAY {
             let event = std::task::ready!(Pin::new(&mut self.inner).poll(cx));
-            if let TransportEvent::Incoming { send_back_addr, .. } = &event {
+            if let TransportEvent::Incoming { send_back_addr, local_addr, .. } = &event {
                 let remote = send_back_addr.clone();
+                self.sift(local_addr);
                 if !self.door.opens_to(&remote) {
                     // Dropped, it is closed: nobody else hears of it.
                     continue;

@@ -15,7 +15,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// Another machine with this node's identity counts as gone when it was not heard for so long.
 const TWIN: Duration = Duration::from_secs(300);
 /// The problem that mDNS has, among those of the node.
-const PROBLEM: &str = "mdns";
+pub(super) const PROBLEM: &str = "mdns";
 
 impl Task<'_> {
     pub(super) fn start_mdns(&mut self) {
@@ -32,7 +32,6 @@ impl Task<'_> {
     }
 
     /// The network has changed: asks who is here as at the start, and tells the others.
-    #[allow(dead_code)] // called by `recover`
     pub(super) fn ask_local_network(&self) {
         if let Some(mdns) = &self.mdns {
             mdns.ask_now();
@@ -81,8 +80,14 @@ impl Task<'_> {
     fn on_twin(&mut self, at: std::net::IpAddr, now: Instant) {
         self.twins.retain(|_, heard| now.duration_since(*heard) < TWIN);
         if self.twins.insert(at, now).is_none() {
+            self.dirty = true;
             tracing::warn!("another machine, at {at}, uses the identity of this node: one of the two needs a new one");
         }
+    }
+
+    /// Addresses of other machines that lately said on the local network that they are this node.
+    pub(super) fn twins_heard(&self, now: Instant) -> impl Iterator<Item = String> {
+        self.twins.iter().filter(move |(_, heard)| now.duration_since(**heard) < TWIN).map(|(at, _)| at.to_string())
     }
 
     /// mDNS at each interface.

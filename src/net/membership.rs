@@ -364,6 +364,7 @@ impl Task<'_> {
         self.known_arrived(cluster, &peer, now);
         self.policy.succeeded(&peer);
         self.book.succeeded(&peer, now.into_std());
+        self.remember_member(peer, now);
         self.ledger.greeted(peer, cluster, GreetOutcome::Member, now.into_std());
         if let Some(member) = self.members.get(cluster, &peer) {
             self.ledger.named(peer, &member.name, now.into_std());
@@ -377,6 +378,7 @@ impl Task<'_> {
 
     fn on_down(&mut self, generation: Generation, peer: PeerId, connection: ConnectionId, cluster: Option<ClusterId>, end: End) {
         let accepted = self.hellos.remove(&generation).is_some_and(|(_, greeted)| greeted.is_none());
+        self.withdraw(generation);
         tracing::debug!(%peer, generation, ?end, "membership stream ended");
         let now = Instant::now();
         if let Some(cluster) = &cluster {
@@ -462,6 +464,7 @@ impl Task<'_> {
         self.dirty = true;
         self.left_our_side(&peer);
         self.tell_of_loss(cluster, peer, Instant::now());
+        self.bootstrap_if_lonely(Instant::now());
         if let Some(name) = name {
             self.membership_changed = true;
             let id = NodeId::new(peer.to_string());

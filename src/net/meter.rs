@@ -65,9 +65,12 @@ impl Meter {
     }
 }
 
+/// Meters by the peer at the other end, and whether this node dialled.
+type Waiting = HashMap<(PeerId, bool), Vec<Weak<Meter>>>;
+
 /// Meters of connections that are not established yet: the transport makes them, the swarm's side takes them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Meters(Arc<Mutex<HashMap<(PeerId, bool), Vec<Weak<Meter>>>>>);
+pub(crate) struct Meters(Arc<Mutex<Waiting>>);
 
 impl Meters {
     /// Counts what `stream` carries from now on.

@@ -112,6 +112,7 @@ impl Task<'_> {
         if let Ok(peer) = text.parse::<PeerId>() {
             let known = self.swarm.is_connected(&peer)
                 || self.book.contains(&peer)
+                || self.clusters.keys().any(|cluster| self.known.contains(cluster, &peer))
                 || self.is_bootstrap(&peer)
                 || self.ledger.get(&peer).is_some();
             return match peer {
@@ -121,7 +122,10 @@ impl Task<'_> {
             };
         }
         // Members first: somebody who is gone must not make the name of a member ambiguous.
-        let members = self.clusters.keys().flat_map(|cluster| self.members.names(cluster));
+        let members = self.clusters.keys().flat_map(|cluster| {
+            let known = self.known.list(cluster).map(|(peer, member)| (peer, member.name.as_str()));
+            self.members.names(cluster).chain(known)
+        });
         let met = self.ledger.peers().filter_map(|peer| Some((*peer, self.ledger.get(peer)?.name.as_deref()?)));
         let found = match meant(text, members) {
             Meant::Nobody => meant(text, met),
@@ -139,12 +143,15 @@ impl Task<'_> {
     }
 
     fn dial_to_ping(&mut self, peer: PeerId, asking: Asking) {
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
-            .addresses(self.book.addresses(&peer).to_vec())
-            .build();
+        let mut addresses = self.book.addresses(&peer).to_vec();
+        for told in self.clusters.keys().flat_map(|cluster| self.known.addresses(cluster, &peer)) {
+            if !addresses.contains(told) {
+                addresses.push(told.clone());
+            }
+        }
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).addresses(addresses).build();
         match self.swarm.dial(options) {
-            Ok(()) => self.policy.dialing(peer),
+            Ok(()) => self.policy.dialing(peer, std::time::Instant::now()),
             // One is under way already.
             Err(DialError::DialPeerConditionFalse(_)) => {}
             Err(error) => {
@@ -208,7 +215,6 @@ impl Task<'_> {
     }
 
     /// Resolves to whether the other end of a connection answers within `deadline`.
-    #[expect(dead_code, reason = "the next commit probes with it")]
     pub(super) fn is_alive(
         &mut self,
         peer: PeerId,

@@ -76,7 +76,7 @@ impl Task<'_> {
             clusters,
             connected_peers: self.swarm.connected_peers().count(),
             connections: self.swarm.behaviour().streams.all().count(),
-            problems: doctor::problems(&self.facts_of_node()).into_iter().chain(self.problems.values().cloned()).collect(),
+            problems: self.standing_problems(),
         };
         self.lasting.publish.send_replace(Arc::new(snapshot));
     }
@@ -89,6 +89,14 @@ impl Task<'_> {
             members.sort_by(|one, other| one.id.cmp(&other.id));
         }
         members
+    }
+
+    /// What the doctor would say first, and what it is not told.
+    fn standing_problems(&self) -> Vec<String> {
+        // What is wrong with mDNS that runs is among the facts, interface by interface.
+        let told = |key: &str| key == super::local::PROBLEM && self.mdns.is_some();
+        let others = self.problems.iter().filter(|(key, _)| !told(key)).map(|(_, problem)| problem.clone());
+        doctor::problems(&self.facts_of_node()).into_iter().chain(others).collect()
     }
 
     /// Rebuilds what serving lanes may read of the member table.

@@ -51,11 +51,7 @@ impl Load {
         match event {
             relay::Event::ReservationReqAccepted { src_peer_id, .. } => drop(self.holders.insert(*src_peer_id)),
             relay::Event::ReservationTimedOut { src_peer_id } => drop(self.holders.remove(src_peer_id)),
-            relay::Event::ReservationClosed { src_peer_id } => {
-                if !connected(src_peer_id) {
-                    self.holders.remove(src_peer_id);
-                }
-            }
+            relay::Event::ReservationClosed { src_peer_id } if !connected(src_peer_id) => drop(self.holders.remove(src_peer_id)),
             relay::Event::CircuitReqAccepted { src_peer_id, dst_peer_id } => {
                 *self.circuits.entry((*src_peer_id, *dst_peer_id)).or_default() += 1;
             }

@@ -144,6 +144,11 @@ impl Task<'_> {
         }
     }
 
+    /// Who came has gone again before the verdict.
+    pub(super) fn withdraw(&mut self, generation: Generation) {
+        self.rivals.contests.retain(|contest| contest.up.generation != generation);
+    }
+
     /// The first ones that did not answer are replaced.
     pub(super) fn decide_contests(&mut self, now: Instant) {
         while let Some(at) = self.rivals.contests.iter().position(|contest| contest.until <= now) {
@@ -151,7 +156,9 @@ impl Task<'_> {
             if let Some(run) = self.sessions.get(&incumbent).and_then(|session| session.run) {
                 self.rivals.replaced(up.peer, run);
             }
-            self.enter_member(up, entered, true, now);
+            if self.clusters.get(&up.cluster).is_some_and(|cluster| cluster.leaving.is_none()) {
+                self.enter_member(up, entered, true, now);
+            }
         }
         if let Some(next) = self.rivals.contests.iter().map(|contest| contest.until).min() {
             self.agenda.set(Due::Contest, next);
@@ -205,7 +212,7 @@ impl Task<'_> {
     /// Where another machine uses this node's identity: by members, and by what this node hears on its own networks.
     pub(super) fn same_identity(&self, now: Instant) -> Vec<String> {
         let mut seen: Vec<String> = self.rivals.addresses(now);
-        seen.extend(self.twins.keys().map(ToString::to_string));
+        seen.extend(self.twins_heard(now));
         seen
     }
 

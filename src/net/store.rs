@@ -25,6 +25,8 @@ const MAX_ADDRESSES: usize = 8;
 const MAX_RECORD_BYTES: usize = 1024;
 /// Providers of one key behind relays in one /24 or /48: one relay holds as many places.
 const MAX_PER_RELAY: usize = 128;
+/// Keys that are compared when one of them has to go.
+const SAMPLE: usize = 8;
 /// Providers in one answer: what fits a packet.
 const MAX_ANSWER: usize = 64;
 
@@ -82,6 +84,27 @@ impl Providers {
         }
     }
 
+    /// The key that goes when there are too many: of a few random ones that whose providers live where most providers live. A
+    /// flood comes from few places, and makes room by itself.
+    fn crowded_key(&self) -> RecordKey {
+        let mut neighbours: HashMap<Option<(u64, usize)>, usize> = HashMap::new();
+        for record in self.others.values().flatten() {
+            *neighbours.entry(subnet(record)).or_default() += 1;
+        }
+        let crowd = |list: &Vec<ProviderRecord>| {
+            // A key with one provider from elsewhere is somebody's.
+            list.iter().map(|record| neighbours[&subnet(record)]).min().unwrap_or(0)
+        };
+        let sample = (0..SAMPLE).filter_map(|_| self.others.iter().nth(random_below(self.others.len())));
+        sample.max_by_key(|(_, list)| crowd(list)).map(|(key, _)| key.clone()).expect("a full store has keys")
+    }
+
+    fn drop_key(&mut self, key: &RecordKey) {
+        while self.others.contains_key(key) {
+            self.drop_at(key, 0);
+        }
+    }
+
     fn insert(&mut self, mut record: ProviderRecord, now: Instant) -> Result<()> {
         record.addresses.truncate(MAX_ADDRESSES);
         let bytes: usize = record.addresses.iter().map(libp2p::Multiaddr::len).sum();
@@ -99,11 +122,13 @@ impl Providers {
         if self.keys_of.get(&record.provider).is_some_and(|&keys| keys >= MAX_KEYS_PER_PROVIDER) {
             return Err(Error::MaxProvidedKeys);
         }
-        if self.total >= MAX_RECORDS || (!self.others.contains_key(&key) && self.others.len() >= MAX_KEYS) {
+        let new_key = !self.others.contains_key(&key);
+        if self.total >= MAX_RECORDS || (new_key && self.others.len() >= MAX_KEYS) {
             self.drop_all_expired(now);
         }
-        if !self.others.contains_key(&key) && self.others.len() >= MAX_KEYS {
-            return Err(Error::MaxProvidedKeys);
+        while new_key && self.others.len() >= MAX_KEYS {
+            let victim = self.crowded_key();
+            self.drop_key(&victim);
         }
         if let Some(list) = self.others.get(&key) {
             let ours = subnet(&record);
@@ -117,8 +142,13 @@ impl Providers {
                 self.drop_at(&key, victim);
             }
         }
-        if self.total >= MAX_RECORDS {
-            return Err(Error::MaxProvidedKeys);
+        while self.total >= MAX_RECORDS {
+            let victim = self.crowded_key();
+            if victim == key {
+                // Its own record would be the next to go.
+                return Err(Error::MaxProvidedKeys);
+            }
+            self.drop_at(&victim, random_below(self.others[&victim].len()));
         }
         *self.keys_of.entry(record.provider).or_default() += 1;
         self.total += 1;
@@ -245,6 +275,37 @@ mod tests {
         let held: Vec<PeerId> = store.others[&key(1)].iter().map(|record| record.provider).collect();
         assert!(!held.contains(&provider));
         assert!(kept.iter().all(|provider| held.contains(provider)), "no fresh record had to go");
+    }
+
+    #[test]
+    fn a_full_store_takes_the_next_key_and_a_flood_from_one_place_makes_the_room() {
+        let mut store = Providers::new(PeerId::random());
+        // Some keys of others, each from elsewhere.
+        for number in 0..100 {
+            store.add_provider(record(number, number, later())).unwrap();
+        }
+        for number in 1000..12_000 {
+            store.add_provider(record(number, 5000, later())).unwrap();
+        }
+        assert_eq!(store.others.len(), MAX_KEYS);
+        store.add_provider(record(500, 500, later())).unwrap();
+        assert_eq!(store.providers(&key(500)).len(), 1, "the store was full, and a new key finds a place");
+        let left = (0..100).filter(|&number| !store.providers(&key(number)).is_empty()).count();
+        assert!(left >= 95, "{left} of 100 keys survived eleven thousand of a flood");
+    }
+
+    #[test]
+    fn a_store_full_of_records_takes_the_next_one_too() {
+        let mut store = Providers::new(PeerId::random());
+        for number in 0..20 {
+            for host in 0..u32::try_from(MAX_PER_KEY).unwrap() {
+                let _ = store.add_provider(record(number, number << 9 | host, later()));
+            }
+        }
+        assert_eq!(store.total, MAX_RECORDS);
+        assert!((0..20).any(|_| store.add_provider(record(77, 60_000, later())).is_ok()));
+        assert!(store.total <= MAX_RECORDS);
+        assert_eq!(store.total, store.others.values().map(Vec::len).sum::<usize>());
     }
 
     #[test]

@@ -87,12 +87,14 @@ pub(crate) struct Connection {
     /// Over QUIC; of a relayed one, the way to the relay.
     pub quic: bool,
     pub since: Instant,
+    /// It may lead nowhere any more: that is being found out.
+    pub doubted: bool,
 }
 
 impl Connection {
-    /// Order of preference: direct before relayed, QUIC before TCP, then the oldest.
-    fn rank(&self) -> (bool, bool, Instant) {
-        (self.relayed, !self.quic, self.since)
+    /// Order of preference: no doubt before doubt, direct before relayed, QUIC before TCP, then the oldest.
+    fn rank(&self) -> (bool, bool, bool, Instant) {
+        (self.doubted, self.relayed, !self.quic, self.since)
     }
 }
 
@@ -122,6 +124,15 @@ impl Behaviour {
     /// The established connections to `peer`, best first.
     pub(crate) fn connections(&self, peer: &PeerId) -> &[Connection] {
         self.connections.get(peer).map_or(&[], Vec::as_slice)
+    }
+
+    /// A connection may lead nowhere, or is known to lead where it did.
+    pub(crate) fn doubt(&mut self, peer: &PeerId, connection: ConnectionId, doubted: bool) {
+        let Some(list) = self.connections.get_mut(peer) else { return };
+        for known in list.iter_mut().filter(|known| known.id == connection) {
+            known.doubted = doubted;
+        }
+        list.sort_by_key(Connection::rank);
     }
 
     /// Every established connection, with whom.
@@ -217,6 +228,7 @@ impl NetworkBehaviour for Behaviour {
                     dialed,
                     remote,
                     since: Instant::now(),
+                    doubted: false,
                 };
                 let list = self.connections.entry(peer_id).or_default();
                 list.push(connection);

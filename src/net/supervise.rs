@@ -13,6 +13,7 @@ use super::config::Config;
 use super::handle::{Direct, Directory, Event, Handle, Service, Snapshot};
 use super::identity::Identity;
 use super::lanes::Pool;
+use super::remember::Recollection;
 use super::task::{self, Ended, Lasting, StartError};
 use crate::domain::node::{ClusterState, ClusterView, GoneReason, Liveness};
 
@@ -65,6 +66,8 @@ pub async fn start(
     let (publish_directory, directory) = watch::channel(Arc::<Directory>::default());
     let mut lasting = Lasting {
         keypair: identity.0.clone(),
+        recollection: Recollection::of(&config.remembered),
+        remembered: scripted.remembered,
         config,
         joined: BTreeMap::new(),
         publish: scripted.state,

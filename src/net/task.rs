@@ -20,10 +20,10 @@ use futures::StreamExt as _;
 
 use super::agenda::Agenda;
 use super::alarm::Alarm;
-use super::answer::{self, Desk, Permits};
+use super::answer::Permits;
 use super::behaviour::{Behaviour, Parts};
 use super::book::Book;
-use super::config::Config;
+use super::config::{Config, Remembered};
 use super::dedup::Seen;
 use super::dial::Policy;
 use super::gate::Gate;
@@ -32,20 +32,24 @@ use super::handle::{Command, Directory, Event, JoinOptions, LeaveError, Service,
 use super::known::Known;
 use super::lanes::{Lane, NoLane, Pool};
 use super::ledger::Ledger;
+use super::links::Ground;
 use super::lobby::Door;
 use super::mdns::{self, Mdns};
 use super::members::Members;
 use super::meter::Meters;
 use super::nat::Reach;
 use super::ping::Pings;
+use super::recover::{Probed, Recovery};
+use super::remember::Recollection;
+use super::room::Rooms;
 use super::session::{Generation, Outgoing, Report};
 use super::streams::{Inbound, OpenError};
 use super::transport;
 use crate::domain::cluster::ClusterId;
-use crate::domain::node::{FoundBy, Offer};
+use crate::domain::node::Offer;
 use crate::wire::control::ByeReason;
 use crate::wire::keys::Root;
-use crate::wire::version::{INFERENCE_PROTOCOL, PING_PROTOCOL};
+use crate::wire::version::INFERENCE_PROTOCOL;
 
 /// Clusters that a node may be in at once: each costs a membership stream to every member.
 pub const MAX_CLUSTERS: usize = 16;
@@ -95,6 +99,8 @@ pub(crate) enum Due {
     Places,
     /// Try to reach a peer directly that is connected through a relay.
     Direct(PeerId),
+    /// The network changed: try what there is.
+    Recover,
     /// Tell who waits to ping a peer that it did not connect in time.
     Ping(PeerId),
     /// Start mDNS anew after it has failed.
@@ -162,6 +168,9 @@ pub(crate) struct Lasting {
     pub events: broadcast::Sender<Event>,
     pub pool: Pool,
     pub directory: watch::Sender<Arc<Directory>>,
+    /// Who was a member last, and what others are told of it.
+    pub recollection: Recollection,
+    pub remembered: watch::Sender<Arc<[Remembered]>>,
     pub service: Arc<dyn Service>,
     pub next_generation: Generation,
     /// Names this run of the node in its hellos.
@@ -196,11 +205,14 @@ pub(crate) struct Task<'a> {
     pub(super) policy: Policy,
     pub(super) bans: Bans,
     pub(super) door: Door,
+    /// What prompts of members may take.
+    pub(super) rooms: Rooms,
     /// What came of dials and greetings, for the doctor.
     pub(super) ledger: Ledger,
     /// How others reach this node.
     pub(super) reach: Reach,
     pub(super) pings: Pings,
+    pub(super) recovery: Recovery,
     /// Configured addresses that could not be listened on, with the reason.
     pub(super) not_listening: Vec<(String, String)>,
     /// Discovery on the local network, while it runs, and what it tells.
@@ -245,6 +257,8 @@ struct Ends {
     reports: mpsc::Receiver<Report>,
     violations: mpsc::Receiver<PeerId>,
     resolved: mpsc::Receiver<(usize, Vec<Multiaddr>)>,
+    probed: mpsc::Receiver<Probed>,
+    ground: watch::Receiver<Ground>,
     mdns: mpsc::Receiver<mdns::Event>,
     panicked: Arc<Notify>,
     alarm: Alarm,
@@ -291,6 +305,8 @@ pub(crate) async fn run(
     let (reports_sender, reports) = mpsc::channel(REPORT_QUEUE);
     let (violations_sender, violations) = mpsc::channel(64);
     let (resolved_sender, resolved) = mpsc::channel(64);
+    let (probed_sender, probed) = mpsc::channel(64);
+    let ground = super::links::watch();
     let (mdns_events, mdns) = mpsc::channel(64);
     let panicked = Arc::new(Notify::new());
     let keypair = lasting.keypair.clone();
@@ -321,9 +337,11 @@ pub(crate) async fn run(
         policy: Policy::new(local, lasting.config.timings.patience_lan, std::time::Instant::now()),
         bans: Bans::default(),
         door,
+        rooms: Rooms::default(),
         ledger: Ledger::default(),
         reach: Reach::default(),
         pings: Pings::default(),
+        recovery: Recovery::new(probed_sender, Instant::now()),
         not_listening: Vec::new(),
         mdns: None,
         mdns_events,
@@ -358,7 +376,8 @@ pub(crate) async fn run(
     task.start()?;
     task.publish();
     started();
-    let ended = task.serve(commands, wanted, Ends { inbound, reports, violations, resolved, mdns, panicked, alarm }).await;
+    let ends = Ends { inbound, reports, violations, resolved, probed, ground, mdns, panicked, alarm };
+    let ended = task.serve(commands, wanted, ends).await;
     task.abandon();
     Ok(ended)
 }
@@ -370,8 +389,9 @@ impl Task<'_> {
             self.start_mdns();
         }
         self.announce_configured();
-        self.start_bootstrap();
         let now = Instant::now();
+        self.recall(now);
+        self.start_bootstrap();
         for (cluster, (options, joined_at)) in self.lasting.joined.clone() {
             // They were checked when the cluster was joined.
             let _ = self.add_bootstrap(&options.bootstrap);
@@ -411,6 +431,11 @@ impl Task<'_> {
                 Some(stream) = ends.inbound.recv() => self.on_inbound(stream),
                 Some(peer) = ends.violations.recv() => self.on_violation(peer),
                 Some((index, addresses)) = ends.resolved.recv() => self.on_resolved(index, addresses),
+                Some(probed) = ends.probed.recv() => self.on_probed(probed, Instant::now()),
+                Ok(()) = ends.ground.changed() => {
+                    let ground = *ends.ground.borrow_and_update();
+                    self.on_ground(ground, Instant::now());
+                }
                 Some(event) = ends.mdns.recv() => self.on_mdns(event),
                 Ok(()) = self.offer.changed() => self.on_offer(),
                 () = ends.panicked.notified() => return Ended::Panicked,
@@ -485,17 +510,25 @@ impl Task<'_> {
                 // Only scripted handles send this: a real one asks on a lane of its own.
                 drop(events);
             }
-            Command::Shutdown { reply } => self.stopping = Some(reply),
+            Command::Shutdown { reply } => {
+                self.stopping = Some(reply);
+                self.remember_members(Instant::now());
+            }
             Command::Probe { reply } => drop(reply.send(())),
             Command::Facts { about, reply } => drop(reply.send(self.facts(about.as_deref()))),
             Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
             Command::Reach { cluster, member, reply } => self.reach(&cluster, &member, reply),
             #[cfg(test)]
             Command::Panic => panic!("asked to by a test"),
+            #[cfg(test)]
+            Command::ChangeNetwork => self.changed("a test", Instant::now()),
         }
     }
 
     fn on_timer(&mut self, now: Instant) {
+        if let Some(due) = self.agenda.next() {
+            self.notice_oversleeping(due, now);
+        }
         while let Some(due) = self.agenda.pop(now) {
             match due {
                 Due::Heartbeat => self.heartbeat(now),
@@ -515,6 +548,7 @@ impl Task<'_> {
                 Due::Bootstrap(index) => self.dial_bootstrap(index, now),
                 Due::Places => self.seek_places(now),
                 Due::Direct(peer) => self.seek_direct(peer, now),
+                Due::Recover => self.recover(now),
                 Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
@@ -549,6 +583,10 @@ impl Task<'_> {
         self.agenda.no_later(Due::Trim, Instant::now() + TRIM);
     }
 
+    pub(super) fn stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
     /// Runs `work` for as long as this swarm lives, at most.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let over = self.over.clone();
@@ -558,48 +596,5 @@ impl Task<'_> {
                 () = work => {}
             }
         });
-    }
-
-    /// A stream that another node opened.
-    fn on_inbound(&mut self, inbound: Inbound) {
-        if inbound.protocol.as_ref() == INFERENCE_PROTOCOL {
-            // A stranger's stream is reset unread.
-            if !self.members.is_member(&inbound.peer) {
-                tracing::debug!(peer = %inbound.peer, "inference stream of a stranger refused");
-                return;
-            }
-            if !self.swarm.behaviour().streams.connections(&inbound.peer).iter().any(|known| known.id == inbound.connection) {
-                return; // it closed meanwhile
-            }
-            let desk = Desk {
-                permits: self.permits.subscribe(),
-                service: Arc::clone(&self.lasting.service),
-                seen: Arc::clone(&self.seen),
-                working: Arc::clone(&self.working),
-                on_connection: Arc::clone(self.serving.entry(inbound.connection).or_default()),
-                violations: self.violations.clone(),
-            };
-            self.spawn(answer::serve(desk, inbound.peer, inbound.stream));
-        } else if inbound.protocol.as_ref() == PING_PROTOCOL {
-            self.accept_ping(inbound);
-        } else {
-            self.accept_hello(inbound);
-        }
-    }
-
-    pub(super) fn on_violation(&mut self, peer: PeerId) {
-        if self.bans.violation(peer, std::time::Instant::now()) {
-            tracing::warn!(%peer, "peer {peer} banned for ten minutes: it broke the protocol three times");
-            for connection in self.swarm.behaviour().streams.connections(&peer) {
-                if let Some(ip) = super::address::ip_of(&connection.remote).filter(|ip| !connection.relayed && !ip.is_loopback())
-                {
-                    self.door.slow_down(ip);
-                }
-            }
-            self.swarm.behaviour_mut().gate.ban(peer);
-            self.ledger.heard(peer, FoundBy::Inbound, std::time::Instant::now());
-            self.drop_peer(peer, crate::domain::node::GoneReason::Banned);
-            let _ = self.swarm.disconnect_peer_id(peer);
-        }
     }
 }

@@ -15,6 +15,7 @@ use libp2p::swarm::{self, NetworkBehaviour};
 use libp2p::{PeerId, Swarm, Transport as _, noise, quic, relay, tcp, yamux};
 use tokio::sync::Notify;
 
+use super::hasty::Hasty;
 use super::lobby::{Door, Lobby};
 use super::meter::Meters;
 
@@ -78,13 +79,13 @@ fn transport(
         .authenticate(noise)
         .multiplex(mux)
         .timeout(TCP_SETUP)
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(Hasty::new(muxer))))
         .boxed();
     let quic = quic::tokio::Transport::new(quic_config(keypair));
     let quic = quic.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed();
     // A room for each: a flood of first packets over UDP, whose sources anybody can forge, leaves TCP open.
     let lobby = |transport| Lobby::new(transport, door.clone(), pending);
-    let direct = lobby(quic).or_transport(lobby(tcp)).map(|either, _| either.into_inner());
+    let direct = lobby(quic).with_sieve().or_transport(lobby(tcp)).map(|either, _| either.into_inner());
     Ok(circuits.or_transport(direct).map(|either, _| either.into_inner()).boxed())
 }
 

@@ -45,7 +45,7 @@ pub(crate) struct Waiting {
 }
 
 /// How many of `listed` members are told to each of `connected` members every half minute, so that each of them hears of
-/// each other one about eight times before a word is too old.
+/// each other one about thirteen times before a word is too old.
 pub(super) fn share(listed: usize, connected: usize) -> usize {
     (4 * listed).div_ceil(3 * connected.max(1)).clamp(4, MAX_VIEW_ENTRIES)
 }
@@ -149,6 +149,9 @@ impl Task<'_> {
 
     pub(super) fn tell_news(&mut self, now: Instant) {
         let clusters: Vec<ClusterId> = self.clusters.keys().cloned().collect();
+        // Whoever left a cluster has nothing to tell there.
+        self.mesh.waiting.lost.retain(|(of, ..)| clusters.contains(of));
+        self.mesh.waiting.vouched.retain(|(of, _)| clusters.contains(of));
         for cluster in clusters {
             self.tell_losses(&cluster, now);
             self.tell_vouched(&cluster, now);
@@ -293,6 +296,7 @@ impl Task<'_> {
     /// Every half minute: what has become old is forgotten, and each member hears of a few others again.
     pub(super) fn exchange_views(&mut self, now: Instant) {
         self.agenda.set(Due::Views, now + jitter(self.lasting.config.timings.views));
+        self.remember_members(now);
         let members = &self.members;
         self.book.expire(now.into_std(), |peer| members.is_member(peer));
         let book = &self.book;
@@ -381,7 +385,7 @@ mod tests {
         for (listed, connected) in [(65, 40), (200, 40), (500, 45), (900, 40)] {
             let rounds = known::TTL.as_secs() / 30;
             let mentions = share(listed, connected) * connected * usize::try_from(rounds).unwrap() / listed;
-            assert!(mentions >= 8, "{listed}: {mentions}");
+            assert!(mentions >= 13, "{listed}: {mentions}");
         }
     }
 

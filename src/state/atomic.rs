@@ -104,6 +104,26 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
     outcome
 }
 
+/// Gives a damaged file a second name. It keeps its own until a good one is there to take it: a crash in between costs
+/// nothing.
+pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut name = path.with_file_name(format!("{file}.corrupt-{stamp}"));
+    for number in 1.. {
+        if !name.exists() {
+            break;
+        }
+        name.set_file_name(format!("{file}.corrupt-{stamp}-{number}"));
+    }
+    // Not every file system knows second names.
+    fs::hard_link(path, &name).or_else(|_| {
+        let damaged = fs::read(path)?;
+        write(&name, &damaged).map_err(|error| error.source)
+    })?;
+    Ok(name)
+}
+
 /// Removes what interrupted writes left in `directory`.
 pub fn remove_leftovers(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {

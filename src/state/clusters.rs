@@ -155,25 +155,6 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Found, ClustersError> {
     })
 }
 
-/// Gives a damaged file a second name. It keeps its own until a good one is there to take it: a crash in between costs
-/// nothing.
-fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let mut name = path.with_file_name(format!("{FILE}.corrupt-{stamp}"));
-    for number in 1.. {
-        if !name.exists() {
-            break;
-        }
-        name.set_file_name(format!("{FILE}.corrupt-{stamp}-{number}"));
-    }
-    // Not every file system knows second names.
-    fs::hard_link(path, &name).or_else(|_| {
-        let damaged = fs::read(path)?;
-        atomic::write(&name, &damaged).map_err(|error| error.source)
-    })?;
-    Ok(name)
-}
-
 impl Memory {
     /// Reads what is remembered in `directory`; nothing is no error. Of a damaged file a copy is kept under a name of its own
     /// and the version before it takes its place; the warning says so. A file that is gone while the version before it is
@@ -195,7 +176,7 @@ impl Memory {
         };
         let what = match reason {
             None => format!("{} was gone", path.display()),
-            Some(reason) => match set_aside(&path) {
+            Some(reason) => match atomic::set_aside(&path) {
                 Ok(aside) => format!("{} was damaged ({reason}), kept as {}", path.display(), aside.display()),
                 Err(error) => {
                     // Without a copy it stays as it is; the next change that is remembered replaces it.

@@ -173,6 +173,25 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// Waits for the length of the next frame: how many bytes its body has, 0 when the stream ended before it.
+    ///
+    /// Cancel-safe: what was read stays in the reader.
+    ///
+    /// # Errors
+    /// As [`FrameReader::next`].
+    pub async fn announced(&mut self, limit: usize) -> Result<usize, FrameError> {
+        loop {
+            self.decoder.peek(limit)?;
+            let waiting = &self.decoder.buffer[self.decoder.consumed..];
+            if let Some(prefix) = waiting.first_chunk::<PREFIX_BYTES>() {
+                return Ok(u32::from_be_bytes(*prefix) as usize);
+            }
+            if self.fill().await? == 0 {
+                return if self.decoder.pending() == 0 { Ok(0) } else { Err(FrameError::Truncated) };
+            }
+        }
+    }
+
     /// Waits for the first byte of a frame; false when the stream ended before it. For readers that wait for a frame as
     /// long as it takes, but not for its rest.
     ///
@@ -227,6 +246,18 @@ mod tests {
             decoder.push(&bytes);
             assert_eq!(decoder.next(8).is_ok(), passes, "{length}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_length_is_told_before_its_body_is_there() {
+        let bytes: &[u8] = &[0, 0, 0, 8, 1, 2];
+        let mut reader = FrameReader::new(bytes);
+        assert_eq!(reader.announced(8).await.unwrap(), 8);
+        assert_eq!(reader.announced(8).await.unwrap(), 8, "it takes nothing away");
+        assert!(matches!(reader.announced(7).await, Err(FrameError::TooLong { announced: 8, limit: 7 })));
+        assert!(matches!(reader.next(8).await, Err(FrameError::Truncated)));
+        assert_eq!(FrameReader::new(&[][..]).announced(8).await.unwrap(), 0);
+        assert!(matches!(FrameReader::new(&[0][..]).announced(8).await, Err(FrameError::Truncated)));
     }
 
     #[test]

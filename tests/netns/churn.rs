@@ -157,7 +157,7 @@ async fn churn(count: usize, time: Duration) {
     let both = |at: usize, unit: u64| format!("{}, {}", before[at] / unit, after[at] / unit);
     let median = usable.get(usable.len() / 2).copied().unwrap_or_default();
     let longest = usable.last().copied().unwrap_or_default();
-    let cells = vec![
+    let cells = [
         vec![count.to_string(), format!("{} s", time.as_secs()), turns.to_string()],
         figures.cells().to_vec(),
         vec![format!("{:.1} s, {:.1} s ({} of {turns})", median.as_secs_f64(), longest.as_secs_f64(), usable.len())],

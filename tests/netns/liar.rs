@@ -36,6 +36,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Nothing(pub watch::Receiver<Offer>);
 
+impl Nothing {
+    pub fn new() -> Self {
+        Self(watch::channel(Offer::default()).1)
+    }
+}
+
 impl Service for Nothing {
     fn answer_now(&self, _: &NodeId, _: &Ask) -> Option<Result<AnswerNow, Failure>> {
         None
@@ -60,7 +66,6 @@ pub async fn play() {
         victims.split(' ').map(|victim| victim.split_once('=').unwrap()).map(|(name, at)| (name, at.parse().unwrap())).collect();
     let identity = Identity::generate();
     let keypair = Keypair::from_protobuf_encoding(&identity.encode().unwrap()).unwrap();
-    let (_publish, offer) = watch::channel(Offer::default());
     let config = Config {
         node_name: "Liar".to_owned(),
         version: "test".to_owned(),
@@ -73,7 +78,7 @@ pub async fn play() {
         versions: Versions::OURS,
         ..Config::default()
     };
-    let (net, _running) = start(config, &identity, Arc::new(Nothing(offer))).await.unwrap();
+    let (net, _running) = start(config, &identity, Arc::new(Nothing::new())).await.unwrap();
     let red = ClusterId::new("red").unwrap();
     net.join(red.clone(), JoinOptions::default()).await.unwrap();
     let mut state = net.watch();

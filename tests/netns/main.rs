@@ -13,6 +13,7 @@ mod common;
 
 mod churn;
 mod clusters;
+mod comeback;
 mod discovery;
 mod eye;
 mod failure;
@@ -20,7 +21,9 @@ mod floods;
 mod history;
 mod lab;
 mod liar;
+mod mdns;
 mod nat;
+mod neighbours;
 mod old_node;
 mod partition;
 mod punch;

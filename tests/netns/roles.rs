@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use crate::common::node::DEADLINE;
-use crate::{lab::Lab, liar, old_node, rogue};
+use crate::{lab::Lab, liar, neighbours, old_node, rogue};
 
 const ROLE: &str = "OPENGATEWAY_NETNS_ROLE";
 
@@ -21,6 +21,9 @@ fn role_process() {
         match role.to_str() {
             Some("model-server") => model_server().await,
             Some("liar") => liar::play().await,
+            Some("neighbour") => neighbours::neighbour().await,
+            Some("stranger") => neighbours::stranger().await,
+            Some("forger") => neighbours::forger(),
             Some("old-node") => old_node::play().await,
             Some("rogue") => rogue::play().await,
             _ => panic!("{role:?} is no role"),

@@ -68,8 +68,6 @@ pub struct Figures {
     /// Rise of the resident memory at its highest, in KiB.
     pub rise: u64,
     pub descriptors: [usize; 3],
-    /// Until the descriptors were back.
-    pub back: Duration,
     /// Share of one processor that NodeA used.
     pub cpu: f64,
     pub lines: usize,
@@ -217,7 +215,6 @@ impl Siege {
             attack: title.to_owned(),
             rise,
             descriptors: [descriptors, most, self.a.descriptors()],
-            back: ended.elapsed(),
             cpu: share,
             lines: self.a.log().lines().count() - lines,
             before,

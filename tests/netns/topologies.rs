@@ -157,7 +157,7 @@ async fn firewalls_at_both_ends_keep_everybody_out_and_the_doctor_says_so() {
     lab.firewall("a1");
     lab.firewall("a2");
     let [a, b] = ends(&lab, ["a1", "a2"], &[]).await;
-    let row = Row { topology: "one LAN, both firewalls drop it", a: &a, b: &b, expected: [&["alone", "peer-timeout"]; 2] };
+    let row = Row { topology: "one LAN, both firewalls drop it", a: &a, b: &b, expected: [&["alone", "peer-one-way"]; 2] };
     row.fails().await;
 }
 
@@ -166,7 +166,7 @@ async fn where_frames_pass_in_one_direction_only_the_doctor_says_so() {
     let Some(lab) = Lab::one_lan(2, Family::Both) else { return };
     lab.one_way("a1", "a2");
     let [a, b] = ends(&lab, ["a1", "a2"], &[]).await;
-    let expected: [&[&str]; 2] = [&["alone", "peer-timeout"], &["alone", "mdns-silent"]];
+    let expected: [&[&str]; 2] = [&["alone", "peer-one-way"], &["alone", "mdns-silent"]];
     Row { topology: "one LAN, nothing passes from NodeA to NodeB", a: &a, b: &b, expected }.fails().await;
 }
 
@@ -180,9 +180,9 @@ async fn of_two_interfaces_the_one_that_lives_is_enough() {
             lab.second_interface(host, 'b');
         }
         if down {
-            lab.cut("a1")
+            lab.cut("a1");
         } else {
-            lab.dead("a1")
+            lab.dead("a1");
         }
         let begun = Instant::now();
         let [a, b] = ends(&lab, ["a1", "a2"], &[]).await;
@@ -230,5 +230,64 @@ async fn over_a_private_network_without_multicast_the_remedy_of_the_doctor_works
     let begun = Instant::now();
     assert_eq!(b.ogctl(&["connect", CLUSTER, "--serve", "--bootstrap", &at]).await.code, 0);
     let row = Row { topology: "… with one named to the other", expected: [&["interface-no-multicast"]; 2], ..row };
+    assert!(row.works(begun, SOON).await.direct);
+}
+
+/// A bootstrap node and relay at w1, in no cluster.
+async fn relay(lab: &Lab) -> (Node, String) {
+    let relay = configured(lab, "w1", "Relay", "[relay]\nenabled = true\n", &["--no-mdns"]).await;
+    let at = address_with(&relay, "/ip4/198.51.100.11/udp").await;
+    (relay, at)
+}
+
+/// A daemon with a configuration of its own.
+async fn configured(lab: &Lab, host: &str, name: &str, config: &str, args: &[&str]) -> Node {
+    let bus = bus_or_skip().expect("the lab has seen dbus-daemon");
+    let file = bus.dir().join("opengatewayd.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut node =
+        Node::on(bus, Plan::within(&lab.namespace(host), name, &[&["--config", file.to_str().unwrap()], args].concat()));
+    node.ready().await;
+    node
+}
+
+#[tokio::test]
+async fn two_homes_come_together_through_a_relay_and_go_direct_where_routers_let_them() {
+    let rows = [
+        (Nat::KeepsPorts, "two homes, routers keep ports", false),
+        (Nat::Rejects, "two homes, routers keep ports and answer strangers with a reset", false),
+        (Nat::Symmetric, "two homes, routers give each flow a random port", true),
+    ];
+    for (kind, topology, relayed) in rows {
+        let Some(lab) = Lab::homes([kind; 2], [1, 1], 1) else { return };
+        let (_relay, at) = relay(&lab).await;
+        let begun = Instant::now();
+        let [a, b] = ends(&lab, ["a1", "b1"], &["--bootstrap", &at]).await;
+        let expected: [&[&str]; 2] = if relayed { [&["nat-symmetric", "peer-relayed"]; 2] } else { [&["behind-nat"]; 2] };
+        let first = Row { topology, a: &a, b: &b, expected }.works(begun, SOON).await;
+        if relayed {
+            assert!(!first.direct, "{first:?}");
+            continue;
+        }
+        // Punching is counted elsewhere, not promised: the row says what came of it.
+        let deadline = Instant::now() + DEADLINE;
+        while !path(&a, "NodeB").await.direct && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let now = path(&a, "NodeB").await.path();
+        measured(&format!("{topology}: {} at first, {now} at the end, after", first.path()), begun.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn one_home_with_a_forwarded_port_needs_no_relay() {
+    let Some(lab) = Lab::homes([Nat::Forwards, Nat::Symmetric], [1, 1], 1) else { return };
+    let announce = "[network]\nannounce = [\"/ip4/198.51.100.1/udp/4001/quic-v1\", \"/ip4/198.51.100.1/tcp/4001\"]\n";
+    let a = configured(&lab, "a1", "NodeA", announce, SERVE).await;
+    let at = address_with(&a, "/ip4/198.51.100.1/udp").await;
+    let begun = Instant::now();
+    let [b] = cast(&lab, [("b1", "NodeB", &[SERVE, &["--bootstrap", &at]].concat()[..])]).await;
+    let topology = "two homes, port 4001 forwarded at NodeA's, no other node";
+    let row = Row { topology, a: &a, b: &b, expected: [&[], &["bootstrap-connected"]] };
     assert!(row.works(begun, SOON).await.direct);
 }

@@ -72,7 +72,7 @@ pub(super) fn asked_about(facts: &Facts, id: &ClusterId) -> Vec<Finding> {
     for member in facts.peers.iter().filter(|peer| peer.member_of.contains(id)) {
         findings.extend(peers::as_member(member));
     }
-    let missing: Vec<&PeerFacts> = facts.peers.iter().filter(|peer| is_missing(peer, id)).collect();
+    let missing: Vec<&PeerFacts> = facts.peers.iter().filter(|peer| is_missing(peer)).collect();
     for peer in missing.iter().take(MOST) {
         findings.extend(peers::why_missing(facts, peer, Some(id), Severity::Warning));
     }
@@ -82,12 +82,8 @@ pub(super) fn asked_about(facts: &Facts, id: &ClusterId) -> Vec<Finding> {
     findings
 }
 
-/// It might be a member and is none: it was greeted there or is expected.
-fn is_missing(peer: &PeerFacts, id: &ClusterId) -> bool {
-    if peer.member_of.contains(id) {
-        return false;
-    }
-    // Whoever is a member elsewhere and was greeted here in vain is where it wants to be.
-    let elsewhere = !peer.member_of.is_empty();
-    !elsewhere
+/// It might be a member and is none. Whoever is a member elsewhere is where it wants to be, and bootstrap nodes that are not
+/// reached have findings of their own.
+fn is_missing(peer: &PeerFacts) -> bool {
+    peer.member_of.is_empty() && !(peer.bootstrap && peer.links.is_empty())
 }

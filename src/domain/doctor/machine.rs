@@ -77,14 +77,11 @@ pub(super) fn mdns(facts: &Facts) -> Vec<Finding> {
     }
     if facts.mdns_flooded {
         findings.push(
-            Finding::warning(
-                "mdns-flooded",
-                "discovery on the local network is off for ten minutes: it was flooded with mDNS records",
-            )
-            .mend("sudo tcpdump -ni any udp port 5353, which shows who sends them"),
+            Finding::warning("mdns-flooded", "discovery on the local network is paused: it is flooded with mDNS records")
+                .mend("sudo tcpdump -ni any udp port 5353, which shows who sends them"),
         );
     }
-    for (mdns, problem) in facts.mdns.iter().filter_map(|mdns| Some((mdns, mdns.problem.as_ref()?))) {
+    for (mdns, problem) in facts.mdns.iter().filter(|mdns| mdns.failed).filter_map(|mdns| Some((mdns, mdns.problem.as_ref()?))) {
         let family = if mdns.ipv6 { "IPv6" } else { "IPv4" };
         let sentence = format!(
             "discovery on the local network does not work on {} over {family}: {}",
@@ -151,6 +148,20 @@ pub(super) fn interfaces(facts: &Facts) -> Vec<Finding> {
         let names: Vec<String> =
             facts.interfaces.iter().filter(|interface| is_usable(interface)).map(|i| words::quoted(&i.name)).collect();
         findings.push(Finding::info("network", format!("this machine is on the network through {}", words::list(&names))));
+    }
+    findings
+}
+
+/// Interfaces on which there is no mDNS, as it should be.
+pub(super) fn idle(facts: &Facts) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = Vec::new();
+    for mdns in facts.mdns.iter().filter(|mdns| facts.mdns_enabled && !facts.mdns_flooded && !mdns.failed) {
+        let Some(problem) = &mdns.problem else { continue };
+        let sentence = format!("no mDNS on {}: {}", words::quoted(&mdns.interface), words::quoted(problem));
+        // Once for both families.
+        if !findings.iter().any(|finding| finding.sentence == words::clean(&sentence)) {
+            findings.push(Finding::info("mdns-idle", sentence));
+        }
     }
     findings
 }

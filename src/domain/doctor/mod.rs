@@ -165,6 +165,7 @@ fn of_node(facts: &Facts, host: &Host) -> Vec<Finding> {
     findings.extend(machine::listening(facts));
     findings.extend(machine::interfaces(facts));
     findings.extend(machine::silence(facts, host));
+    findings.extend(machine::idle(facts));
     findings.extend(machine::firewall(facts, host));
     findings.extend(machine::connections(facts));
     findings.extend(reach::nat(facts));

@@ -38,7 +38,8 @@ pub(super) fn relays(facts: &Facts) -> Vec<Finding> {
         let finding = if reservation.accepted {
             Finding::info("relay-held", format!("relay {name} holds a place for this node"))
         } else {
-            let severity = if held || facts.reach.nat == Nat::None { Severity::Info } else { Severity::Warning };
+            let needed = !held && matches!(facts.reach.nat, Nat::Cone | Nat::Symmetric);
+            let severity = if needed { Severity::Warning } else { Severity::Info };
             let problem = reservation.problem.as_deref().map_or_else(|| "it does not answer".to_owned(), words::quoted);
             let (code, sentence) = if is_full(reservation) {
                 ("relay-full", format!("relay {name} has no place left for this node: {problem}"))

@@ -72,6 +72,14 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
+/// What a socket sends from, over IPv4.
+fn source_of(nets: &[Net]) -> Option<Ipv4Addr> {
+    nets.iter().find_map(|net| match net.ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    })
+}
+
 fn obstacle(interface: &Interface) -> Option<Obstacle> {
     let public = |net: &&Net| address::is_global(&Multiaddr::from(net.ip));
     let told = interface.addresses.iter().filter(|net| !is_link_local(net.ip));
@@ -140,18 +148,18 @@ impl Core {
         for (leg, interface, obstacle) in wanted {
             let state = self.legs.entry(leg).or_insert_with(|| State::new(interface.name.clone()));
             let nets: Vec<Net> = interface.addresses.iter().filter(|net| net.ip.is_ipv6() == leg.ipv6).copied().collect();
-            let moved = state.nets != nets;
+            let (moved, source) = (state.nets != nets, source_of(&state.nets));
             state.name.clone_from(&interface.name);
             state.nets = nets;
             if obstacle.is_some() {
                 state.obstacle = obstacle;
                 self.close(leg);
-            } else if state.open && !moved {
-                // Nothing changed here.
-            } else {
-                // What it sends from is an address of this interface: a socket for new ones.
+            } else if !state.open || source != source_of(&state.nets) {
+                // The address that the socket sends from is another one.
                 self.close(leg);
                 self.open(leg);
+            } else if moved {
+                state.begin(now);
             }
         }
         self.interfaces = interfaces.to_vec();
@@ -162,11 +170,7 @@ impl Core {
     fn open(&mut self, leg: Leg) {
         let Some(state) = self.legs.get_mut(&leg) else { return };
         (state.obstacle, state.retry_at) = (None, None);
-        let source = state.nets.iter().find_map(|net| match net.ip {
-            IpAddr::V4(ip) => Some(ip),
-            IpAddr::V6(_) => None,
-        });
-        self.output.push_back(Output::Open(leg, source));
+        self.output.push_back(Output::Open(leg, source_of(&state.nets)));
     }
 
     fn close(&mut self, leg: Leg) {
@@ -420,6 +424,7 @@ impl Core {
             heard: state.heard,
             nodes: u32::try_from(self.heard.nodes(leg, now)).unwrap_or(u32::MAX),
             heard_ago: state.heard_at.map(|at| now.duration_since(at)),
+            failed: matches!(state.obstacle, Some(Obstacle::Failed(_))),
             problem: flood.or_else(|| state.obstacle.as_ref().map(ToString::to_string)),
         }
     }

@@ -149,10 +149,12 @@ impl Shared {
     fn step(&self) -> (Vec<Event>, Option<Instant>) {
         let (mut inner, mut events) = (self.lock(), Vec::new());
         // A socket that was opened has something to say at once.
-        while {
+        loop {
             inner.core.tick(Instant::now());
-            inner.perform(&mut events)
-        } {}
+            if !inner.perform(&mut events) {
+                break;
+            }
+        }
         (events, inner.core.due())
     }
 }

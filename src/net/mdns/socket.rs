@@ -34,8 +34,9 @@ impl Wire {
     pub(super) fn open(leg: Leg, source: Option<Ipv4Addr>) -> io::Result<Self> {
         let domain = if leg.ipv6 { Domain::IPV6 } else { Domain::IPV4 };
         let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        // Not SO_REUSEPORT: Linux deals out what is for one socket alone among all that share the port, and so a packet of
+        // one interface to the socket of another (seen with 6.18). SO_REUSEADDR lets Avahi and others have the port as well.
         socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
         // More than is needed on a quiet network, less than is allowed everywhere.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         if leg.ipv6 {

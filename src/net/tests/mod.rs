@@ -9,6 +9,7 @@ mod lanes;
 mod mesh;
 mod nat;
 mod ping;
+mod recover;
 mod rivals;
 mod rogue;
 mod versions;
@@ -22,7 +23,7 @@ use tokio::time::timeout;
 use super::identity::Identity;
 use super::{
     AnswerEvent, AnswerNow, AnswerStream, Config, ConnectionCaps, Event, Handle, InboundPrompt, JoinOptions, Mesh, Relaying,
-    Service, Snapshot, Timings, start,
+    Remembered, Service, Snapshot, Timings, start,
 };
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::{Member, ModelOffer, NodeId, Offer};
@@ -66,6 +67,7 @@ struct Plan {
     identity: Identity,
     listen: String,
     bootstrap: Vec<String>,
+    remembered: Vec<Remembered>,
     interactive: bool,
     timings: Timings,
     caps: ConnectionCaps,
@@ -81,6 +83,7 @@ fn plan(name: &'static str) -> Plan {
         identity: Identity::generate(),
         listen: QUIC.to_owned(),
         bootstrap: Vec::new(),
+        remembered: Vec::new(),
         interactive: false,
         timings: Timings { views: Duration::from_millis(300), patience: Duration::from_millis(100), ..Timings::default() },
         caps: ConnectionCaps { memory_bytes: usize::MAX, ..ConnectionCaps::default() },
@@ -108,6 +111,7 @@ impl Plan {
             caps: self.caps,
             versions: self.versions,
             relaying: self.relaying,
+            remembered: self.remembered,
             mesh: self.mesh,
             ..Config::default()
         };

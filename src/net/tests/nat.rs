@@ -97,7 +97,7 @@ async fn a_node_with_a_place_at_a_relay_stays_a_client_of_the_dht_and_announces_
     assert!(!facts.dht.server, "{facts:?}");
     assert_ne!(facts.reach.nat, Nat::None);
     let circuit = format!("{}/p2p-circuit", relay.address().await);
-    assert_eq!(facts.reach.announced, [circuit.clone()]);
+    assert_eq!(facts.reach.announced, std::slice::from_ref(&circuit));
     assert_eq!(facts.reach.reservations[0].relay.id, relay.id());
     assert!(until(&relay, "the mode of the relay", |facts| facts.dht.server).await.reach.reservations.is_empty());
     // It is shown for pasting, and is no listener of this machine.

@@ -180,6 +180,11 @@ impl Lab {
         self.ip_batch(host, &change);
     }
 
+    /// One more IPv4 address of a host in its LAN.
+    pub fn extra_address(&self, host: &str, address: &str) {
+        self.ip(host, &["addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+    }
+
     /// Another address in the same LAN in place of the host's own, as from a DHCP server that forgot: 10.71.0.211 for a1.
     pub fn renumber(&self, host: &str) {
         let routed = !self.ip(host, &["route", "show", "default"]).is_empty();

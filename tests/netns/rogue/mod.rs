@@ -11,6 +11,8 @@ use std::str::FromStr;
 mod connections;
 mod frames;
 mod initial;
+mod members;
+mod multicast;
 mod records;
 mod streams;
 mod wire;
@@ -67,6 +69,12 @@ pub async fn play() {
         "huge" => frames::huge().await,
         "empty" => frames::empty().await,
         "records" => records::provide().await,
+        "sybils" => records::sybils().await,
+        "slow-readers" => members::slow_readers().await,
+        "views" => members::views().await,
+        "pushes" => members::pushes().await,
+        "pings" => members::pings().await,
+        "mdns" => multicast::answers().await,
         other => panic!("{other:?} is no attack"),
     }
 }

@@ -1,31 +1,31 @@
 //! Lies in the DHT.
 
-use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
+use futures::{AsyncWriteExt as _, StreamExt as _};
 use libp2p::core::Transport as _;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::identity::Keypair;
-use libp2p::kad::{self, QueryResult, RecordKey, store::MemoryStore, store::MemoryStoreConfig};
+use libp2p::kad::{self, RecordKey, store::MemoryStore, store::MemoryStoreConfig};
 use libp2p::swarm::{self, NetworkBehaviour, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, identify, quic};
 use opengateway::domain::cluster::ClusterId;
 use opengateway::wire::keys::{self, Root};
 use opengateway::wire::version::KAD_PROTOCOL;
+use tokio::time::{sleep, timeout};
 
-use super::wire::PORT;
+use super::wire::{Dialer, Over, PORT};
 use super::{addresses, go, number, over, setting, victim};
 
 #[derive(NetworkBehaviour)]
-pub struct Manners {
+struct Manners {
     identify: identify::Behaviour,
-    pub kad: kad::Behaviour<MemoryStore>,
+    kad: kad::Behaviour<MemoryStore>,
 }
 
 /// A peer of the DHT that takes part in it, at an address of its own.
-pub fn peer(keypair: &Keypair, at: Ipv4Addr) -> Swarm<Manners> {
+fn peer(keypair: &Keypair, at: Ipv4Addr) -> Swarm<Manners> {
     let local = keypair.public().to_peer_id();
     let mut config = kad::Config::new(StreamProtocol::new(KAD_PROTOCOL));
     config.set_periodic_bootstrap_interval(None).set_query_timeout(Duration::from_secs(5));
@@ -59,70 +59,104 @@ pub fn key_of(cluster: &str) -> RecordKey {
 /// Records that one name tells before it is changed for another.
 const PER_NAME: u32 = 32;
 
+/// ADD_PROVIDER as Kademlia has it on the wire, in protobuf: a message with a key (2) and a provider (9), which is its peer id
+/// (1) and an address (2); all fields are shorter than 128 bytes.
+fn add_provider(key: &[u8], provider: &PeerId, at: &Multiaddr) -> Vec<u8> {
+    let field = |number: u8, bytes: &[u8]| [&[number << 3 | 2, u8::try_from(bytes.len()).unwrap()][..], bytes].concat();
+    let provider = [field(1, &provider.to_bytes()), field(2, &at.to_vec())].concat();
+    let message = [vec![1 << 3, 2], field(2, key), field(9, &provider)].concat();
+    assert!(message.len() < 1 << 14);
+    let [low, high] = [message.len() & 0x7f | 0x80, message.len() >> 7].map(|part| u8::try_from(part).unwrap());
+    [&[low, high][..], &message].concat()
+}
+
 /// RECORDS provider records, PEERS peers at a time from HOSTS addresses, each with a new name after every 32: all of them on
 /// the cluster's key, or (SPREAD=1) on a key each.
 pub async fn provide() {
     let (records, peers, spread): (u32, u32, u32) = (number("RECORDS", 10_000), number("PEERS", 20), number("SPREAD", 0));
     let seconds: u64 = number("SECONDS", 30);
-    let (id, at) = at_victim();
     let from = addresses(number("HOSTS", 20));
     go().await;
-    let end = tokio::time::Instant::now() + Duration::from_secs(seconds);
     let begun = Instant::now();
+    let end = begun + Duration::from_secs(seconds);
     let mut running = tokio::task::JoinSet::new();
-    let each = records / peers;
     for number in 0..peers {
-        let (at, from) = (at.clone(), from[number as usize % from.len()]);
+        let from = from[number as usize % from.len()];
         running.spawn(async move {
-            let mut told = 0_u32;
-            for name in 0..each.div_ceil(PER_NAME) {
-                let mut swarm = peer(&Keypair::generate_ed25519(), from);
-                swarm.behaviour_mut().kad.add_address(&id, at.clone());
-                swarm.dial(at.clone()).unwrap();
-                let mut wanted: Vec<RecordKey> = (0..PER_NAME)
-                    .map(|key| match spread {
+            let (mut told, mut names) = (0_u32, 0_u32);
+            while told < records / peers && Instant::now() < end {
+                let mut dialer = Dialer::new(from);
+                let Ok(wire) = dialer.dial(Over::Tcp, victim().into()).await else {
+                    sleep(Duration::from_millis(200)).await;
+                    continue;
+                };
+                names += 1;
+                let at: Multiaddr = format!("/ip4/{from}/tcp/{PORT}").parse().unwrap();
+                for record in 0..PER_NAME {
+                    let key = match spread {
                         0 => key_of(crate::CLUSTER),
-                        _ => RecordKey::new(&[number, name, key].map(u32::to_be_bytes).concat()),
-                    })
-                    .collect();
-                let (mut asked, mut addressed) = (HashSet::new(), false);
-                let mut connected = false;
-                loop {
-                    while connected && addressed && asked.len() < 32 {
-                        let Some(key) = wanted.pop() else { break };
-                        if let Ok(query) = swarm.behaviour_mut().kad.start_providing(key) {
-                            asked.insert(query);
-                        }
-                    }
-                    if connected && addressed && asked.is_empty() {
-                        break;
-                    }
-                    let event = tokio::select! {
-                        event = swarm.select_next_some() => event,
-                        () = tokio::time::sleep_until(end) => return told,
+                        _ => RecordKey::new(&[number, names, record].map(u32::to_be_bytes).concat()),
                     };
-                    match event {
-                        SwarmEvent::NewListenAddr { address, .. } => {
-                            swarm.add_external_address(address);
-                            addressed = true;
-                        }
-                        SwarmEvent::ConnectionEstablished { .. } => connected = true,
-                        SwarmEvent::OutgoingConnectionError { .. } if !connected => break,
-                        SwarmEvent::Behaviour(MannersEvent::Kad(kad::Event::OutboundQueryProgressed {
-                            id,
-                            result: QueryResult::StartProviding(result),
-                            ..
-                        })) => {
-                            asked.remove(&id);
-                            told += u32::from(result.is_ok());
-                        }
-                        _ => {}
-                    }
+                    let telling = async {
+                        let mut stream = wire.speak(KAD_PROTOCOL).await?;
+                        stream.write_all(&add_provider(key.as_ref(), &wire.local, &at)).await?;
+                        stream.close().await
+                    };
+                    told += u32::from(matches!(timeout(Duration::from_secs(2), telling).await, Ok(Ok(()))));
                 }
             }
-            told
+            [told, names]
         });
     }
-    let told: u32 = running.join_all().await.into_iter().sum();
-    over(format!("{told} of {records} records told in {:.1} s", begun.elapsed().as_secs_f64())).await;
+    let sums = running.join_all().await.into_iter().fold([0, 0], |sums, counts| [sums[0] + counts[0], sums[1] + counts[1]]);
+    over(format!("{} of {records} records told under {} names in {:.1} s", sums[0], sums[1], begun.elapsed().as_secs_f64()))
+        .await;
+}
+
+/// SYBILS peers with names as near to the cluster's key as can be had out of GROUND, at HOSTS addresses: all of them in the
+/// DHT of the victim, and none of them a member of anything.
+pub async fn sybils() {
+    let (sybils, ground): (usize, u32) = (number("SYBILS", 200), number("GROUND", 5000));
+    let (seconds, hosts): (u64, u32) = (number("SECONDS", 10), number("HOSTS", 1));
+    let key = kad::KBucketKey::new(key_of(crate::CLUSTER));
+    let near = |keypair: &Keypair| kad::KBucketKey::from(keypair.public().to_peer_id()).distance(&key);
+    let mut names: Vec<Keypair> = (0..ground).map(|_| Keypair::generate_ed25519()).collect();
+    names.sort_by_cached_key(near);
+    names.truncate(sybils);
+    let (from, (id, at)) = (addresses(hosts), at_victim());
+    go().await;
+    let end = tokio::time::Instant::now() + Duration::from_secs(seconds);
+    let mut running = tokio::task::JoinSet::new();
+    for (number, keypair) in names.into_iter().enumerate() {
+        let (from, at) = (from[number % from.len()], at.clone());
+        running.spawn(async move {
+            // As fast as the victim lets them in.
+            sleep(Duration::from_millis(60) * u32::try_from(number).unwrap() / hosts).await;
+            let mut swarm = peer(&keypair, from);
+            swarm.behaviour_mut().kad.add_address(&id, at.clone());
+            let _ = swarm.dial(at);
+            let mut connected = false;
+            loop {
+                tokio::select! {
+                    event = swarm.select_next_some() => match event {
+                        SwarmEvent::NewListenAddr { address, .. } => swarm.add_external_address(address),
+                        SwarmEvent::ConnectionEstablished { .. } => connected = true,
+                        _ => {}
+                    },
+                    () = tokio::time::sleep_until(end) => return (connected, swarm),
+                }
+            }
+        });
+    }
+    // They are held until this process ends: who asks them gets an answer, and nobody's name.
+    let held = running.join_all().await;
+    let connected = held.iter().filter(|(connected, _)| *connected).count();
+    for (_, mut swarm) in held {
+        tokio::spawn(async move {
+            loop {
+                swarm.select_next_some().await;
+            }
+        });
+    }
+    over(format!("{connected} of {sybils} were let in")).await;
 }

@@ -80,6 +80,7 @@ fn mdns(interface: &str, heard: u64) -> MdnsFacts {
         nodes: u32::from(heard > 0),
         heard_ago: (heard > 0).then(|| seconds(2)),
         problem: None,
+        failed: false,
     }
 }
 

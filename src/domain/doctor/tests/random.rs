@@ -122,6 +122,7 @@ fn mdns_facts() -> impl Strategy<Value = Vec<MdnsFacts>> {
             heard,
             nodes,
             heard_ago,
+            failed: ipv6,
             problem,
         },
     );

@@ -141,6 +141,7 @@ views! {
         name: Option<String> = "Name",
         sources: Vec<String> = "Sources",
         heard_us: Option<u64> = "HeardUSec",
+        mdns_us: Option<u64> = "MdnsUSec",
         addresses: Vec<String> = "Addresses",
         attempts: Vec<Attempt> = "Attempts",
         next_dial_us: Option<u64> = "NextDialUSec",

@@ -166,16 +166,29 @@ fn of_machine() -> Vec<Row> {
             .also(&["mdns-silent"]),
         row("mDNS was just begun", but(alone(), |facts| facts.clusters[0].joined_ago = seconds(1)), &[])
             .also(&["mdns-silent", "alone"]),
-        row("mDNS fails", but(well(), |facts| facts.mdns[0].problem = Some("the port is taken".to_owned())), &["mdns-failed"])
-            .says(&["eth0", "IPv4"]),
+        row(
+            "mDNS fails",
+            but(well(), |facts| {
+                facts.mdns[0].problem = Some("the port is taken".to_owned());
+                facts.mdns[0].failed = true;
+            }),
+            &["mdns-failed"],
+        )
+        .says(&["eth0", "IPv4"]),
         row(
             "mDNS fails over one family",
             but(well(), |facts| {
-                facts.mdns.push(MdnsFacts { ipv6: true, problem: Some("no IPv6".to_owned()), ..mdns("eth0", 0) });
+                facts.mdns.push(MdnsFacts { ipv6: true, failed: true, problem: Some("no IPv6".to_owned()), ..mdns("eth0", 0) });
             }),
             &[],
         )
         .also(&["mdns-failed", "mdns-heard"]),
+        row(
+            "mDNS is left off on an interface",
+            but(well(), |facts| facts.mdns.push(MdnsFacts { problem: Some("public".to_owned()), ..mdns("eth1", 0) })),
+            &[],
+        )
+        .also(&["mdns-idle"]),
         row("mDNS is flooded", but(well(), |facts| facts.mdns_flooded = true), &["mdns-flooded"]),
         row(
             "mDNS is off",

@@ -129,6 +129,12 @@ pub(super) fn of_peers() -> Vec<Row> {
         row("some other version", with(version(None)), &["alone", "peer-version"]).says(&["another version"]),
         row("it broke the protocol", with(greeted(GreetOutcome::Violation)), &["alone", "peer-violation"]),
         row("it did not finish", with(greeted(GreetOutcome::Failed)), &["alone", "peer-no-greeting"]),
+        row(
+            "a stranger that came and went",
+            with(PeerFacts { links: Vec::new(), addresses: Vec::new(), ..greeted(GreetOutcome::Failed) }),
+            &["alone"],
+        )
+        .also(&["peer-no-greeting"]),
         row("it left", with(PeerFacts { links: Vec::new(), ..greeted(GreetOutcome::Left) }), &["alone"]).also(&["peer-left"]),
         row("its identity twice", with(greeted(GreetOutcome::SameIdentity)), &["alone", "duplicate-identity"]),
         row("connected, not greeted", with(PeerFacts { links: vec![link(true, "quic")], ..stranger() }), &["alone"])
