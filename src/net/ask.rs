@@ -208,7 +208,8 @@ impl Asking {
                             return Some(event);
                         }
                     }
-                    Ok(Err(FrameError::Io(error))) => {
+                    // A node, or a relay, that dies in the middle of a frame has broken no rule.
+                    Ok(Err(error @ (FrameError::Io(_) | FrameError::Truncated))) => {
                         if let Some(event) = self.broken(&error.to_string()) {
                             return Some(event);
                         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::network::{Facts, Nat};
+use crate::domain::node::Liveness;
 
 /// Nobody hears of a listener on 127.0.0.2: what leaves from there is seen as 127.0.0.1, as if behind NAT.
 const HIDDEN: &str = "/ip4/127.0.0.2/tcp/0";
@@ -28,6 +29,17 @@ async fn until(node: &Node, what: &str, wanted: impl Fn(&Facts) -> bool) -> Fact
     }
 }
 
+/// Waits until `node` is connected to a member: it is listed before that, as known.
+async fn connected(node: &Node, name: &str) -> Member {
+    let found = |snapshot: &Snapshot| {
+        let members = &snapshot.clusters.get(&id("home"))?.members;
+        let alive = |member: &&Arc<Member>| member.name == name && member.liveness == Liveness::Alive;
+        members.iter().find(alive).map(|member| Member::clone(member))
+    };
+    let snapshot = node.until(&format!("a connection to {name}"), |snapshot| found(snapshot).is_some()).await;
+    found(&snapshot).unwrap()
+}
+
 fn has_place(facts: &Facts) -> bool {
     facts.reach.reservations.iter().any(|place| place.accepted)
 }
@@ -47,14 +59,13 @@ async fn pair(relay: Plan, interactive: bool) -> (Node, Node, Node) {
 async fn two_nodes_that_meet_only_at_a_relay_answer_each_other_over_either_transport() {
     for listen in [QUIC, TCP] {
         let (relay, a, b) = pair(Plan { listen: listen.to_owned(), ..self::relay() }, false).await;
-        let member = b.sees("home", &["a"]).await[0].clone();
+        let member = connected(&b, "a").await;
         assert!(!member.direct);
         // The relay is in no cluster, and so has no name.
         assert_eq!(member.relay.as_ref().map(|relay| (&relay.id, &relay.name)), Some((&relay.id(), &None)), "{member:?}");
         assert_eq!(member.transport, if listen == QUIC { "quic" } else { "tcp" });
-        let there = b.sees("home", &["a"]).await[0].id.clone();
-        assert_eq!(whole(&mut b.ask("home", &there, "hello").unwrap()).await.unwrap(), "hello");
-        let back = a.sees("home", &["b"]).await[0].clone();
+        assert_eq!(whole(&mut b.ask("home", &member.id, "hello").unwrap()).await.unwrap(), "hello");
+        let back = connected(&a, "b").await;
         assert!(!back.direct && back.relay.is_some(), "{back:?}");
         assert_eq!(whole(&mut a.ask("home", &back.id, "world").unwrap()).await.unwrap(), "world");
         let carried = until(&relay, "a circuit", |facts| facts.reach.relaying.is_some_and(|load| load.circuits > 0)).await;
@@ -66,11 +77,15 @@ async fn two_nodes_that_meet_only_at_a_relay_answer_each_other_over_either_trans
 async fn a_relay_that_is_a_member_is_called_by_its_name() {
     let (relay, a, b) = pair(self::relay(), false).await;
     relay.join("home", false, &[]).await;
+    assert!(connected(&b, "relay").await.direct);
     a.sees("home", &["b", "relay"]).await;
-    let members = b.sees("home", &["a", "relay"]).await;
-    let through = members.iter().find(|member| member.name == "a").and_then(|member| member.relay.clone()).unwrap();
-    assert_eq!(through.name.as_deref(), Some("relay"));
-    assert!(members.iter().find(|member| member.name == "relay").unwrap().direct);
+    connected(&b, "a").await;
+    // The name is known as soon as the relay has told it.
+    let through = |snapshot: &Arc<Snapshot>| {
+        let members = &snapshot.clusters[&id("home")].members;
+        members.iter().find(|member| member.name == "a").and_then(|member| member.relay.clone()?.name)
+    };
+    b.until("the name of the relay", |snapshot| through(snapshot).as_deref() == Some("relay")).await;
 }
 
 #[tokio::test]
@@ -94,7 +109,7 @@ async fn a_node_with_a_place_at_a_relay_stays_a_client_of_the_dht_and_announces_
 async fn a_cut_by_the_limit_of_the_relay_is_named_and_never_a_short_answer() {
     let relaying = Relaying { enabled: true, circuit_bytes: 256 * 1024, ..Relaying::default() };
     let (_relay, mut a, b) = pair(Plan { relaying, ..relay() }, true).await;
-    let member = b.sees("home", &["a"]).await[0].id.clone();
+    let member = connected(&b, "a").await.id;
     let mut answer = b.ask("home", &member, "write much").unwrap();
     let asking = tokio::spawn(async move { whole(&mut answer).await });
     let prompt = a.prompt().await;
@@ -164,7 +179,7 @@ async fn a_full_relay_says_so() {
     assert!(problem.contains("limit"), "{problem}");
     until(&relay, "the count", |facts| facts.reach.relaying.is_some_and(|load| load.refused > 0 && load.reservations == 1)).await;
     // The one with a place is found by the one without.
-    b.sees("home", &["a"]).await;
+    connected(&b, "a").await;
 }
 
 #[tokio::test]
