@@ -306,12 +306,14 @@ impl Task<'_> {
     /// twice as often.
     fn answer_heartbeat(&mut self, generation: Generation, probe: bool, now: Instant) {
         let least = if probe { PROBE_LEAST } else { self.lasting.config.timings.heartbeat / 2 };
-        if let Some(session) = self.sessions.get(&generation)
-            && now.duration_since(session.beaten) >= least
-        {
+        let Some(session) = self.sessions.get_mut(&generation) else { return };
+        if now.duration_since(session.beaten) >= least {
             self.beat(now, |candidate, _| candidate == generation);
-            self.plan_heartbeat();
+        } else if probe {
+            // Who asks counts on an answer: it comes as soon as it may.
+            session.beat_at = session.beat_at.min(session.beaten + least);
         }
+        self.plan_heartbeat();
     }
 
     /// Asks for a heartbeat at once.
