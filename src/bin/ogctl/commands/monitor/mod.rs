@@ -323,8 +323,15 @@ fn sentence(event: &Event) -> String {
             let by = by.map_or_else(String::new, |name| format!(" on {name}"));
             let taken = model.as_ref().map_or_else(String::new, |model| format!(", {model}{by}"));
             let over = matches!(state.as_str(), "done" | "failed" | "cancelled");
-            let took =
-                if over { format!(", {completion_tokens} tokens in {}", latency(Some(*duration_us))) } else { String::new() };
+            let took = if over {
+                format!(
+                    ", {completion_tokens} token{} in {}",
+                    if *completion_tokens == 1 { "" } else { "s" },
+                    latency(Some(*duration_us))
+                )
+            } else {
+                String::new()
+            };
             let cluster = if cluster.is_empty() { "this machine" } else { cluster };
             format!("job {id} ({cluster}): {state}{place}{taken}{took}{}", option(", ", error, ""))
         }
