@@ -111,7 +111,7 @@ async fn on_one_lan_they_find_each_other() {
         let Some(lab) = Lab::one_lan(2, family) else { return };
         let begun = Instant::now();
         let [a, b] = ends(&lab, ["a1", "a2"], &[]).await;
-        let path = Row { topology, a: &a, b: &b, expected: [&["peer-member", "mdns-heard"]; 2] }.works(begun, SOON).await;
+        let path = Row { topology, a: &a, b: &b, expected: [&["mdns-heard"]; 2] }.works(begun, SOON).await;
         assert!(path.direct && path.transport == "quic", "{path:?}");
     }
 }
@@ -152,13 +152,16 @@ async fn a_firewall_at_one_end_keeps_nobody_out_who_is_dialled_from_inside() {
 }
 
 #[tokio::test]
-async fn firewalls_at_both_ends_keep_everybody_out_and_the_doctor_says_so() {
+async fn firewalls_at_both_ends_keep_nobody_out_who_dial_each_other_from_one_port() {
     let Some(lab) = Lab::one_lan(2, Family::Both) else { return };
     lab.firewall("a1");
     lab.firewall("a2");
+    let begun = Instant::now();
     let [a, b] = ends(&lab, ["a1", "a2"], &[]).await;
-    let row = Row { topology: "one LAN, both firewalls drop it", a: &a, b: &b, expected: [&["alone", "peer-one-way"]; 2] };
-    row.fails().await;
+    // The one that dials second, a second later, makes the way for what the first one still repeats.
+    let row = Row { topology: "one LAN, both firewalls drop what they did not ask for", a: &a, b: &b, expected: [&[]; 2] };
+    let path = row.works(begun, DEADLINE).await;
+    assert!(path.direct && path.transport == "quic", "{path:?}");
 }
 
 #[tokio::test]
@@ -259,11 +262,15 @@ async fn two_homes_come_together_through_a_relay_and_go_direct_where_routers_let
         (Nat::Symmetric, "two homes, routers give each flow a random port", true),
     ];
     for (kind, topology, relayed) in rows {
-        let Some(lab) = Lab::homes([kind; 2], [1, 1], 1) else { return };
+        let Some(lab) = Lab::homes([kind; 2], [1, 1], 2) else { return };
         let (_relay, at) = relay(&lab).await;
+        // Two who look from outside: only then it shows that each sees another port.
+        let [second] = cast(&lab, [("w2", "Bootstrap", &["--no-mdns"])]).await;
+        let also = address_with(&second, "/ip4/198.51.100.12/udp").await;
         let begun = Instant::now();
-        let [a, b] = ends(&lab, ["a1", "b1"], &["--bootstrap", &at]).await;
-        let expected: [&[&str]; 2] = if relayed { [&["nat-symmetric", "peer-relayed"]; 2] } else { [&["behind-nat"]; 2] };
+        let [a, b] = ends(&lab, ["a1", "b1"], &["--bootstrap", &at, "--bootstrap", &also]).await;
+        let expected: [&[&str]; 2] =
+            if relayed { [&["nat-symmetric", "peer-relayed", "relay-held"]; 2] } else { [&["behind-nat"]; 2] };
         let first = Row { topology, a: &a, b: &b, expected }.works(begun, SOON).await;
         if relayed {
             assert!(!first.direct, "{first:?}");
