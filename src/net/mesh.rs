@@ -224,6 +224,7 @@ impl Task<'_> {
             return; // a newer session holds it
         }
         session.gone.cancel();
+        self.known.teller_parted(&cluster, &peer);
         self.left_our_side(&peer);
         if let Some((card, heard)) = parted {
             self.known.parted(&cluster, self.local, peer, card, heard, now);
