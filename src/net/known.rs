@@ -25,11 +25,13 @@ pub(crate) const TTL: Duration = Duration::from_secs(300);
 const SHOWN_ANEW: Duration = Duration::from_secs(15);
 /// Whom one member alone tells of is dialled to see for ourselves, after this.
 const DOUBTFUL: Duration = Duration::from_secs(60);
-/// A peer that could not be dialled is not dialled again for this long; one that a single member tells of is no longer
-/// listed meanwhile.
+/// A peer that could not be dialled is not dialled again for this long; to one who alone told of it nobody listens
+/// meanwhile.
 const DENIED: Duration = Duration::from_secs(600);
 /// Graves that are remembered, and as many denials.
 const MAX_GRAVES: usize = 1024;
+/// Tellers of one member that are not believed at the same time.
+const MAX_DENIED: usize = 4;
 /// Addresses of a member that a second teller may add.
 const MORE_ADDRESSES: usize = 2;
 
@@ -222,6 +224,15 @@ pub(crate) struct Known {
     entries: BTreeMap<(ClusterId, PeerId), Entry>,
     /// When a member was lost, or may be listed again: older words do not count.
     graves: HashMap<(ClusterId, PeerId), Instant>,
+    /// Those who alone told of a member that could not be dialled.
+    denied: HashMap<(ClusterId, PeerId), Denial>,
+}
+
+/// Whose word of one member does not count, and how long.
+#[derive(Debug)]
+struct Denial {
+    tellers: Vec<PeerId>,
+    until: Instant,
 }
 
 impl Known {
@@ -236,8 +247,14 @@ impl Known {
         if now.saturating_duration_since(heard) >= TTL || self.graves.get(&key).is_some_and(|&grave| heard <= grave) {
             return Learnt::Nothing;
         }
+        if self.denied.get(&key).is_some_and(|denial| now < denial.until && denial.tellers.contains(&teller)) {
+            return Learnt::Nothing;
+        }
         if let Some(entry) = self.entries.get_mut(&key) {
             let learnt = entry.hear(teller, card, first_hand, heard);
+            if entry.is_vouched() {
+                self.denied.remove(&key); // two others are connected to it: the dial proved nothing
+            }
             let stale = entry.heard.saturating_duration_since(entry.shown_heard) >= SHOWN_ANEW;
             if learnt == Learnt::Changed || stale {
                 entry.show(&peer, now);
@@ -329,8 +346,11 @@ impl Known {
         for key in keys {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             if entry.tellers.len() < 2 {
+                let teller = entry.tellers.first().map(|teller| teller.peer);
                 self.entries.remove(&key);
-                self.dig(key, now + DENIED);
+                if let Some(teller) = teller {
+                    self.deny(key, teller, now);
+                }
                 dropped = true;
             } else {
                 entry.dial_after = Some(now + DENIED);
@@ -339,15 +359,30 @@ impl Known {
         dropped
     }
 
+    /// Only the one who told of it: where nobody answers may be its lie, and the member there all the same.
+    fn deny(&mut self, key: (ClusterId, PeerId), teller: PeerId, now: Instant) {
+        if self.denied.len() >= MAX_GRAVES
+            && let Some(oldest) = self.denied.iter().min_by_key(|(_, denial)| denial.until).map(|(key, _)| key.clone())
+        {
+            self.denied.remove(&oldest);
+        }
+        let denial = self.denied.entry(key).or_insert_with(|| Denial { tellers: Vec::new(), until: now });
+        denial.tellers.insert(0, teller);
+        denial.tellers.truncate(MAX_DENIED);
+        denial.until = now + DENIED;
+    }
+
     /// It is connected now, or the cluster was left.
     pub(crate) fn remove(&mut self, cluster: &ClusterId, peer: &PeerId) {
         self.entries.remove(&Self::key(cluster, peer));
         self.graves.remove(&Self::key(cluster, peer));
+        self.denied.remove(&Self::key(cluster, peer));
     }
 
     pub(crate) fn forget(&mut self, cluster: &ClusterId) {
         self.entries.retain(|(of, _), _| of != cluster);
         self.graves.retain(|(of, _), _| of != cluster);
+        self.denied.retain(|(of, _), _| of != cluster);
     }
 
     /// Forgets those of whom there was no word for too long; true when somebody was.
@@ -355,6 +390,7 @@ impl Known {
         let before = self.entries.len();
         self.entries.retain(|_, entry| now.saturating_duration_since(entry.heard) < TTL);
         self.graves.retain(|_, until| now.saturating_duration_since(*until) < TTL);
+        self.denied.retain(|_, denial| now < denial.until);
         self.entries.len() < before
     }
 

@@ -165,3 +165,43 @@ fn what_others_tell_of_a_friend_that_went_is_news() {
     assert_eq!(known.serving(&cluster()), 0);
     assert!(known.is_vouched(&cluster(), &friend));
 }
+
+#[test]
+fn a_failed_dial_denies_who_told_and_nobody_else() {
+    let (mut known, now, peer) = (Known::default(), begin(), PeerId::random());
+    let [liar, second, third] = [PeerId::random(), PeerId::random(), PeerId::random()];
+    let listed = |known: &Known| known.contains(&cluster(), &peer);
+    known.told(&cluster(), told(liar, peer, now), now);
+    assert!(known.undialable(&peer, now) && !listed(&known));
+    let later = now + SECOND;
+    assert_eq!(known.told(&cluster(), told(liar, peer, later), later), Learnt::Nothing);
+    assert_eq!(known.told(&cluster(), told(second, peer, later), later), Learnt::New);
+    assert_eq!(known.told(&cluster(), told(liar, peer, later + SECOND), later), Learnt::Nothing, "it is no second teller");
+    assert!(!known.is_vouched(&cluster(), &peer));
+    // Two others are connected to it: the first one was right.
+    known.told(&cluster(), told(third, peer, later + SECOND), later);
+    assert!(known.is_vouched(&cluster(), &peer));
+    assert_eq!(known.told(&cluster(), told(liar, peer, later + 2 * SECOND), later), Learnt::Fresher);
+}
+
+#[test]
+fn a_denial_ends_and_few_are_remembered() {
+    let (mut known, now, peer, cluster) = (Known::default(), begin(), PeerId::random(), cluster());
+    let tellers: Vec<PeerId> = (0..=MAX_DENIED).map(|_| PeerId::random()).collect();
+    for &teller in &tellers {
+        assert_eq!(known.told(&cluster, told(teller, peer, now), now), Learnt::New);
+        assert!(known.undialable(&peer, now));
+    }
+    let last = told(tellers[MAX_DENIED], peer, now + DENIED - SECOND);
+    assert_eq!(known.told(&cluster, last, now + DENIED - SECOND), Learnt::Nothing);
+    assert_eq!(known.told(&cluster, told(tellers[0], peer, now + SECOND), now + SECOND), Learnt::New, "one more is forgotten");
+    known.remove(&cluster, &peer);
+    for _ in 0..=MAX_GRAVES {
+        let (teller, other) = (PeerId::random(), PeerId::random());
+        known.told(&cluster, told(teller, other, now), now);
+        known.undialable(&other, now);
+    }
+    assert_eq!(known.denied.len(), MAX_GRAVES);
+    known.expire(now + DENIED);
+    assert!(known.denied.is_empty());
+}
