@@ -75,6 +75,7 @@ impl Task<'_> {
             clusters: self.clusters.keys().filter_map(|id| self.cluster_facts(id, now)).collect(),
             peers: Vec::new(),
             same_identity: self.same_identity(now),
+            same_identity_certain: self.is_rival_certain(now),
             connections: (self.swarm.behaviour().streams.all().count(), self.lasting.config.caps.established as usize),
             refused: self.ledger.refused(now.into_std()),
             versions: (self.lasting.config.versions.min, self.lasting.config.versions.max),
