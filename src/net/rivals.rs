@@ -21,7 +21,7 @@ use crate::wire::control::{ByeReason, Control};
 
 /// How long the first one has to answer.
 const ANSWER: Duration = Duration::from_millis(1500);
-/// Contests at once; one more is lost by who comes.
+/// Contests at once; who comes then is dropped and may try again.
 const MAX_CONTESTS: usize = 32;
 /// Who was refused is refused without a contest, and does not come back by itself, for this long.
 pub(super) const REFUSED: Duration = Duration::from_secs(60);
@@ -110,6 +110,17 @@ impl Rivals {
         self.ours.len() < before
     }
 
+    /// There is one contest for each peer.
+    fn is_contested(&self, peer: &PeerId) -> bool {
+        self.contests.iter().any(|contest| contest.up.peer == *peer)
+    }
+
+    /// What comes of a second run that is no restart.
+    fn opened(&self, peer: &PeerId) -> Verdict {
+        let may_be = self.contests.len() < MAX_CONTESTS && !self.is_contested(peer);
+        if may_be { Verdict::Contest } else { Verdict::Later }
+    }
+
     fn replaced(&mut self, peer: PeerId, run: u64) {
         if self.past.len() >= MAX_PEERS && !self.past.contains_key(&peer) {
             self.past.clear(); // a restart more is taken for one
@@ -135,6 +146,9 @@ pub(super) enum Verdict {
     Contest,
     /// Another machine that was told so within the last minute.
     Refused,
+    /// Not to be told now: too many contests, or one of this peer is not over. It proves nothing, so nobody is told
+    /// anything and nobody is remembered; who comes greets again.
+    Later,
 }
 
 impl Task<'_> {
@@ -145,11 +159,11 @@ impl Task<'_> {
         if old == new {
             return Verdict::Same;
         }
-        if self.rivals.refused.get(&up.peer).is_some_and(|&(run, _, until)| run == new && now < until)
-            || self.rivals.contests.len() >= MAX_CONTESTS
-            || self.rivals.contests.iter().any(|contest| contest.incumbent == current)
-        {
+        if self.rivals.refused.get(&up.peer).is_some_and(|&(run, _, until)| run == new && now < until) {
             return Verdict::Refused;
+        }
+        if self.rivals.is_contested(&up.peer) {
+            return Verdict::Later;
         }
         let (there, here) = (self.remote_of(&up.peer, session.connection), self.remote_of(&up.peer, up.connection));
         let host = |remote: &Option<Multiaddr>| remote.as_ref().and_then(address::ip_of);
@@ -157,7 +171,7 @@ impl Task<'_> {
             self.rivals.replaced(up.peer, old);
             return Verdict::Restart;
         }
-        Verdict::Contest
+        self.rivals.opened(&up.peer)
     }
 
     fn remote_of(&self, peer: &PeerId, connection: ConnectionId) -> Option<Multiaddr> {
@@ -272,6 +286,35 @@ mod tests {
 
     fn address(text: &str) -> Vec<u8> {
         text.parse::<Multiaddr>().unwrap().to_vec()
+    }
+
+    fn contest(peer: PeerId, now: Instant) -> Contest {
+        let up = Up {
+            generation: 2,
+            cluster: ClusterId::new("home").unwrap(),
+            peer,
+            connection: ConnectionId::new_unchecked(1),
+            opened_here: false,
+            protocol: 3,
+            run: Some(7),
+            outbox: tokio::sync::mpsc::channel(1).0,
+        };
+        Contest { up, entered: oneshot::channel().0, incumbent: 1, until: now + ANSWER }
+    }
+
+    #[test]
+    fn each_peer_has_one_contest_and_all_together_have_few() {
+        let (mut rivals, now, first) = (Rivals::default(), Instant::now(), PeerId::random());
+        rivals.contests.push(contest(first, now));
+        assert!(rivals.is_contested(&first));
+        assert_eq!(rivals.opened(&first), Verdict::Later);
+        for _ in 2..MAX_CONTESTS {
+            rivals.contests.push(contest(PeerId::random(), now));
+        }
+        assert_eq!(rivals.opened(&PeerId::random()), Verdict::Contest, "the last one");
+        rivals.contests.push(contest(PeerId::random(), now));
+        assert_eq!(rivals.opened(&PeerId::random()), Verdict::Later, "one more");
+        assert!(rivals.refused.is_empty());
     }
 
     #[test]
