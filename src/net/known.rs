@@ -57,6 +57,14 @@ pub(crate) struct Told {
     pub heard: Instant,
 }
 
+/// What the doctor wants to know of a known member.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heard<'a> {
+    pub name: &'a str,
+    pub addresses: &'a [Multiaddr],
+    pub heard: Instant,
+}
+
 /// What a word changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Learnt {
@@ -412,6 +420,12 @@ impl Known {
 
     pub(crate) fn list<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (PeerId, &'a Arc<Member>)> {
         self.of(cluster).map(|(peer, entry)| (peer, &entry.shown))
+    }
+
+    /// What is told of one, and when it was heard last.
+    pub(crate) fn get(&self, cluster: &ClusterId, peer: &PeerId) -> Option<Heard<'_>> {
+        let entry = self.entries.get(&Self::key(cluster, peer))?;
+        Some(Heard { name: &entry.card.name, addresses: &entry.card.addresses, heard: entry.heard })
     }
 
     pub(crate) fn addresses(&self, cluster: &ClusterId, peer: &PeerId) -> &[Multiaddr] {
