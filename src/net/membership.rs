@@ -444,6 +444,7 @@ impl Task<'_> {
             self.refused.insert((connection, cluster.clone()), Refusal { at: now, pause: super::rivals::REFUSED });
         }
         self.policy.hold(&peer, super::rivals::REFUSED, now.into_std());
+        self.turned_away(now);
     }
 
     fn is_open(&self, peer: &PeerId, connection: ConnectionId) -> bool {
