@@ -131,6 +131,7 @@ impl Task<'_> {
         self.reach.observations.forget(&peer);
         self.forget_hop(&peer);
         self.reach.told.remove(&peer);
+        self.reach.testers.remove(&peer);
         self.bootstrap_lost(Some(peer), now);
         if self.members.is_member(&peer) || self.book.contains(&peer) {
             self.agenda.no_later(Due::Dial, now);
@@ -204,6 +205,11 @@ impl Task<'_> {
         let is_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
         self.note_hop(peer_id, is_relay, &announced, now);
         self.reach.told.insert(peer_id, announced.clone());
+        if info.protocols.iter().any(|protocol| protocol.as_ref() == super::nat::TEST_PROTOCOL) {
+            self.reach.testers.insert(peer_id);
+        } else {
+            self.reach.testers.remove(&peer_id);
+        }
         let in_dht = info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL);
         if in_dht && !self.may_enter_dht(peer_id) {
             tracing::debug!(peer = %peer_id, "not taken into the DHT: too many from the same place are in it");

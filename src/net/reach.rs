@@ -82,9 +82,9 @@ impl Observations {
         self.0.retain(|(known, _), _| known != peer);
     }
 
-    /// The network is another one.
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
+    /// Addresses that lead here no more.
+    pub(crate) fn forget_addresses(&mut self, gone: impl Fn(&Multiaddr) -> bool) {
+        self.0.retain(|_, seen| !gone(&seen.at));
     }
 
     /// Every address at which somebody sees this node.
@@ -196,5 +196,7 @@ mod tests {
         assert_eq!(observations.0.len(), MAX_PEERS);
         observations.forget(&peer);
         assert_eq!(observations.0.len(), MAX_PEERS - 1);
+        observations.forget_addresses(|at| *at == addr("/ip4/198.51.100.1/tcp/1"));
+        assert!(observations.addresses().is_empty());
     }
 }
