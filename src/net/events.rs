@@ -125,7 +125,7 @@ impl Task<'_> {
         if self.book.contains(&peer) {
             self.policy.lost(&peer, now.into_std());
         } else {
-            self.policy.connected(&peer);
+            self.policy.parted(&peer);
         }
         self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) | Due::Direct(gone) if *gone == peer));
         self.reach.observations.forget(&peer);
