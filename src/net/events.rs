@@ -132,7 +132,7 @@ impl Task<'_> {
         self.forget_hop(&peer);
         self.reach.told.remove(&peer);
         self.reach.testers.remove(&peer);
-        self.bootstrap_lost(Some(peer), now);
+        self.bootstrap_lost(peer, now);
         if self.members.is_member(&peer) || self.book.contains(&peer) {
             self.agenda.no_later(Due::Dial, now);
         }
@@ -171,7 +171,7 @@ impl Task<'_> {
                 if self.book.failed(&peer) >= 3 && !self.is_bootstrap(&peer) {
                     self.swarm.behaviour_mut().kad.remove_peer(&peer);
                 }
-                self.bootstrap_lost(Some(peer), now);
+                self.bootstrap_lost(peer, now);
                 self.agenda.no_later(Due::Dial, now);
             }
             None => tracing::info!("bootstrap address not reached: {}", super::bootstrap::why_not(error)),
