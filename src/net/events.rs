@@ -128,10 +128,8 @@ impl Task<'_> {
             self.policy.parted(&peer);
         }
         self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) | Due::Direct(gone) if *gone == peer));
-        self.reach.observations.forget(&peer);
+        self.reach.forget_peer(&peer);
         self.forget_hop(&peer);
-        self.reach.told.remove(&peer);
-        self.reach.testers.remove(&peer);
         self.bootstrap_lost(peer, now);
         if self.members.is_member(&peer) || self.book.contains(&peer) {
             self.agenda.no_later(Due::Dial, now);

@@ -28,6 +28,8 @@ const DIRECT_LONGEST: Duration = Duration::from_secs(300);
 pub(super) const TEST_PROTOCOL: &str = "/libp2p/autonat/2/dial-request";
 /// Peers that are dialled once more when AutoNAT begins anew.
 const MAX_TESTERS: usize = 2;
+/// Relays whose limits are remembered.
+const MAX_LIMITS: usize = 128;
 /// Addresses whose test failed that are remembered.
 const MAX_UNREACHABLE: usize = 8;
 
@@ -68,6 +70,29 @@ fn limit_of(event: &relay::client::Event) -> Option<(PeerId, Limit)> {
         }
         // It comes through a place of ours, and what that allows is known.
         Event::InboundCircuitEstablished { .. } => None,
+    }
+}
+
+impl Reach {
+    /// Notes what a relay allows. With too many of them one is forgotten: circuits through it are metered no worse than by
+    /// the relay itself.
+    fn note_limit(&mut self, relay: PeerId, limit: Limit) {
+        if self.limits.len() >= MAX_LIMITS
+            && !self.limits.contains_key(&relay)
+            && let Some(any) = self.limits.keys().next().copied()
+        {
+            self.limits.remove(&any);
+        }
+        self.limits.insert(relay, limit);
+    }
+
+    /// The last connection to a peer is gone.
+    pub(super) fn forget_peer(&mut self, peer: &PeerId) {
+        self.observations.forget(peer);
+        self.told.remove(peer);
+        self.testers.remove(peer);
+        self.limits.remove(peer);
+        self.direct_pauses.remove(peer);
     }
 }
 
@@ -214,7 +239,7 @@ impl Task<'_> {
             self.on_place(*relay_peer_id, *renewal);
         }
         if let Some((relay, limit)) = limit_of(&event) {
-            self.reach.limits.insert(relay, limit);
+            self.reach.note_limit(relay, limit);
         }
     }
 
@@ -374,5 +399,26 @@ impl Task<'_> {
     /// Whether this node answers questions in the DHT: it does when others reach it without a relay.
     pub(super) fn serves_dht(&self) -> bool {
         self.reach.is_direct
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_relays_are_bounded_and_what_is_known_of_a_peer_goes_with_it() {
+        let (mut reach, last) = (Reach::default(), PeerId::random());
+        for _ in 0..MAX_LIMITS {
+            reach.note_limit(PeerId::random(), Limit { bytes: None, duration: None });
+        }
+        assert_eq!(reach.limits.len(), MAX_LIMITS);
+        reach.note_limit(last, Limit { bytes: None, duration: None });
+        reach.note_limit(last, Limit { bytes: None, duration: None });
+        assert_eq!(reach.limits.len(), MAX_LIMITS);
+        assert!(reach.limits.contains_key(&last));
+        reach.direct_pauses.insert(last, DIRECT_LONGEST);
+        reach.forget_peer(&last);
+        assert!(reach.direct_pauses.is_empty() && !reach.limits.contains_key(&last));
     }
 }
