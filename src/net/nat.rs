@@ -185,12 +185,13 @@ impl Task<'_> {
     pub(super) fn note_observed(&mut self, peer: PeerId, connection: ConnectionId, observed: &Multiaddr) {
         let known = self.swarm.behaviour().streams.connections(&peer).iter().find(|known| known.id == connection);
         let Some(dialed) = known.filter(|known| !known.relayed).map(|known| known.dialed) else { return };
-        if !self.reach.observations.note(peer, observed, dialed) {
+        // Who came in by itself could name whatever it likes: nothing is tried because of its word.
+        if !self.reach.observations.note(peer, observed, dialed) || !dialed {
             return;
         }
         let listening: Vec<Multiaddr> = self.own_listeners().cloned().collect();
         for candidate in candidates(observed, dialed, &listening) {
-            if !address::dialable(&candidate, &self.networks) {
+            if !address::dialable(&candidate, &self.networks) || !self.reach.observations.may_name(peer, &candidate) {
                 continue;
             }
             self.swarm.behaviour_mut().punch.candidate(&candidate);
