@@ -78,6 +78,9 @@ impl Observations {
         if self.seen.len() >= MAX_PEERS && !self.seen.contains_key(&key) && !(dialed && self.make_room()) {
             return false;
         }
+        if !dialed && self.seen.get(&key).is_some_and(|known| known.dialed) {
+            return false;
+        }
         let at = without_peer(at);
         let changed = self.seen.get(&key).is_none_or(|known| known.at != at);
         self.seen.insert(key, Seen { at, dialed });
