@@ -365,6 +365,7 @@ impl Task<'_> {
         self.publish_permits();
         self.known_arrived(cluster, &peer, now);
         self.policy.succeeded(&peer);
+        self.bootstrap_proved(&peer);
         self.book.succeeded(&peer, now.into_std());
         self.remember_member(peer, now);
         self.ledger.greeted(peer, cluster, GreetOutcome::Member, now.into_std());
