@@ -361,7 +361,7 @@ impl Task<'_> {
 
     /// The member has told its name and its models: it can be listed and asked.
     fn on_member_known(&mut self, cluster: &ClusterId, peer: PeerId, now: Instant) {
-        self.membership_changed = true;
+        (self.membership_changed, self.pace.at_once) = (true, true);
         self.publish_permits();
         self.known_arrived(cluster, &peer, now);
         self.policy.succeeded(&peer);
@@ -470,7 +470,7 @@ impl Task<'_> {
         self.tell_of_loss(cluster, peer, Instant::now());
         self.bootstrap_if_lonely(Instant::now());
         if let Some(name) = name {
-            self.membership_changed = true;
+            (self.membership_changed, self.pace.at_once) = (true, true);
             let id = NodeId::new(peer.to_string());
             let _ = self.lasting.events.send(Event::MemberDown { cluster: cluster.clone(), id, name, reason });
         }

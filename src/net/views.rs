@@ -124,8 +124,11 @@ impl Task<'_> {
         let was_vouched = self.known.is_vouched(cluster, &peer);
         let card = known::Card { name, serving, draining, models, addresses: addresses.clone() };
         let learnt = self.known.told(cluster, Told { teller: from, peer, card, first_hand: !hearsay, heard }, now);
-        if matches!(learnt, Learnt::New | Learnt::Changed) {
-            self.list_changed();
+        match learnt {
+            Learnt::New => self.list_changed(),
+            // The names are the same: there is nothing to tell in the log.
+            Learnt::Changed => self.dirty = true,
+            Learnt::Fresher | Learnt::Nothing => {}
         }
         // One more member at the side of everybody, as long as they are few.
         if learnt != Learnt::Nothing && !self.is_partial(cluster) {
