@@ -178,6 +178,15 @@ impl Task<'_> {
         }
     }
 
+    /// A dial of a bootstrap node was ended for another one.
+    pub(super) fn dial_bootstrap_again(&mut self, peer: &PeerId, now: Instant) {
+        for (index, bootstrap) in self.bootstrap.iter().enumerate() {
+            if bootstrap.peer.as_ref() == Some(peer) {
+                self.agenda.no_later(Due::Bootstrap(index), now);
+            }
+        }
+    }
+
     /// Dials one bootstrap address, resolving its name first, and plans the next try.
     pub(super) fn dial_bootstrap(&mut self, index: usize, now: Instant) {
         let longest = self.longest_pause();

@@ -156,6 +156,7 @@ impl Task<'_> {
                 if matches!(error, DialError::Aborted) {
                     // By `recover`: the network is another one now.
                     self.policy.aborted(&peer);
+                    self.dial_bootstrap_again(&peer, now);
                     self.agenda.no_later(Due::Dial, now);
                     return;
                 }

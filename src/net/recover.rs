@@ -32,8 +32,9 @@ const BEGINNING: Duration = Duration::from_secs(1);
 const SIGN: Duration = Duration::from_secs(1);
 /// The same through a relay.
 const SIGN_RELAYED: Duration = Duration::from_secs(3);
-/// A connection that is older than this when the peer connects again may be one that the peer has lost.
-const OLD: Duration = Duration::from_secs(1);
+/// A connection that is older than this when the peer connects again may be one that the peer has lost. Two that dial each other
+/// at the same moment connect within less, and a process that was killed is not back within it.
+const OLD: Duration = Duration::from_millis(200);
 /// A dial that is older than this when the network changes went into the old one.
 const STALE_DIAL: Duration = Duration::from_secs(1);
 /// A timer that is so late was not kept waiting by other work: the process was stopped, or its machine.
