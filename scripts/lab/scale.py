@@ -224,6 +224,7 @@ def main():
         sys.exit(os.environ.get("CI") == "true")
     old = {name: (NEIGHBOURS / name).read_text() for name in ("gc_thresh1", "gc_thresh2", "gc_thresh3")}
     remove()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended: everything was taken down"))
     try:
         for name in reversed(old):
             (NEIGHBOURS / name).write_text("100000\n")

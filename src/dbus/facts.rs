@@ -107,6 +107,7 @@ fn mdns_on(facts: &MdnsFacts) -> Details {
         ("Sent", facts.sent.into()),
         ("Heard", facts.heard.into()),
         ("Nodes", facts.nodes.into()),
+        ("Failed", facts.failed.into()),
     ]);
     put(&mut details, "HeardUSec", facts.heard_ago.map(span));
     put(&mut details, "Problem", facts.problem.as_deref().map(text));

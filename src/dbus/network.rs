@@ -43,8 +43,10 @@ pub(super) struct Looks {
 
 /// A network task that does not answer for so long has other troubles: nobody waits longer for it.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two looks that nobody asked for.
+/// Between two looks that nobody asked for, when something has changed meanwhile.
 const LOOK: Duration = Duration::from_secs(10);
+/// And when nothing has: a dial may fail without changing anything that is published.
+const LOOK_AT_REST: Duration = Duration::from_secs(30);
 
 /// Code, severity, sentence; empty when all is well.
 pub(super) type Worst = (String, String, String);
@@ -76,8 +78,9 @@ impl Shared {
 
     /// The worst finding that is more than good to know.
     pub(super) async fn worst_finding(&self) -> Option<Worst> {
-        let found = self.diagnosis(&Subject::Node).await.ok()?;
-        Some(worst(&found.findings))
+        // Not what `Diagnose` does: nobody asked, so nobody is asked either.
+        let found = tokio::time::timeout(PATIENCE, self.doctor.glance()).await.ok()??;
+        Some(worst(&found))
     }
 }
 
@@ -87,8 +90,11 @@ pub(super) async fn follow(shared: Arc<Shared>, connection: Connection) {
     else {
         return;
     };
+    let mut snapshots = shared.net.watch();
     loop {
         tokio::time::sleep(LOOK).await;
+        let _ = tokio::time::timeout(LOOK_AT_REST - LOOK, snapshots.changed()).await;
+        snapshots.mark_unchanged();
         let Some(now) = shared.worst_finding().await else { continue };
         let differs = shared.looks.worst.send_if_modified(|told| {
             let differs = *told != now;

@@ -7,6 +7,7 @@ mod knock;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use crate::domain::doctor::{Finding, Host, Subject, examine};
 use crate::domain::network::{Attempt, DialOutcome, Facts};
@@ -15,6 +16,8 @@ use knock::Found;
 
 /// Addresses that are asked once more for one diagnosis.
 const MAX_KNOCKS: usize = 16;
+/// Only of a dial that failed so lately is it asked again: what an address said before that is no answer to why it fails now.
+const LATELY: Duration = Duration::from_secs(60);
 
 /// An answer of the doctor.
 #[derive(Debug, Clone)]
@@ -59,6 +62,18 @@ impl Doctor {
         let findings = examine(&facts, &host, subject);
         Some(Diagnosis { facts, host, findings })
     }
+
+    /// What the network task and the interfaces say of the node by themselves. For looks that nobody asked for: no packet goes
+    /// out for them, no service is asked, and nothing is read of the firewall or the clock.
+    ///
+    /// Cancel-safe.
+    pub async fn glance(&self) -> Option<Vec<Finding>> {
+        let probe = self.probe.clone();
+        let reading = tokio::task::spawn_blocking(move || probe.interfaces_now());
+        let mut facts = self.net.facts(None).await?;
+        facts.interfaces = reading.await.unwrap_or_default();
+        Some(examine(&facts, &Host::default(), &Subject::Node))
+    }
 }
 
 /// Where a QUIC address leads, if it names an IP address.
@@ -81,7 +96,11 @@ fn attempts<'a>(facts: &'a mut Facts, subject: &'a Subject) -> impl Iterator<Ite
         .peers
         .iter_mut()
         .filter(move |peer| peer.links.is_empty() && matters(peer.id.as_str(), peer.name.as_deref(), peer.bootstrap));
-    bootstrap.chain(peers.flat_map(|peer| &mut peer.attempts)).filter(|attempt| attempt.outcome == DialOutcome::TimedOut)
+    bootstrap.chain(peers.flat_map(|peer| &mut peer.attempts)).filter(is_to_be_asked)
+}
+
+fn is_to_be_asked(attempt: &&mut Attempt) -> bool {
+    attempt.outcome == DialOutcome::TimedOut && attempt.ago <= LATELY
 }
 
 /// Of a QUIC address that did not answer a socket of our own may hear more.
@@ -106,6 +125,18 @@ const ANSWERS: &str = "the handshake was not done in time, though a QUIC server 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_addresses_that_did_not_answer_lately_are_asked_again() {
+        for (ago, outcome, expected) in [
+            (LATELY, DialOutcome::TimedOut, true),
+            (LATELY + Duration::from_millis(1), DialOutcome::TimedOut, false),
+            (Duration::ZERO, DialOutcome::Refused, false),
+        ] {
+            let mut attempt = Attempt { address: "/ip4/192.0.2.1/udp/4001/quic-v1".to_owned(), ago, outcome };
+            assert_eq!(is_to_be_asked(&&mut attempt), expected, "{attempt:?}");
+        }
+    }
 
     #[test]
     fn only_plain_quic_addresses_are_asked_again() {

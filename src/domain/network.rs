@@ -314,6 +314,8 @@ pub struct Facts {
     pub peers: Vec<PeerFacts>,
     /// Addresses of another machine that uses this node's identity.
     pub same_identity: Vec<String>,
+    /// Two members say so, or this node heard it itself or was turned away for it.
+    pub same_identity_certain: bool,
     /// Connections in all, and how many there may be.
     pub connections: (usize, usize),
     /// Connections that a limit of this node kept out.

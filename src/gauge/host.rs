@@ -68,7 +68,12 @@ impl HostProbe {
             clock_synchronised: self.clock(),
             suspended_s: slept().saturating_sub(self.slept).as_secs(),
         };
-        (self.interfaces(addresses()), host)
+        (self.interfaces_now(), host)
+    }
+
+    /// The interfaces alone.
+    pub fn interfaces_now(&self) -> Vec<InterfaceFacts> {
+        self.interfaces(addresses())
     }
 
     fn path(&self, below: &str) -> PathBuf {

@@ -165,6 +165,13 @@ pub(crate) fn announceable(address: &Multiaddr, ours: &[Network]) -> bool {
     is_transport(address) && !circuit && !ip.is_unspecified() && !loopback && !is_link_local(ip) && !ip.is_multicast()
 }
 
+/// The IP address that this machine lost with the listener `lost`; `None` where another of its listeners still has it, and
+/// for one that says nothing of the way to others: containers that stop take link-local addresses with them all day.
+pub(crate) fn lost_ip<'a>(lost: &Multiaddr, mut left: impl Iterator<Item = &'a Multiaddr>) -> Option<IpAddr> {
+    let ip = ip_of(lost).filter(|&ip| !ip.is_loopback() && !is_link_local(ip))?;
+    (!left.any(|known| ip_of(known) == Some(ip))).then_some(ip)
+}
+
 /// The `listening` addresses with the IP address of `seen`. The port does not matter: it is that of a listener only where
 /// the dial left from it, and TCP dials of a node that has just started do not.
 pub(crate) fn same_host<'a>(seen: &Multiaddr, listening: impl Iterator<Item = &'a Multiaddr>) -> Vec<Multiaddr> {
@@ -419,5 +426,21 @@ mod tests {
         assert!(matches!(BootstrapAddress::parse("192.0.2.1:4001"), Err(BootstrapError::Syntax(_))));
         let long = format!("/dns4/{}/tcp/1", "a".repeat(300));
         assert_eq!(BootstrapAddress::parse(&long), Err(BootstrapError::TooLong));
+    }
+
+    #[test]
+    fn an_address_is_lost_with_its_last_listener_and_link_local_ones_never() {
+        let at = |text: &str| text.parse::<Multiaddr>().unwrap();
+        let left = [at("/ip4/10.0.0.5/tcp/4001"), at("/ip6/2001:db8::5/tcp/4001")];
+        for (lost, ip) in [
+            ("/ip4/10.0.0.5/udp/4001/quic-v1", None),
+            ("/ip4/10.0.0.6/udp/4001/quic-v1", Some("10.0.0.6")),
+            ("/ip6/2001:db8::6/udp/4001/quic-v1", Some("2001:db8::6")),
+            ("/ip6/fe80::6/udp/4001/quic-v1", None),
+            ("/ip4/169.254.0.6/udp/4001/quic-v1", None),
+            ("/ip4/127.0.0.2/udp/4001/quic-v1", None),
+        ] {
+            assert_eq!(lost_ip(&at(lost), left.iter()), ip.map(|ip| ip.parse().unwrap()), "{lost}");
+        }
     }
 }

@@ -27,6 +27,7 @@ impl Task<'_> {
             Verdict::Restart => self.enter_member(up, entered, true, now),
             Verdict::Contest => self.contest(up, entered, current, now),
             Verdict::Refused => self.refuse_rival(&up, entered, current, now),
+            Verdict::Later => {} // dropping `entered` ends the session
         }
     }
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::AsyncWriteExt as _;
 use libp2p::PeerId;
@@ -12,20 +13,26 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::arrival::{Arrival, arrive};
 use super::dedup::Seen;
 use super::handle::{AnswerEvent, AnswerNow, InboundPrompt, Replier, Service};
 use super::room::Room;
 use crate::domain::cluster::ClusterId;
 use crate::domain::node::NodeId;
 use crate::domain::prompt::{Failure, FailureKind};
-use crate::wire::frame::{FrameError, FrameReader};
+use crate::wire::frame::FrameReader;
 use crate::wire::infer::{self, AnswerHash, Request};
 use crate::wire::limits::{KEEP_ALIVE, MAX_REQUEST_FRAME_BYTES, MAX_TOKEN_TEXT_BYTES, REQUEST_ARRIVES, SLOW_CONSUMER};
 
 /// Pieces of an answer that may wait for the stream (`docs/protocol.md`: 64 frames or 64 KiB).
 const PIECES: usize = 64;
+/// Of a request that finds no room so much is kept, to find its id.
+const HEAD_BYTES: usize = 1024;
 /// Bytes collected before a write, when more pieces are ready.
 const WRITE_AT_BYTES: usize = 64 * 1024;
+
+/// When it is to be tried again.
+const COME_BACK: Duration = Duration::from_secs(5);
 
 /// What a member may ask here.
 #[derive(Debug, Clone)]
@@ -90,19 +97,18 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
         if !matches!(lane.begun().await, Ok(true)) {
             return;
         }
-        let arriving = async {
-            let stay = desk.room.request(lane.announced(MAX_REQUEST_FRAME_BYTES).await?).await;
-            Ok((lane.next(MAX_REQUEST_FRAME_BYTES).await?, stay))
-        };
-        let Ok(arrived_whole) = timeout(REQUEST_ARRIVES, arriving).await else {
-            tracing::debug!(%peer, "inference stream dropped: half a request");
-            return;
-        };
-        let (frame, stay) = match arrived_whole {
-            Ok((Some(frame), stay)) => (frame, stay),
-            Ok((None, _)) => return,
+        let stay = match arrive(&mut lane, &desk.room).await {
+            Ok(Arrival::Whole(stay)) => stay,
+            Ok(Arrival::NoRoom) => match turn_away(&desk, peer, &mut lane, &mut out).await {
+                Fate::Next => continue,
+                Fate::Drop => return,
+            },
+            Ok(Arrival::TooSlow) => {
+                tracing::debug!(%peer, "inference stream dropped: half a request");
+                return;
+            }
+            Ok(Arrival::Ended) => return,
             Err(error) => {
-                let error: FrameError = error;
                 if error.is_violation() {
                     tracing::debug!(%peer, %error, "inference stream dropped");
                     let _ = desk.violations.try_send(peer);
@@ -110,6 +116,7 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
                 return;
             }
         };
+        let Ok(Some(frame)) = lane.next(MAX_REQUEST_FRAME_BYTES).await else { return };
         let arrived = Instant::now();
         let request = match Request::decode(&frame) {
             Ok(request) => request,
@@ -162,6 +169,21 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
             out = Vec::new();
         }
     }
+}
+
+/// Answers a large request for which others left no room, without taking it in.
+async fn turn_away(desk: &Desk, peer: PeerId, lane: &mut FrameReader<Stream>, out: &mut Vec<u8>) -> Fate {
+    // A stranger gets not a byte in answer.
+    if !desk.permits.borrow().keys().any(|(member, _)| *member == peer) {
+        return Fate::Drop;
+    }
+    let Ok(Ok(head)) = timeout(REQUEST_ARRIVES, lane.skip(MAX_REQUEST_FRAME_BYTES, HEAD_BYTES)).await else { return Fate::Drop };
+    let Some(id) = infer::id_in(&head) else { return Fate::Drop };
+    tracing::debug!(%peer, "a large prompt finds no room");
+    out.clear();
+    let failure = Failure::busy("other large prompts are arriving and take all the room there is for them", COME_BACK);
+    infer::encode_error(out, &id, &failure);
+    write(lane, out).await
 }
 
 fn encode_whole(out: &mut Vec<u8>, id: &uuid::Uuid, answer: Result<AnswerNow, Failure>) {

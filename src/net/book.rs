@@ -126,10 +126,17 @@ impl Book {
         worst.is_some_and(|peer| self.candidates.remove(&peer).is_some())
     }
 
-    /// Forgets hints that nobody repeated. `keep` names peers that are members now.
+    /// Forgets hints that nobody repeated, and of those that stay that they were members: they are missed no longer, and
+    /// dialled as seldom as others. `keep` names peers that are members now.
     pub(crate) fn expire(&mut self, now: Instant, keep: impl Fn(&PeerId) -> bool) {
-        self.candidates
-            .retain(|peer, candidate| candidate.source.is_own() || keep(peer) || now.duration_since(candidate.heard) < TTL);
+        self.candidates.retain(|peer, candidate| {
+            if keep(peer) {
+                candidate.heard = now;
+            }
+            let fresh = now.duration_since(candidate.heard) < TTL;
+            candidate.was_member &= fresh;
+            fresh || candidate.source.is_own()
+        });
     }
 
     /// Drops a candidate that was told wrongly; it may be told anew. A bootstrap node stays: it is the operator's word.
@@ -236,6 +243,20 @@ mod tests {
         book.succeeded(&peer, now);
         assert_eq!(book.told_by(&peer), None);
         assert_eq!(book.told_by(&teller), None);
+    }
+
+    #[test]
+    fn a_member_of_before_is_missed_for_ten_minutes_after_it_was_one() {
+        let (mut book, now, peer) = (Book::new(), Instant::now(), PeerId::random());
+        for source in [Source::Remembered, Source::Bootstrap] {
+            book.learn(peer, source, vec![address(1)], now);
+            book.succeeded(&peer, now);
+            book.expire(now + 2 * TTL, |_| true);
+            book.expire(now + 3 * TTL - Duration::from_secs(1), |_| false);
+            assert!(book.get(&peer).unwrap().was_member);
+            book.expire(now + 3 * TTL, |_| false);
+            assert!(!book.get(&peer).unwrap().was_member);
+        }
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub(super) const BOOTSTRAP_FIRST: Duration = Duration::from_secs(1);
 const BOOTSTRAP_LONELY: Duration = Duration::from_secs(5);
 /// While it has company everywhere.
 const BOOTSTRAP_LONGEST: Duration = Duration::from_secs(60);
+/// A connection that did not last as long, and on which nobody became a member, is no success: a bootstrap node that lets go
+/// at once (it is full, or has banned this node) is dialled less and less often, also by a node that is alone.
+const LASTING: Duration = Duration::from_secs(10);
 /// Questions for one name under way at once: each may hang while there is no name server.
 const MAX_RESOLVING: usize = 4;
 
@@ -34,10 +37,46 @@ pub(super) struct Bootstrap {
     pub dialled: Vec<Multiaddr>,
     pub pause: Duration,
     pub connected: bool,
+    visits: Visits,
     /// Why the last try did not reach it.
     pub problem: Option<String>,
     /// One clone for each question for its name.
     resolving: Arc<()>,
+}
+
+/// How connections to a bootstrap node went. Pure.
+#[derive(Debug, Default)]
+struct Visits {
+    /// When the one that there is came up.
+    since: Option<Instant>,
+    /// Somebody of a cluster was there.
+    proved: bool,
+    /// Those in a row that were of no use.
+    useless: u32,
+}
+
+impl Visits {
+    fn begin(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// It is of use, however long it lasts.
+    fn proved(&mut self) {
+        self.proved = true;
+    }
+
+    /// The connection is gone. `None`: there was none, or it was of use; else how long to stay away.
+    fn end(&mut self, now: Instant) -> Option<Duration> {
+        let proved = std::mem::take(&mut self.proved);
+        let since = self.since.take()?;
+        if proved || now.duration_since(since) >= LASTING {
+            self.useless = 0;
+            return None;
+        }
+        let pause = (BOOTSTRAP_FIRST * (1 << self.useless.min(10))).min(BOOTSTRAP_LONGEST);
+        self.useless = self.useless.saturating_add(1);
+        Some(pause)
+    }
 }
 
 /// Why a dial failed, for people: who answered instead, or what each address said.
@@ -104,6 +143,7 @@ impl Task<'_> {
                 dialled: Vec::new(),
                 pause: BOOTSTRAP_FIRST,
                 connected: false,
+                visits: Visits::default(),
                 problem: None,
                 resolving: Arc::default(),
             });
@@ -133,6 +173,7 @@ impl Task<'_> {
     pub(super) fn bootstrap_again(&mut self, now: Instant) {
         for index in 0..self.bootstrap.len() {
             self.bootstrap[index].pause = BOOTSTRAP_FIRST;
+            self.bootstrap[index].visits.useless = 0;
             self.dial_bootstrap(index, now);
         }
     }
@@ -142,11 +183,15 @@ impl Task<'_> {
         let longest = self.longest_pause();
         let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
         if bootstrap.peer.is_some_and(|peer| self.swarm.is_connected(&peer)) {
-            bootstrap.pause = BOOTSTRAP_FIRST;
             bootstrap.connected = true;
+            bootstrap.visits.begin(now);
             return;
         }
         bootstrap.connected = false;
+        let held = bootstrap.peer.map_or(Duration::ZERO, |peer| self.policy.held_for(&peer, now.into_std()));
+        if held > Duration::ZERO {
+            return self.agenda.set(Due::Bootstrap(index), now + held);
+        }
         if self.has_company() {
             // In a large cluster a bootstrap node lets go of those that have others.
             return self.agenda.set(Due::Bootstrap(index), now + jitter(BOOTSTRAP_LONGEST));
@@ -216,12 +261,12 @@ impl Task<'_> {
 
     /// A connection came up: was it a bootstrap address that named no peer?
     pub(super) fn match_bootstrap(&mut self, peer: PeerId, remote: &Multiaddr) {
-        let remote = address::without_peer(remote);
+        let (remote, now) = (address::without_peer(remote), Instant::now());
         for bootstrap in &mut self.bootstrap {
             if bootstrap.peer == Some(peer) || (bootstrap.peer.is_none() && bootstrap.dialled.contains(&remote)) {
                 bootstrap.peer = Some(peer);
-                bootstrap.pause = BOOTSTRAP_FIRST;
                 bootstrap.connected = true;
+                bootstrap.visits.begin(now);
                 bootstrap.problem = None;
                 self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
                 self.swarm.behaviour_mut().gate.trust(peer);
@@ -229,16 +274,32 @@ impl Task<'_> {
         }
     }
 
+    /// A peer became a member: if it is a bootstrap node, it is worth the next dial too.
+    pub(super) fn bootstrap_proved(&mut self, peer: &PeerId) {
+        for bootstrap in self.bootstrap.iter_mut().filter(|bootstrap| bootstrap.peer.as_ref() == Some(peer)) {
+            bootstrap.visits.proved();
+        }
+    }
+
     /// A bootstrap node was lost or could not be reached: try again later.
-    pub(super) fn bootstrap_lost(&mut self, peer: Option<PeerId>, now: Instant) {
-        for index in 0..self.bootstrap.len() {
-            let bootstrap = &mut self.bootstrap[index];
-            if bootstrap.peer.is_some() && bootstrap.peer == peer {
-                bootstrap.connected = false;
-                // Who answers at an address without /p2p may be somebody else the next time.
-                bootstrap.peer = bootstrap.address.peer;
-                let pause = jitter(bootstrap.pause);
-                self.agenda.no_later(Due::Bootstrap(index), now + pause);
+    pub(super) fn bootstrap_lost(&mut self, lost: PeerId, now: Instant) {
+        let held = self.policy.held_for(&lost, now.into_std());
+        for (index, bootstrap) in self.bootstrap.iter_mut().enumerate() {
+            if bootstrap.peer != Some(lost) {
+                continue;
+            }
+            let was_connected = std::mem::take(&mut bootstrap.connected);
+            // Who answers at an address without /p2p may be somebody else the next time.
+            bootstrap.peer = bootstrap.address.peer;
+            match bootstrap.visits.end(now) {
+                Some(pause) => self.agenda.set(Due::Bootstrap(index), now + jitter(pause).max(held)),
+                None if held > Duration::ZERO => self.agenda.set(Due::Bootstrap(index), now + held),
+                None => {
+                    if was_connected {
+                        bootstrap.pause = BOOTSTRAP_FIRST;
+                    }
+                    self.agenda.no_later(Due::Bootstrap(index), now + jitter(bootstrap.pause));
+                }
             }
         }
     }
@@ -264,5 +325,29 @@ impl Task<'_> {
 
     pub(super) fn is_bootstrap(&self, peer: &PeerId) -> bool {
         self.bootstrap.iter().any(|bootstrap| bootstrap.peer.as_ref() == Some(peer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bootstrap_node_that_lets_go_at_once_is_dialled_less_and_less_often() {
+        let (start, mut visits) = (Instant::now(), Visits::default());
+        let visit = |visits: &mut Visits, lasted: Duration| {
+            visits.begin(start);
+            visits.end(start + lasted)
+        };
+        let short = LASTING - Duration::from_millis(1);
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert_eq!(visit(&mut visits, short), Some(Duration::from_secs(seconds)));
+        }
+        assert_eq!(visits.end(start), None, "a dial that failed is no visit");
+        assert_eq!(visit(&mut visits, LASTING), None);
+        assert_eq!(visit(&mut visits, short), Some(BOOTSTRAP_FIRST));
+        visits.begin(start);
+        visits.proved();
+        assert_eq!(visits.end(start), None, "a member is dialled again at once");
     }
 }

@@ -51,11 +51,16 @@ struct Pause {
     until: Instant,
     length: Duration,
     since: Instant,
+    /// The other side asked for it: no change of the network and no membership of before cuts it short.
+    held: bool,
 }
 
 impl Pause {
     /// When it ends, if pauses are at most `longest`, give or take as much as was given or taken.
     fn until_at_most(&self, longest: Duration) -> Instant {
+        if self.held {
+            return self.until;
+        }
         let part = longest.as_secs_f64() / self.length.as_secs_f64();
         self.since + self.until.duration_since(self.since).mul_f64(part.min(1.0))
     }
@@ -209,6 +214,12 @@ impl Policy {
         self.dialing.remove(peer);
     }
 
+    /// The last connection to a peer is gone that is no candidate: the next one has to prove itself anew.
+    pub(crate) fn parted(&mut self, peer: &PeerId) {
+        self.dialing.remove(peer);
+        self.proven.remove(peer);
+    }
+
     /// The peer proved to be a member: the next loss is dialled again at once.
     pub(crate) fn succeeded(&mut self, peer: &PeerId) {
         self.pauses.remove(peer);
@@ -232,19 +243,29 @@ impl Policy {
                 self.dialing.remove(peer);
             }
         }
-        let length = self.pauses.get(peer).map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(LONGEST_PAUSE));
-        self.pauses.insert(*peer, Pause { until: now + super::jitter(length), length, since: now });
+        if self.held_for(peer, now) > Duration::ZERO {
+            return;
+        }
+        let before = self.pauses.get(peer).filter(|pause| !pause.held);
+        let length = before.map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(LONGEST_PAUSE));
+        self.pauses.insert(*peer, Pause { until: now + super::jitter(length), length, since: now, held: false });
     }
 
     /// The peer is not to be dialled for so long, whatever happens to its connections meanwhile.
     pub(crate) fn hold(&mut self, peer: &PeerId, length: Duration, now: Instant) {
         self.proven.insert(*peer);
-        self.pauses.insert(*peer, Pause { until: now + length, length, since: now });
+        self.pauses.insert(*peer, Pause { until: now + length, length, since: now, held: true });
     }
 
-    /// The network changed: what failed before may work now.
+    /// For how much longer [`Policy::hold`] forbids a dial.
+    pub(crate) fn held_for(&self, peer: &PeerId, now: Instant) -> Duration {
+        let held = self.pauses.get(peer).filter(|pause| pause.held);
+        held.map_or(Duration::ZERO, |pause| pause.until.saturating_duration_since(now))
+    }
+
+    /// The network changed: what failed before may work now. Who was told to stay away stays away.
     pub(crate) fn network_changed(&mut self) {
-        self.pauses.clear();
+        self.pauses.retain(|_, pause| pause.held);
     }
 
     /// How long a candidate has to wait for its next dial.
@@ -429,6 +450,35 @@ mod tests {
         assert_eq!(policy.next(now, &book, |_| false).len(), 1);
         policy.lost(&higher, now);
         assert!(policy.next(now, &book, |_| false).is_empty(), "the next connection has to prove itself again");
+    }
+
+    #[test]
+    fn who_is_told_to_stay_away_does_so_whatever_it_was_before_and_whatever_changes() {
+        let (local, other) = pair();
+        let now = Instant::now();
+        let mut book = Book::new();
+        book.learn(other, Source::Kademlia, address(), now);
+        book.succeeded(&other, now);
+        let mut policy = Policy::new(local, SECOND, now);
+        policy.hold(&other, 60 * SECOND, now);
+        policy.lost(&other, now);
+        policy.failed(&other, now);
+        policy.network_changed();
+        assert_eq!(policy.held_for(&other, now), 60 * SECOND);
+        assert_eq!(policy.pause_left(&other, true, now), 60 * SECOND);
+        assert!(policy.next(now + 59 * SECOND, &book, |_| false).is_empty());
+        assert_eq!(policy.next(now + 60 * SECOND, &book, |_| false).len(), 1);
+    }
+
+    #[test]
+    fn what_a_peer_proved_goes_with_its_connection_also_when_it_is_no_candidate() {
+        let (local, other) = pair();
+        let now = Instant::now();
+        let mut policy = Policy::new(local, SECOND, now);
+        policy.succeeded(&other);
+        policy.parted(&other);
+        policy.lost(&other, now);
+        assert!(policy.pause_left(&other, false, now) > Duration::ZERO);
     }
 
     #[test]

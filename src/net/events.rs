@@ -125,13 +125,12 @@ impl Task<'_> {
         if self.book.contains(&peer) {
             self.policy.lost(&peer, now.into_std());
         } else {
-            self.policy.connected(&peer);
+            self.policy.parted(&peer);
         }
         self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) | Due::Direct(gone) if *gone == peer));
-        self.reach.observations.forget(&peer);
+        self.reach.forget_peer(&peer);
         self.forget_hop(&peer);
-        self.reach.told.remove(&peer);
-        self.bootstrap_lost(Some(peer), now);
+        self.bootstrap_lost(peer, now);
         if self.members.is_member(&peer) || self.book.contains(&peer) {
             self.agenda.no_later(Due::Dial, now);
         }
@@ -174,7 +173,7 @@ impl Task<'_> {
                     // The word of somebody who is gone, and wrong at that.
                     self.book.forget(&peer);
                 }
-                self.bootstrap_lost(Some(peer), now);
+                self.bootstrap_lost(peer, now);
                 self.agenda.no_later(Due::Dial, now);
             }
             None => tracing::info!("bootstrap address not reached: {}", super::bootstrap::why_not(error)),
@@ -208,6 +207,11 @@ impl Task<'_> {
         let is_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
         self.note_hop(peer_id, is_relay, &announced, now);
         self.reach.told.insert(peer_id, announced.clone());
+        if info.protocols.iter().any(|protocol| protocol.as_ref() == super::nat::TEST_PROTOCOL) {
+            self.reach.testers.insert(peer_id);
+        } else {
+            self.reach.testers.remove(&peer_id);
+        }
         let in_dht = info.protocols.iter().any(|protocol| protocol.as_ref() == KAD_PROTOCOL);
         if in_dht && !self.may_enter_dht(peer_id) {
             tracing::debug!(peer = %peer_id, "not taken into the DHT: too many from the same place are in it");

@@ -75,6 +75,7 @@ impl Task<'_> {
             clusters: self.clusters.keys().filter_map(|id| self.cluster_facts(id, now)).collect(),
             peers: Vec::new(),
             same_identity: self.same_identity(now),
+            same_identity_certain: self.is_rival_certain(now),
             connections: (self.swarm.behaviour().streams.all().count(), self.lasting.config.caps.established as usize),
             refused: self.ledger.refused(now.into_std()),
             versions: (self.lasting.config.versions.min, self.lasting.config.versions.max),
@@ -125,6 +126,7 @@ impl Task<'_> {
             .chain(self.book.iter().map(|(peer, _)| *peer))
             .chain(streams.all().map(|(peer, _)| *peer))
             .chain(self.bootstrap.iter().filter_map(|bootstrap| bootstrap.peer))
+            .chain(self.clusters.keys().flat_map(|id| self.known.list(id)).map(|(peer, _)| peer))
             .filter(|peer| *peer != self.local)
             .collect();
         let mut peers: Vec<PeerFacts> = known.iter().map(|peer| self.one_peer(peer, now)).collect();
@@ -145,24 +147,35 @@ impl Task<'_> {
         let at = now.into_std();
         let member_of: Vec<ClusterId> =
             self.clusters.keys().filter(|id| self.members.generation(id, peer).is_some()).cloned().collect();
+        let told = || self.clusters.keys().filter_map(|id| self.known.get(id, peer).map(|told| (id, told)));
         let members = || member_of.iter().filter_map(|id| self.members.get(id, peer));
         let connections = self.swarm.behaviour().streams.connections(peer);
+        let mut addresses = self.addresses_of(peer);
+        for address in told().flat_map(|(_, told)| told.addresses) {
+            if !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        // Where there is more to say, as of a dial that failed, that is what the doctor has to tell.
+        let only_known = member_of.is_empty() && connections.is_empty() && is_untroubled(note);
+        let by_view = told().next().map(|_| FoundBy::View);
         let mut sources = note.sources.clone();
         let inbound = connections.iter().any(|connection| !connection.dialed).then_some(FoundBy::Inbound);
-        for source in candidate.map(|candidate| candidate.source.found_by()).into_iter().chain(inbound) {
+        for source in candidate.map(|candidate| candidate.source.found_by()).into_iter().chain(inbound).chain(by_view) {
             if !sources.contains(&source) {
                 sources.push(source);
             }
         }
         let heard = note.heard.max(candidate.map(|candidate| candidate.heard));
+        let heard = heard.max(told().map(|(_, told)| told.heard.into_std()).max());
         let dialling = connections.is_empty() && !self.clusters.is_empty();
         PeerFacts {
             id: node(peer),
-            name: members().next().map(|member| member.name.clone()).or_else(|| note.name.clone()),
+            name: self.name_of(peer),
             sources,
             heard_ago: heard.map(|heard| at.saturating_duration_since(heard)),
             mdns_ago: note.mdns.map(|heard| at.saturating_duration_since(heard)),
-            addresses: self.addresses_of(peer).iter().map(ToString::to_string).collect(),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
             attempts: attempts(&note.attempts.iter().cloned().collect::<Vec<_>>(), at),
             next_dial: candidate
                 .filter(|candidate| dialling && !candidate.addresses.is_empty())
@@ -170,7 +183,7 @@ impl Task<'_> {
             links: connections.iter().map(|connection| self.link_facts(connection, at)).collect(),
             greetings: greetings(note, &member_of, at),
             suspect: members().any(|member| member.liveness == Liveness::Suspect),
-            member_of: member_of.clone(),
+            member_of: member_of.iter().chain(told().map(|(id, _)| id).filter(|_| only_known)).cloned().collect(),
             banned: self.bans.is_banned(peer, at),
             bootstrap: self.is_bootstrap(peer),
         }
@@ -189,8 +202,15 @@ impl Task<'_> {
     /// The name that a peer told last, if it ever did.
     pub(super) fn name_of(&self, peer: &PeerId) -> Option<String> {
         let listed = self.clusters.keys().find_map(|id| self.members.name(id, peer));
-        listed.or_else(|| self.ledger.get(peer)?.name.as_deref()).map(str::to_owned)
+        let told = || self.clusters.keys().find_map(|id| Some(self.known.get(id, peer)?.name));
+        listed.or_else(|| self.ledger.get(peer)?.name.as_deref()).or_else(told).map(str::to_owned)
     }
+}
+
+/// Nothing that was tried with this peer failed.
+fn is_untroubled(note: &Note) -> bool {
+    let reached = note.attempts.iter().next().is_none_or(|last| last.outcome == DialOutcome::Connected);
+    reached && note.greetings.values().all(|greeted| matches!(greeted.outcome, GreetOutcome::Member | GreetOutcome::Left))
 }
 
 /// What came of greetings; a cluster in which it is a member now is no trouble, whatever came of another try.

@@ -132,6 +132,7 @@ impl Task<'_> {
         self.known.forget(id);
         tracing::info!(cluster = %id, "left cluster {id}");
         self.dirty = true;
+        self.publish_first();
         for reply in cluster.leaving.into_iter().flat_map(|leaving| leaving.replies) {
             let _ = reply.send(Ok(()));
         }

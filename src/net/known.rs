@@ -25,11 +25,15 @@ pub(crate) const TTL: Duration = Duration::from_secs(300);
 const SHOWN_ANEW: Duration = Duration::from_secs(15);
 /// Whom one member alone tells of is dialled to see for ourselves, after this.
 const DOUBTFUL: Duration = Duration::from_secs(60);
-/// A peer that could not be dialled is not dialled again for this long; one that a single member tells of is no longer
-/// listed meanwhile.
+/// A peer that could not be dialled is not dialled again for this long; to one who alone told of it nobody listens
+/// meanwhile.
 const DENIED: Duration = Duration::from_secs(600);
-/// Graves and refusals that are remembered.
+/// Graves that are remembered, and as many denials.
 const MAX_GRAVES: usize = 1024;
+/// Tellers of one member that are not believed at the same time.
+const MAX_DENIED: usize = 4;
+/// Addresses of a member that a second teller may add.
+const MORE_ADDRESSES: usize = 2;
 
 /// What a member is said to be.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -53,6 +57,14 @@ pub(crate) struct Told {
     pub heard: Instant,
 }
 
+/// What the doctor wants to know of a known member.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heard<'a> {
+    pub name: &'a str,
+    pub addresses: &'a [Multiaddr],
+    pub heard: Instant,
+}
+
 /// What a word changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Learnt {
@@ -66,14 +78,33 @@ pub(crate) enum Learnt {
     Nothing,
 }
 
+/// One whose word counts.
+#[derive(Debug)]
+struct Teller {
+    peer: PeerId,
+    /// It is connected to whom it tells of.
+    first_hand: bool,
+    card: Card,
+    /// What it told last was heard then; `None` when it tells us nothing any more.
+    told: Option<Instant>,
+}
+
+impl Teller {
+    /// It has said nothing for so long that a word of `heard` is worth more.
+    fn is_silent(&self, heard: Instant) -> bool {
+        self.told.is_none_or(|told| heard.saturating_duration_since(told) >= TTL)
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
+    /// What its tellers say, as far as the elder one does not say otherwise.
     card: Card,
     heard: Instant,
     since: Instant,
     met: SystemTime,
-    /// The first two that told of it, and whether each is connected to it.
-    tellers: Vec<(PeerId, bool)>,
+    /// The first two that told of it, the elder one first.
+    tellers: Vec<Teller>,
     /// Who said that it lost it, since it was heard last.
     lost_by: Option<PeerId>,
     /// Not to be dialled before.
@@ -85,12 +116,12 @@ struct Entry {
 impl Entry {
     /// Two members are connected to it, or we were.
     fn is_vouched(&self) -> bool {
-        self.tellers.iter().filter(|(_, first_hand)| *first_hand).count() >= 2
+        self.tellers.iter().filter(|teller| teller.first_hand).count() >= 2
     }
 
     /// Somebody is connected to it.
     fn is_held(&self) -> bool {
-        self.tellers.iter().any(|(_, first_hand)| *first_hand)
+        self.tellers.iter().any(|teller| teller.first_hand)
     }
 
     fn show(&mut self, peer: &PeerId, now: Instant) {
@@ -98,28 +129,59 @@ impl Entry {
         self.shown = shown(peer, &self.card, self.met, now.saturating_duration_since(self.heard));
     }
 
+    /// Takes a word in. Only who has one of the two places says what the member is; anybody says that it was heard.
     fn hear(&mut self, teller: PeerId, card: Card, first_hand: bool, heard: Instant) -> Learnt {
-        let known = self.tellers.iter().position(|(known, _)| *known == teller);
-        // Who is connected to it is worth more than hearsay.
-        let hearsay = || self.tellers.iter().position(|(_, connected)| !connected).filter(|_| first_hand);
-        match known.or_else(|| if self.tellers.len() < 2 { None } else { hearsay() }) {
-            Some(at) => self.tellers[at] = (teller, first_hand),
-            None if self.tellers.len() < 2 => self.tellers.push((teller, first_hand)),
-            None => {}
-        }
         let fresher = heard > self.heard;
-        let changed = fresher && !self.card.is_like(&card);
         if fresher {
             self.heard = heard;
             self.lost_by = None;
-            self.card.take_over(card);
         }
-        match (changed, fresher) {
-            (true, _) => Learnt::Changed,
-            (_, true) => Learnt::Fresher,
-            _ => Learnt::Nothing,
+        if let Some(place) = self.place(&teller, first_hand, heard) {
+            match self.tellers.get_mut(place) {
+                Some(kept) if kept.peer == teller => kept.tells(card, first_hand, heard),
+                Some(kept) => *kept = Teller { peer: teller, first_hand, card, told: Some(heard) },
+                None => self.tellers.push(Teller { peer: teller, first_hand, card, told: Some(heard) }),
+            }
+        }
+        let before = std::mem::take(&mut self.card);
+        self.card = composed(&self.tellers).unwrap_or_default();
+        match (self.card.is_like(&before), fresher) {
+            (false, _) => Learnt::Changed,
+            (true, true) => Learnt::Fresher,
+            (true, false) => Learnt::Nothing,
         }
     }
+
+    /// The place of a teller: its own, a free one, that of one that says nothing any more, or, as who is connected is worth
+    /// more than hearsay, that of one that is not. Nobody moves into the elder's place by waiting: it is filled anew.
+    fn place(&self, teller: &PeerId, first_hand: bool, heard: Instant) -> Option<usize> {
+        let position = |which: &dyn Fn(&Teller) -> bool| self.tellers.iter().position(which);
+        position(&|kept| kept.peer == *teller)
+            .or((self.tellers.len() < 2).then_some(self.tellers.len()))
+            .or_else(|| position(&|kept| !kept.first_hand && first_hand))
+            .or_else(|| position(&|kept| kept.is_silent(heard)))
+    }
+}
+
+impl Teller {
+    fn tells(&mut self, card: Card, first_hand: bool, heard: Instant) {
+        self.first_hand = first_hand;
+        if self.told.is_none_or(|told| heard > told) {
+            self.told = Some(heard);
+            self.card.take_over(card);
+        }
+    }
+}
+
+/// The elder's card; of the other one no more than a few addresses: it may be the elder who lies of them.
+fn composed(tellers: &[Teller]) -> Option<Card> {
+    let (elder, others) = tellers.split_first()?;
+    let mut card = elder.card.clone();
+    for other in others {
+        let more = other.card.addresses.iter().filter(|address| !elder.card.addresses.contains(address));
+        card.addresses.extend(more.take(MORE_ADDRESSES).cloned());
+    }
+    Some(card)
 }
 
 impl Card {
@@ -170,6 +232,15 @@ pub(crate) struct Known {
     entries: BTreeMap<(ClusterId, PeerId), Entry>,
     /// When a member was lost, or may be listed again: older words do not count.
     graves: HashMap<(ClusterId, PeerId), Instant>,
+    /// Those who alone told of a member that could not be dialled.
+    denied: HashMap<(ClusterId, PeerId), Denial>,
+}
+
+/// Whose word of one member does not count, and how long.
+#[derive(Debug)]
+struct Denial {
+    tellers: Vec<PeerId>,
+    until: Instant,
 }
 
 impl Known {
@@ -184,8 +255,14 @@ impl Known {
         if now.saturating_duration_since(heard) >= TTL || self.graves.get(&key).is_some_and(|&grave| heard <= grave) {
             return Learnt::Nothing;
         }
+        if self.denied.get(&key).is_some_and(|denial| now < denial.until && denial.tellers.contains(&teller)) {
+            return Learnt::Nothing;
+        }
         if let Some(entry) = self.entries.get_mut(&key) {
             let learnt = entry.hear(teller, card, first_hand, heard);
+            if entry.is_vouched() {
+                self.denied.remove(&key); // two others are connected to it: the dial proved nothing
+            }
             let stale = entry.heard.saturating_duration_since(entry.shown_heard) >= SHOWN_ANEW;
             if learnt == Learnt::Changed || stale {
                 entry.show(&peer, now);
@@ -196,11 +273,12 @@ impl Known {
             return Learnt::Nothing;
         }
         self.graves.remove(&key);
-        self.entries.insert(key, Self::entry(peer, card, vec![(teller, first_hand)], heard, now));
+        let tellers = vec![Teller { peer: teller, first_hand, card: card.clone(), told: Some(heard) }];
+        self.entries.insert(key, Self::entry(peer, card, tellers, heard, now));
         Learnt::New
     }
 
-    fn entry(peer: PeerId, card: Card, tellers: Vec<(PeerId, bool)>, heard: Instant, now: Instant) -> Entry {
+    fn entry(peer: PeerId, card: Card, tellers: Vec<Teller>, heard: Instant, now: Instant) -> Entry {
         let met = SystemTime::now();
         let shown = shown(&peer, &card, met, now.saturating_duration_since(heard));
         Entry { card, heard, since: now, met, tellers, lost_by: None, dial_after: None, shown, shown_heard: heard }
@@ -208,14 +286,15 @@ impl Known {
 
     /// Places that are taken on the word of `teller` alone.
     fn only_by(&self, teller: &PeerId) -> usize {
-        self.entries.values().filter(|entry| matches!(entry.tellers.as_slice(), [(only, _)] if only == teller)).count()
+        self.entries.values().filter(|entry| matches!(entry.tellers.as_slice(), [only] if only.peer == *teller)).count()
     }
 
     /// A member from which this node parted as a friend: it was heard until `heard`.
     pub(crate) fn parted(&mut self, cluster: &ClusterId, local: PeerId, peer: PeerId, card: Card, heard: Instant, now: Instant) {
         if self.entries.len() < MAX_KNOWN {
-            // This node was connected to it, which is worth two others.
-            let tellers = vec![(local, true), (peer, true)];
+            // This node was connected to it, which is worth two others, until others tell something newer.
+            let vouches = |teller| Teller { peer: teller, first_hand: true, card: card.clone(), told: None };
+            let tellers = vec![vouches(local), vouches(peer)];
             self.entries.insert(Self::key(cluster, &peer), Self::entry(peer, card, tellers, heard, now));
         }
     }
@@ -226,7 +305,7 @@ impl Known {
         let key = Self::key(cluster, peer);
         let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.heard <= when) else { return false };
         let held = entry.is_held();
-        entry.tellers.retain(|(known, _)| *known != teller);
+        entry.tellers.retain(|kept| kept.peer != teller);
         let second = entry.lost_by.is_some_and(|first| first != teller);
         entry.lost_by.get_or_insert(teller);
         if !second && (entry.is_held() || !held) {
@@ -240,7 +319,15 @@ impl Known {
     /// A member is gone, and with it its word.
     pub(crate) fn teller_gone(&mut self, cluster: &ClusterId, teller: &PeerId) {
         for (_, entry) in self.entries.iter_mut().filter(|((of, _), _)| of == cluster) {
-            entry.tellers.retain(|(known, _)| known != teller);
+            entry.tellers.retain(|kept| kept.peer != *teller);
+        }
+    }
+
+    /// This node parted from a member as a friend: what it told stands until another one tells.
+    pub(crate) fn teller_parted(&mut self, cluster: &ClusterId, teller: &PeerId) {
+        let entries = self.entries.iter_mut().filter(|((of, _), _)| of == cluster);
+        for kept in entries.flat_map(|(_, entry)| &mut entry.tellers).filter(|kept| kept.peer == *teller) {
+            kept.told = None;
         }
     }
 
@@ -267,8 +354,11 @@ impl Known {
         for key in keys {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             if entry.tellers.len() < 2 {
+                let teller = entry.tellers.first().map(|teller| teller.peer);
                 self.entries.remove(&key);
-                self.dig(key, now + DENIED);
+                if let Some(teller) = teller {
+                    self.deny(key, teller, now);
+                }
                 dropped = true;
             } else {
                 entry.dial_after = Some(now + DENIED);
@@ -277,15 +367,30 @@ impl Known {
         dropped
     }
 
+    /// Only the one who told of it: where nobody answers may be its lie, and the member there all the same.
+    fn deny(&mut self, key: (ClusterId, PeerId), teller: PeerId, now: Instant) {
+        if self.denied.len() >= MAX_GRAVES
+            && let Some(oldest) = self.denied.iter().min_by_key(|(_, denial)| denial.until).map(|(key, _)| key.clone())
+        {
+            self.denied.remove(&oldest);
+        }
+        let denial = self.denied.entry(key).or_insert_with(|| Denial { tellers: Vec::new(), until: now });
+        denial.tellers.insert(0, teller);
+        denial.tellers.truncate(MAX_DENIED);
+        denial.until = now + DENIED;
+    }
+
     /// It is connected now, or the cluster was left.
     pub(crate) fn remove(&mut self, cluster: &ClusterId, peer: &PeerId) {
         self.entries.remove(&Self::key(cluster, peer));
         self.graves.remove(&Self::key(cluster, peer));
+        self.denied.remove(&Self::key(cluster, peer));
     }
 
     pub(crate) fn forget(&mut self, cluster: &ClusterId) {
         self.entries.retain(|(of, _), _| of != cluster);
         self.graves.retain(|(of, _), _| of != cluster);
+        self.denied.retain(|(of, _), _| of != cluster);
     }
 
     /// Forgets those of whom there was no word for too long; true when somebody was.
@@ -293,6 +398,7 @@ impl Known {
         let before = self.entries.len();
         self.entries.retain(|_, entry| now.saturating_duration_since(entry.heard) < TTL);
         self.graves.retain(|_, until| now.saturating_duration_since(*until) < TTL);
+        self.denied.retain(|_, denial| now < denial.until);
         self.entries.len() < before
     }
 
@@ -314,6 +420,12 @@ impl Known {
 
     pub(crate) fn list<'a>(&'a self, cluster: &'a ClusterId) -> impl Iterator<Item = (PeerId, &'a Arc<Member>)> {
         self.of(cluster).map(|(peer, entry)| (peer, &entry.shown))
+    }
+
+    /// What is told of one, and when it was heard last.
+    pub(crate) fn get(&self, cluster: &ClusterId, peer: &PeerId) -> Option<Heard<'_>> {
+        let entry = self.entries.get(&Self::key(cluster, peer))?;
+        Some(Heard { name: &entry.card.name, addresses: &entry.card.addresses, heard: entry.heard })
     }
 
     pub(crate) fn addresses(&self, cluster: &ClusterId, peer: &PeerId) -> &[Multiaddr] {
@@ -350,136 +462,4 @@ impl Known {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn cluster() -> ClusterId {
-        ClusterId::new("home").unwrap()
-    }
-
-    fn card() -> Card {
-        Card {
-            name: "NodeA".to_owned(),
-            serving: true,
-            addresses: vec!["/ip4/192.0.2.1/tcp/1".parse().unwrap()],
-            ..Card::default()
-        }
-    }
-
-    fn told(teller: PeerId, peer: PeerId, heard: Instant) -> Told {
-        Told { teller, peer, card: card(), first_hand: true, heard }
-    }
-
-    /// A time late enough to be counted back from.
-    fn begin() -> Instant {
-        Instant::now() + 10 * TTL
-    }
-
-    #[test]
-    fn a_word_counts_five_minutes_and_a_fresher_one_longer() {
-        let (mut known, now, peer) = (Known::default(), begin(), PeerId::random());
-        assert_eq!(known.told(&cluster(), told(PeerId::random(), peer, now), now), Learnt::New);
-        let listed = known.list(&cluster()).next().unwrap().1.clone();
-        assert_eq!((listed.name.as_str(), listed.liveness, listed.serving), ("NodeA", Liveness::Known, true));
-        let later = now + TTL - SECOND;
-        assert!(!known.expire(later));
-        assert_eq!(known.told(&cluster(), told(PeerId::random(), peer, later), later), Learnt::Fresher);
-        assert!(!known.expire(now + TTL));
-        assert!(known.expire(later + TTL));
-        assert_eq!(
-            known.told(&cluster(), told(PeerId::random(), peer, now), now + TTL),
-            Learnt::Nothing,
-            "too old to begin with"
-        );
-    }
-
-    #[test]
-    fn one_member_fills_few_places_and_all_of_them_together_no_more_than_there_are() {
-        let (mut known, now, liar) = (Known::default(), begin(), PeerId::random());
-        let mut fill = |teller, count: usize| {
-            (0..count).filter(|_| known.told(&cluster(), told(teller, PeerId::random(), now), now) == Learnt::New).count()
-        };
-        assert_eq!(fill(liar, 2 * MAX_PER_TELLER), MAX_PER_TELLER);
-        let others: usize = (0..30).map(|_| fill(PeerId::random(), MAX_PER_TELLER)).sum();
-        assert_eq!(others + MAX_PER_TELLER, MAX_KNOWN);
-    }
-
-    #[test]
-    fn whom_a_single_member_tells_of_is_looked_after_and_goes_when_nobody_is_there() {
-        let (mut known, now, [liar, honest], [ghost, real]) =
-            (Known::default(), begin(), [PeerId::random(), PeerId::random()], [PeerId::random(), PeerId::random()]);
-        known.told(&cluster(), told(liar, ghost, now), now);
-        known.told(&cluster(), told(liar, real, now), now);
-        known.told(&cluster(), told(honest, real, now), now);
-        assert_eq!(known.to_probe(&cluster(), now), None, "not at once");
-        let later = now + DOUBTFUL;
-        assert_eq!(known.to_probe(&cluster(), later), Some(ghost));
-        assert!(known.undialable(&ghost, later) && !known.undialable(&real, later));
-        assert_eq!(known.told(&cluster(), told(liar, ghost, later), later), Learnt::Nothing);
-        assert_eq!(known.list(&cluster()).map(|(peer, _)| peer).collect::<Vec<_>>(), [real]);
-        assert_eq!(known.dialable(&cluster(), later).count(), 0, "not again for a while");
-        assert_eq!(known.dialable(&cluster(), later + DENIED).count(), 1);
-        // Only what two tell is passed on.
-        assert_eq!(known.vouched(&cluster()).collect::<Vec<_>>(), [real]);
-    }
-
-    #[test]
-    fn it_takes_two_to_bury_and_older_words_do_not_call_back() {
-        let (mut known, now, peer) = (Known::default(), begin(), PeerId::random());
-        let tellers = [PeerId::random(), PeerId::random(), PeerId::random()];
-        for teller in tellers {
-            known.told(&cluster(), told(teller, peer, now), now);
-        }
-        let then = now + SECOND;
-        assert!(!known.lost(&cluster(), tellers[0], &peer, now - SECOND), "it was heard since");
-        assert!(!known.lost(&cluster(), tellers[0], &peer, then));
-        assert!(!known.lost(&cluster(), tellers[0], &peer, then), "saying it twice makes no two");
-        assert!(known.lost(&cluster(), tellers[1], &peer, then));
-        assert_eq!(known.told(&cluster(), told(tellers[2], peer, now), then), Learnt::Nothing);
-        assert_eq!(known.told(&cluster(), told(tellers[2], peer, then + SECOND), then + SECOND), Learnt::New, "it is back");
-        // A fresh word takes the first one's loss back.
-        known.told(&cluster(), told(tellers[1], peer, then + SECOND), then + SECOND);
-        assert!(!known.lost(&cluster(), tellers[0], &peer, then + 2 * SECOND));
-        known.told(&cluster(), told(tellers[1], peer, then + 3 * SECOND), then + 3 * SECOND);
-        assert!(!known.lost(&cluster(), tellers[1], &peer, then + 4 * SECOND));
-    }
-
-    #[test]
-    fn the_newest_word_is_shown_with_every_address_that_may_do() {
-        let (mut known, now, peer, teller) = (Known::default(), begin(), PeerId::random(), PeerId::random());
-        known.told(&cluster(), told(teller, peer, now), now);
-        let moved = Card { addresses: vec!["/ip4/192.0.2.2/tcp/1".parse().unwrap()], ..card() };
-        let word = |card: Card, heard| Told { card, ..told(teller, peer, heard) };
-        assert_eq!(known.told(&cluster(), word(moved, now + SECOND), now), Learnt::Fresher);
-        assert_eq!(known.addresses(&cluster(), &peer).len(), 2);
-        let renamed = Card { name: "NodeB".to_owned(), ..card() };
-        assert_eq!(known.told(&cluster(), word(renamed.clone(), now), now), Learnt::Nothing, "older than what is known");
-        assert_eq!(known.told(&cluster(), word(renamed, now + 2 * SECOND), now), Learnt::Changed);
-        assert_eq!(known.list(&cluster()).next().unwrap().1.name, "NodeB");
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_is_told_the_bounds_hold(steps in proptest::collection::vec((0_u8..6, 0_usize..6, 0_usize..9, 0_u64..60), 0..300)) {
-            let (mut known, mut now) = (Known::default(), begin());
-            let tellers: Vec<PeerId> = (0..6).map(|_| PeerId::random()).collect();
-            let peers: Vec<PeerId> = (0..9).map(|_| PeerId::random()).collect();
-            for (action, teller, peer, seconds) in steps {
-                let (teller, peer) = (tellers[teller], peers[peer]);
-                match action {
-                    0 | 1 => drop(known.told(&cluster(), Told { first_hand: action == 0, ..told(teller, peer, now) }, now)),
-                    2 => drop(known.lost(&cluster(), teller, &peer, now)),
-                    3 => known.buried(&cluster(), &peer, now),
-                    4 => drop(known.undialable(&peer, now)),
-                    _ => { now += Duration::from_secs(seconds); known.expire(now); }
-                }
-                prop_assert!(known.count(&cluster()) <= peers.len());
-                prop_assert!(known.entries.values().all(|entry| entry.tellers.len() <= 2 && now - entry.heard < TTL));
-                prop_assert!(known.vouched(&cluster()).all(|peer| known.contains(&cluster(), &peer)));
-            }
-        }
-    }
-}
+mod tests;

@@ -95,7 +95,9 @@ impl Task<'_> {
     pub(super) fn on_lost_listen_address(&mut self, address: &Multiaddr) {
         self.networks_changed();
         self.swarm.remove_external_address(address);
-        self.forget_reach();
+        if let Some(ip) = address::lost_ip(address, self.own_listeners()) {
+            self.forget_reach(ip);
+        }
         self.addresses_moved(Instant::now());
         self.dirty = true;
     }

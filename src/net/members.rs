@@ -21,6 +21,15 @@ use crate::wire::models::Models;
 /// Weight of a new round trip in the running mean: an eighth, as TCP does (RFC 6298).
 const SMOOTHING: u64 = 8;
 
+/// An echo that waited longer at the other side says little of the way: heartbeats are answered at once.
+const MAX_ECHO_DELAY: Duration = Duration::from_secs(1);
+
+/// Microseconds on the way, of the `whole` time, when the other side says that it waited for `delay`; it may err or lie.
+fn trip(whole: Duration, delay: Duration) -> Option<u64> {
+    let trip = whole.checked_sub(delay).filter(|_| delay <= MAX_ECHO_DELAY)?;
+    u64::try_from(trip.as_micros()).ok()
+}
+
 /// How a member is connected.
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
@@ -172,10 +181,9 @@ impl Members {
         if let Some((seq, sent)) = entry.sent
             && seq == heartbeat.echo_seq
         {
-            let whole = now.duration_since(sent);
-            let trip = whole.saturating_sub(Duration::from_micros(u64::from(heartbeat.echo_delay_us)));
-            let trip = u64::try_from(trip.as_micros()).unwrap_or(u64::MAX);
-            entry.latency_us = Some(entry.latency_us.map_or(trip, |mean| (mean * (SMOOTHING - 1) + trip) / SMOOTHING));
+            if let Some(trip) = trip(now.duration_since(sent), Duration::from_micros(u64::from(heartbeat.echo_delay_us))) {
+                entry.latency_us = Some(entry.latency_us.map_or(trip, |mean| (mean * (SMOOTHING - 1) + trip) / SMOOTHING));
+            }
             entry.sent = None;
         }
         entry.heard = Some((heartbeat.seq, now));

@@ -361,10 +361,11 @@ impl Task<'_> {
 
     /// The member has told its name and its models: it can be listed and asked.
     fn on_member_known(&mut self, cluster: &ClusterId, peer: PeerId, now: Instant) {
-        self.membership_changed = true;
+        (self.membership_changed, self.pace.at_once) = (true, true);
         self.publish_permits();
         self.known_arrived(cluster, &peer, now);
         self.policy.succeeded(&peer);
+        self.bootstrap_proved(&peer);
         self.book.succeeded(&peer, now.into_std());
         self.remember_member(peer, now);
         self.ledger.greeted(peer, cluster, GreetOutcome::Member, now.into_std());
@@ -444,6 +445,7 @@ impl Task<'_> {
             self.refused.insert((connection, cluster.clone()), Refusal { at: now, pause: super::rivals::REFUSED });
         }
         self.policy.hold(&peer, super::rivals::REFUSED, now.into_std());
+        self.turned_away(now);
     }
 
     fn is_open(&self, peer: &PeerId, connection: ConnectionId) -> bool {
@@ -468,7 +470,7 @@ impl Task<'_> {
         self.tell_of_loss(cluster, peer, Instant::now());
         self.bootstrap_if_lonely(Instant::now());
         if let Some(name) = name {
-            self.membership_changed = true;
+            (self.membership_changed, self.pace.at_once) = (true, true);
             let id = NodeId::new(peer.to_string());
             let _ = self.lasting.events.send(Event::MemberDown { cluster: cluster.clone(), id, name, reason });
         }

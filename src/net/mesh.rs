@@ -26,7 +26,7 @@ use crate::wire::version::MEMBER_VERSION_THREE;
 /// So many are dialled at once; the others one after the other, so that a crowd that starts together can bear it.
 const FIRST: usize = 8;
 /// Between two dials after those.
-const DIAL_AGAIN: Duration = Duration::from_millis(250);
+pub(super) const DIAL_AGAIN: Duration = Duration::from_millis(250);
 /// When nobody is left to dial, or the dials are used up.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// A dial is not counted on any longer.
@@ -186,6 +186,8 @@ impl Task<'_> {
             .filter(|(_, session)| now.into_std().duration_since(session.since) >= after)
             .filter(|(_, session)| !near.contains(&session.peer) && !self.is_bootstrap(&session.peer))
             .filter(|(_, session)| !self.is_busy(&session.peer, session.connection))
+            // Who could not be told would take it for a loss.
+            .filter(|(_, session)| session.outbox.capacity() > 0)
             .map(|(&generation, _)| generation)
             .collect();
         let Some(&chosen) = may_go.get(random_below(may_go.len())) else { return };
@@ -224,6 +226,7 @@ impl Task<'_> {
             return; // a newer session holds it
         }
         session.gone.cancel();
+        self.known.teller_parted(&cluster, &peer);
         self.left_our_side(&peer);
         if let Some((card, heard)) = parted {
             self.known.parted(&cluster, self.local, peer, card, heard, now);

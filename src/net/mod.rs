@@ -7,6 +7,7 @@ mod admission;
 mod agenda;
 mod alarm;
 mod answer;
+mod arrival;
 mod ask;
 mod behaviour;
 mod book;

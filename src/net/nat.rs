@@ -24,6 +24,12 @@ use crate::domain::network::{Nat, ReachFacts};
 /// Between two tries to reach a peer directly that is connected through a relay: the first, and the longest.
 const DIRECT_FIRST: Duration = Duration::from_secs(1);
 const DIRECT_LONGEST: Duration = Duration::from_secs(300);
+/// By which a peer says that it tests addresses of others: the library does not name it.
+pub(super) const TEST_PROTOCOL: &str = "/libp2p/autonat/2/dial-request";
+/// Peers that are dialled once more when AutoNAT begins anew.
+const MAX_TESTERS: usize = 2;
+/// Relays whose limits are remembered.
+const MAX_LIMITS: usize = 128;
 /// Addresses whose test failed that are remembered.
 const MAX_UNREACHABLE: usize = 8;
 
@@ -48,6 +54,8 @@ pub(crate) struct Reach {
     pub stale: HashSet<ClusterId>,
     /// Where connected peers say that they are reached.
     pub told: HashMap<PeerId, Vec<Multiaddr>>,
+    /// Connected peers that test addresses of others (AutoNAT v2).
+    pub testers: HashSet<PeerId>,
     pub load: Load,
 }
 
@@ -62,6 +70,29 @@ fn limit_of(event: &relay::client::Event) -> Option<(PeerId, Limit)> {
         }
         // It comes through a place of ours, and what that allows is known.
         Event::InboundCircuitEstablished { .. } => None,
+    }
+}
+
+impl Reach {
+    /// Notes what a relay allows. With too many of them one is forgotten: circuits through it are metered no worse than by
+    /// the relay itself.
+    fn note_limit(&mut self, relay: PeerId, limit: Limit) {
+        if self.limits.len() >= MAX_LIMITS
+            && !self.limits.contains_key(&relay)
+            && let Some(any) = self.limits.keys().next().copied()
+        {
+            self.limits.remove(&any);
+        }
+        self.limits.insert(relay, limit);
+    }
+
+    /// The last connection to a peer is gone.
+    pub(super) fn forget_peer(&mut self, peer: &PeerId) {
+        self.observations.forget(peer);
+        self.told.remove(peer);
+        self.testers.remove(peer);
+        self.limits.remove(peer);
+        self.direct_pauses.remove(peer);
     }
 }
 
@@ -154,12 +185,13 @@ impl Task<'_> {
     pub(super) fn note_observed(&mut self, peer: PeerId, connection: ConnectionId, observed: &Multiaddr) {
         let known = self.swarm.behaviour().streams.connections(&peer).iter().find(|known| known.id == connection);
         let Some(dialed) = known.filter(|known| !known.relayed).map(|known| known.dialed) else { return };
-        if !self.reach.observations.note(peer, observed, dialed) {
+        // Who came in by itself could name whatever it likes: nothing is tried because of its word.
+        if !self.reach.observations.note(peer, observed, dialed) || !dialed {
             return;
         }
         let listening: Vec<Multiaddr> = self.own_listeners().cloned().collect();
         for candidate in candidates(observed, dialed, &listening) {
-            if !address::dialable(&candidate, &self.networks) {
+            if !address::dialable(&candidate, &self.networks) || !self.reach.observations.may_name(peer, &candidate) {
                 continue;
             }
             self.swarm.behaviour_mut().punch.candidate(&candidate);
@@ -208,7 +240,7 @@ impl Task<'_> {
             self.on_place(*relay_peer_id, *renewal);
         }
         if let Some((relay, limit)) = limit_of(&event) {
-            self.reach.limits.insert(relay, limit);
+            self.reach.note_limit(relay, limit);
         }
     }
 
@@ -294,14 +326,16 @@ impl Task<'_> {
             || self.swarm.behaviour().streams.all().any(|(_, connection)| through(connection))
     }
 
-    /// The network is another one: what was found out in the old one counts no more.
-    pub(super) fn forget_reach(&mut self) {
-        self.reach.observations.clear();
-        self.reach.reached6.clear();
-        self.reach.unreachable.clear();
+    /// This machine has the address `lost` no more: what was found out with it counts no more. Behind a NAT nobody knows
+    /// which of its addresses was seen outside; IPv6 addresses are seen as they are, and the others go on.
+    pub(super) fn forget_reach(&mut self, lost: IpAddr) {
+        let gone = |known: &Multiaddr| ip_of(known).is_some_and(|ip| ip == lost || (ip.is_ipv4() && lost.is_ipv4()));
+        self.reach.observations.forget_addresses(gone);
+        self.reach.reached6.remove(&lost);
+        self.reach.unreachable.retain(|(known, _)| !gone(known));
         self.swarm.behaviour_mut().tester.reset();
         let own: HashSet<Multiaddr> = self.own_listeners().cloned().collect();
-        let found: Vec<Multiaddr> = self.swarm.external_addresses().cloned().collect();
+        let found: Vec<Multiaddr> = self.swarm.external_addresses().filter(|known| gone(known)).cloned().collect();
         for address in found {
             // The relay client keeps its own in step.
             if !address::is_circuit(&address) && !own.contains(&address) && !self.reach.configured.contains(&address) {
@@ -309,6 +343,25 @@ impl Task<'_> {
             }
         }
         self.addresses_changed();
+        self.find_testers();
+    }
+
+    /// AutoNAT hears once on each connection that its other end tests addresses, and what it heard went with its outcomes:
+    /// some of those peers are dialled once more, beside the connection that there is. They also tell anew where they see
+    /// this node. The second connection goes by itself a little later.
+    fn find_testers(&mut self) {
+        let lone = |peer: &PeerId| match self.swarm.behaviour().streams.connections(peer) {
+            [only] if only.dialed && !only.relayed => Some((*peer, address::without_peer(&only.remote))),
+            _ => None,
+        };
+        let mut found: Vec<(PeerId, Multiaddr)> = self.reach.testers.iter().filter_map(lone).collect();
+        found.sort_by_key(|(peer, _)| (!self.is_bootstrap(peer), !self.members.is_member(peer), *peer));
+        for (peer, address) in found.into_iter().take(MAX_TESTERS) {
+            let options = DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(vec![address]).build();
+            if let Err(error) = self.swarm.dial(options) {
+                tracing::debug!(%peer, %error, "not dialled once more");
+            }
+        }
     }
 
     /// Where this node can be reached, for people to paste: configured, its own, through relays.
@@ -347,5 +400,26 @@ impl Task<'_> {
     /// Whether this node answers questions in the DHT: it does when others reach it without a relay.
     pub(super) fn serves_dht(&self) -> bool {
         self.reach.is_direct
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_relays_are_bounded_and_what_is_known_of_a_peer_goes_with_it() {
+        let (mut reach, last) = (Reach::default(), PeerId::random());
+        for _ in 0..MAX_LIMITS {
+            reach.note_limit(PeerId::random(), Limit { bytes: None, duration: None });
+        }
+        assert_eq!(reach.limits.len(), MAX_LIMITS);
+        reach.note_limit(last, Limit { bytes: None, duration: None });
+        reach.note_limit(last, Limit { bytes: None, duration: None });
+        assert_eq!(reach.limits.len(), MAX_LIMITS);
+        assert!(reach.limits.contains_key(&last));
+        reach.direct_pauses.insert(last, DIRECT_LONGEST);
+        reach.forget_peer(&last);
+        assert!(reach.direct_pauses.is_empty() && !reach.limits.contains_key(&last));
     }
 }

@@ -104,6 +104,28 @@ impl Places {
         Some((relay, gone, held))
     }
 
+    /// Enters a connected peer that is a relay; false when there is no room. Strangers make room for `trusted` ones.
+    fn enter_hop(&mut self, peer: PeerId, said: Option<Multiaddr>, trusted: impl Fn(&PeerId) -> bool) -> bool {
+        if self.hops.len() >= MAX_HOPS && !self.hops.contains_key(&peer) {
+            if !trusted(&peer) {
+                return false;
+            }
+            let strangers = self.hops.keys().filter(|known| !trusted(known));
+            if let Some(stranger) = strangers.min_by_key(|known| (self.is_at(known), **known)).copied() {
+                self.hops.remove(&stranger);
+            }
+        }
+        self.hops.insert(peer, said);
+        true
+    }
+
+    /// Forgets a relay at which no place is held or asked for.
+    fn drop_idle(&mut self, relay: &PeerId) {
+        if !self.is_at(relay) {
+            self.places.remove(relay);
+        }
+    }
+
     /// Forgets relays that refuse; `keep` names those that stay whatever they do.
     fn tidy(&mut self, keep: impl Fn(&PeerId) -> bool) {
         self.places.retain(|relay, place| place.listener.is_some() || place.failures < MAX_FAILURES || keep(relay));
@@ -111,19 +133,38 @@ impl Places {
 }
 
 impl Task<'_> {
-    /// A connected peer says that it is a relay, or is none any more.
+    /// A relay that others than itself speak for: a member, of now or before, or what the operator named.
+    fn is_trusted(&self, relay: &PeerId) -> bool {
+        let was_member = self.book.get(relay).is_some_and(|candidate| candidate.was_member);
+        // A bootstrap address without /p2p names no peer between two connections.
+        let place = self.reach.places.places.get(relay);
+        let named = place.is_some_and(|place| self.bootstrap.iter().any(|known| known.dialled.contains(&place.relay)));
+        was_member || named || self.members.is_member(relay) || self.is_bootstrap(relay)
+    }
+
+    /// A connected peer says that it is a relay, or is none any more. One that is itself connected through a relay is of no
+    /// use: circuits do not go through two.
     pub(super) fn note_hop(&mut self, peer: PeerId, is_relay: bool, announced: &[Multiaddr], now: Instant) {
-        let hops = &mut self.reach.places.hops;
-        if !is_relay {
-            hops.remove(&peer);
-        } else if hops.len() < MAX_HOPS || hops.contains_key(&peer) {
-            hops.insert(peer, announced.iter().find(|known| !address::is_circuit(known)).cloned());
+        let direct = self.swarm.behaviour().streams.connections(&peer).iter().any(|known| !known.relayed);
+        if !is_relay || !direct {
+            self.reach.places.hops.remove(&peer);
+            return;
+        }
+        let said = announced.iter().find(|known| !address::is_circuit(known)).cloned();
+        let mut places = std::mem::take(&mut self.reach.places);
+        let entered = places.enter_hop(peer, said, |known| self.is_trusted(known));
+        self.reach.places = places;
+        if entered {
             self.agenda.no_later(Due::Places, now);
         }
     }
 
+    /// A relay is connected no more. A stranger is not dialled for its place: it comes by itself, or another one does.
     pub(super) fn forget_hop(&mut self, peer: &PeerId) {
         self.reach.places.hops.remove(peer);
+        if !self.is_trusted(peer) {
+            self.reach.places.drop_idle(peer);
+        }
     }
 
     /// Asks for places, while this node needs some and has too few.
@@ -158,11 +199,17 @@ impl Task<'_> {
 
     fn ask_for_place(&mut self, relay: PeerId, now: Instant) {
         let connections = self.swarm.behaviour().streams.connections(&relay);
-        let dialed = connections.iter().find(|known| known.dialed && !known.relayed).map(|known| known.remote.clone());
-        let known = self.reach.places.places.get(&relay).map(|place| place.relay.clone());
-        let said = self.reach.places.hops.get(&relay).cloned().flatten();
-        let Some(at) = dialed.or(known).or(said) else { return };
-        let at = address::without_peer(&at);
+        let remote =
+            |dialed: bool| connections.iter().find(|known| known.dialed == dialed && !known.relayed).map(|known| &known.remote);
+        let place = self.reach.places.places.get(&relay).map(|place| &place.relay);
+        let said = self.reach.places.hops.get(&relay).and_then(Option::as_ref);
+        // Where this node dials is not for strangers to say: of one that came in, the place is asked for on its connection.
+        let at = if self.is_trusted(&relay) {
+            remote(true).or(place).or(said).or(remote(false))
+        } else {
+            remote(true).or(remote(false))
+        };
+        let Some(at) = at.map(address::without_peer) else { return };
         let asked = self.swarm.listen_on(address::circuit(&at, relay));
         tracing::debug!(%relay, address = %at, ?asked, "asking for a place at a relay");
         let place = self.reach.places.places.entry(relay).or_insert_with(|| Place {
@@ -231,6 +278,9 @@ impl Task<'_> {
         } else {
             tracing::debug!(%relay, "no place at relay {relay}: {problem}");
         }
+        if !self.swarm.is_connected(&relay) && !self.is_trusted(&relay) {
+            self.reach.places.drop_idle(&relay);
+        }
         if let Some(again) = self.reach.places.places.get(&relay).and_then(|place| place.again) {
             self.agenda.no_later(Due::Places, again);
         }
@@ -294,6 +344,27 @@ mod tests {
         }
         places.tidy(|relay| *relay == named);
         assert_eq!(places.places.keys().copied().collect::<Vec<_>>(), [named]);
+    }
+
+    #[test]
+    fn a_crowd_of_strangers_keeps_no_member_out() {
+        let (mut places, held, member) = (Places::default(), PeerId::random(), PeerId::random());
+        let nobody = |_: &PeerId| false;
+        places.places.insert(held, place(ListenerId::next()));
+        assert!(places.enter_hop(held, None, nobody));
+        for _ in 1..MAX_HOPS {
+            assert!(places.enter_hop(PeerId::random(), None, nobody));
+        }
+        assert!(!places.enter_hop(PeerId::random(), None, nobody));
+        assert!(places.enter_hop(held, None, nobody), "it is in already");
+        assert!(places.enter_hop(member, None, |peer| *peer == member));
+        assert_eq!(places.hops.len(), MAX_HOPS);
+        assert!(places.hops.contains_key(&member) && places.hops.contains_key(&held));
+        places.drop_idle(&held);
+        assert!(places.is_at(&held), "the library minds when its listener goes");
+        places.places.insert(held, Place { listener: None, ..place(ListenerId::next()) });
+        places.drop_idle(&held);
+        assert!(places.places.is_empty());
     }
 
     #[test]

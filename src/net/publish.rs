@@ -2,17 +2,52 @@
 //! directory for those who ask.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::answer::{self, Permits};
 use super::handle::{Directory, Snapshot};
-use super::task::Task;
+use super::task::{Due, Task};
 use crate::domain::cluster::ClusterId;
 use crate::domain::doctor;
 use crate::domain::node::{ClusterState, ClusterView, Member, NodeId};
 
 /// Names of members in one log line; more are counted.
 const NAMES: usize = 32;
+/// Between two snapshots, while one change follows the other: members may send 64 frames a second each, and each may change
+/// something.
+const PACE: Duration = Duration::from_millis(50);
+
+/// When the next snapshot may be published.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    last: Option<Instant>,
+    /// Somebody is about to be told of what has changed, and must find it in the snapshot.
+    pub at_once: bool,
+}
+
+impl Pace {
+    /// `None` when that is now.
+    fn waits_until(&self, now: Instant) -> Option<Instant> {
+        self.last.map(|last| last + PACE).filter(|&next| next > now && !self.at_once)
+    }
+
+    fn published(&mut self, now: Instant) {
+        *self = Self { last: Some(now), at_once: false };
+    }
+}
+
+/// The names of the members. Put together only when a line with them is really written.
+struct Names<'a>(&'a ClusterView);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&names(self.0))
+    }
+}
 
 fn names(view: &ClusterView) -> String {
     let mut names: Vec<String> = view.members.iter().map(|member| super::membership::loggable(&member.name)).collect();
@@ -27,8 +62,27 @@ fn names(view: &ClusterView) -> String {
 }
 
 impl Task<'_> {
+    /// Publishes what has changed: at once after a quiet time, else when the next snapshot may be.
+    pub(super) fn publish_in_time(&mut self, now: Instant) {
+        if !self.dirty {
+            return;
+        }
+        match self.pace.waits_until(now) {
+            Some(next) => self.agenda.no_later(Due::Publish, next),
+            None => self.publish(),
+        }
+    }
+
+    /// Publishes what has changed before somebody is told that it has.
+    pub(super) fn publish_first(&mut self) {
+        if self.dirty {
+            self.publish();
+        }
+    }
+
     pub(super) fn publish(&mut self) {
         self.dirty = false;
+        self.pace.published(Instant::now());
         let clusters: BTreeMap<ClusterId, Arc<ClusterView>> = self
             .clusters
             .values()
@@ -66,7 +120,7 @@ impl Task<'_> {
             .collect();
         if std::mem::take(&mut self.membership_changed) {
             for view in clusters.values() {
-                tracing::info!(cluster = %view.id, "peers: {}", names(view));
+                tracing::info!(cluster = %view.id, "peers: {}", Names(view));
             }
         }
         let snapshot = Snapshot {
@@ -123,5 +177,26 @@ impl Task<'_> {
         };
         self.permits.send_replace(Arc::new(permits));
         self.lasting.directory.send_replace(Arc::new(directory));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_change_after_a_quiet_time_is_published_at_once_and_the_next_ones_together() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        assert_eq!(pace.waits_until(start), None);
+        pace.published(start);
+        let next = start + PACE;
+        assert_eq!(pace.waits_until(start), Some(next));
+        assert_eq!(pace.waits_until(next - Duration::from_nanos(1)), Some(next));
+        assert_eq!(pace.waits_until(next), None);
+        // Who is told of a member finds it in the snapshot.
+        pace.at_once = true;
+        assert_eq!(pace.waits_until(start), None);
+        pace.published(start);
+        assert_eq!(pace.waits_until(start), Some(next));
     }
 }

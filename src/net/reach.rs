@@ -12,6 +12,9 @@ use crate::domain::network::Nat;
 /// Peers whose word is kept.
 const MAX_PEERS: usize = 64;
 
+/// Addresses that are tried because of the word of one peer, while it is connected.
+const MAX_NAMED: usize = 2;
+
 /// Where one peer sees this node.
 #[derive(Debug, Clone)]
 struct Seen {
@@ -22,7 +25,11 @@ struct Seen {
 
 /// Where peers see this node, the newest word of each for each transport.
 #[derive(Debug, Default)]
-pub(crate) struct Observations(HashMap<(PeerId, bool), Seen>);
+pub(crate) struct Observations {
+    seen: HashMap<(PeerId, bool), Seen>,
+    /// What was tried because of each peer's word.
+    named: HashMap<PeerId, Vec<Multiaddr>>,
+}
 
 fn port_of(address: &Multiaddr) -> Option<u16> {
     address.iter().find_map(|part| match part {
@@ -68,28 +75,48 @@ impl Observations {
             return false;
         }
         let key = (peer, is_quic(at));
-        if self.0.len() >= MAX_PEERS && !self.0.contains_key(&key) {
+        if self.seen.len() >= MAX_PEERS && !self.seen.contains_key(&key) && !(dialed && self.make_room()) {
+            return false;
+        }
+        if !dialed && self.seen.get(&key).is_some_and(|known| known.dialed) {
             return false;
         }
         let at = without_peer(at);
-        let changed = self.0.get(&key).is_none_or(|known| known.at != at);
-        self.0.insert(key, Seen { at, dialed });
+        let changed = self.seen.get(&key).is_none_or(|known| known.at != at);
+        self.seen.insert(key, Seen { at, dialed });
         changed
+    }
+
+    /// Makes room for the word of a peer that was dialled: one that came in by itself goes.
+    fn make_room(&mut self) -> bool {
+        let undialled = self.seen.iter().find(|(_, seen)| !seen.dialed).map(|(key, _)| *key);
+        undialled.is_some_and(|key| self.seen.remove(&key).is_some())
+    }
+
+    /// Whether `address` is tried because `peer` named it: a peer has two, one for each transport.
+    pub(crate) fn may_name(&mut self, peer: PeerId, address: &Multiaddr) -> bool {
+        let named = self.named.entry(peer).or_default();
+        if named.len() < MAX_NAMED && !named.contains(address) {
+            named.push(address.clone());
+        }
+        named.contains(address)
     }
 
     /// A peer that is connected no more: what it saw may be true no more.
     pub(crate) fn forget(&mut self, peer: &PeerId) {
-        self.0.retain(|(known, _), _| known != peer);
+        self.named.remove(peer);
+        self.seen.retain(|(known, _), _| known != peer);
     }
 
-    /// The network is another one.
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
+    /// Addresses that lead here no more.
+    pub(crate) fn forget_addresses(&mut self, gone: impl Fn(&Multiaddr) -> bool) {
+        self.seen.retain(|_, seen| !gone(&seen.at));
+        self.named.clear();
     }
 
     /// Every address at which somebody sees this node.
     pub(crate) fn addresses(&self) -> Vec<Multiaddr> {
-        let mut all: Vec<Multiaddr> = self.0.values().map(|seen| seen.at.clone()).collect();
+        let mut all: Vec<Multiaddr> = self.seen.values().map(|seen| seen.at.clone()).collect();
         all.sort();
         all.dedup();
         all
@@ -99,7 +126,7 @@ impl Observations {
     /// that comes in cannot make a server believe that there is a NAT before it.
     fn outside<'a>(&'a self, own: &'a [IpAddr]) -> impl Iterator<Item = (&'a PeerId, &'a Seen)> {
         let translated = |seen: &Seen| ip_of(&seen.at).is_some_and(|ip| ip.is_ipv4() && !own.contains(&ip));
-        self.0.iter().filter(move |(_, seen)| seen.dialed && translated(seen)).map(|((peer, _), seen)| (peer, seen))
+        self.seen.iter().filter(move |(_, seen)| seen.dialed && translated(seen)).map(|((peer, _), seen)| (peer, seen))
     }
 
     /// Somebody sees another address than this machine has.
@@ -111,7 +138,7 @@ impl Observations {
     pub(crate) fn nat(&self, listening: &[Multiaddr]) -> Nat {
         let own: Vec<IpAddr> = listening.iter().filter_map(ip_of).collect();
         if !self.translated(&own) {
-            let seen_as_it_is = self.0.values().any(|seen| ip_of(&seen.at).is_some_and(|ip| own.contains(&ip)));
+            let seen_as_it_is = self.seen.values().any(|seen| ip_of(&seen.at).is_some_and(|ip| own.contains(&ip)));
             return if seen_as_it_is { Nat::None } else { Nat::Unknown };
         }
         let kept = |seen: &Seen| port_of(&seen.at).is_some_and(|port| ports(listening, &seen.at).contains(&port));
@@ -193,8 +220,25 @@ mod tests {
         for _ in 0..1000 {
             observations.note(PeerId::random(), &addr("/ip4/198.51.100.1/tcp/1"), true);
         }
-        assert_eq!(observations.0.len(), MAX_PEERS);
+        assert_eq!(observations.seen.len(), MAX_PEERS);
         observations.forget(&peer);
-        assert_eq!(observations.0.len(), MAX_PEERS - 1);
+        assert_eq!(observations.seen.len(), MAX_PEERS - 1);
+        observations.forget_addresses(|at| *at == addr("/ip4/198.51.100.1/tcp/1"));
+        assert!(observations.addresses().is_empty());
+    }
+
+    #[test]
+    fn a_peer_that_was_dialled_is_heard_in_any_crowd_and_has_two_addresses_tried() {
+        let (mut observations, dialled) = (Observations::default(), PeerId::random());
+        for _ in 0..MAX_PEERS {
+            assert!(observations.note(PeerId::random(), &addr("/ip4/198.51.100.1/tcp/1"), false));
+        }
+        assert!(!observations.note(PeerId::random(), &addr("/ip4/198.51.100.1/tcp/1"), false));
+        assert!(observations.note(dialled, &addr("/ip4/198.51.100.9/tcp/1"), true));
+        assert_eq!(observations.seen.len(), MAX_PEERS);
+        let mut may = |port: u16| observations.may_name(dialled, &addr(&format!("/ip4/198.51.100.9/tcp/{port}")));
+        assert_eq!([may(1), may(2), may(3), may(1)], [true, true, false, true]);
+        observations.forget(&dialled);
+        assert!(observations.may_name(dialled, &addr("/ip4/198.51.100.9/tcp/3")));
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::address;
-use super::membership::framed;
+use super::membership::{framed, loggable};
 use super::session::{Generation, Outgoing, Up};
 use super::task::{Due, Task};
 use crate::domain::cluster::ClusterId;
@@ -21,7 +21,7 @@ use crate::wire::control::{ByeReason, Control};
 
 /// How long the first one has to answer.
 const ANSWER: Duration = Duration::from_millis(1500);
-/// Contests at once; one more is lost by who comes.
+/// Contests at once; who comes then is dropped and may try again.
 const MAX_CONTESTS: usize = 32;
 /// Who was refused is refused without a contest, and does not come back by itself, for this long.
 pub(super) const REFUSED: Duration = Duration::from_secs(60);
@@ -53,8 +53,18 @@ pub(crate) struct Rivals {
     past: HashMap<PeerId, VecDeque<u64>>,
     refused: HashMap<PeerId, (u64, ConnectionId, Instant)>,
     noticed: HashMap<PeerId, Instant>,
-    /// Where another machine uses this node's identity, and when that was last heard.
-    ours: Vec<(String, Instant)>,
+    /// Where another machine uses this node's identity, by the members that say so.
+    ours: Vec<Sighting>,
+    /// When a member last turned this node away because of it.
+    turned_away: Option<Instant>,
+}
+
+/// A member's word that another machine uses this node's identity.
+#[derive(Debug)]
+struct Sighting {
+    address: String,
+    teller: PeerId,
+    at: Instant,
 }
 
 /// Makes room in a map of peers.
@@ -68,9 +78,47 @@ fn bounded<T>(map: &mut HashMap<PeerId, T>, age: impl Fn(&T) -> Instant) {
 
 impl Rivals {
     /// Addresses of other machines that use this node's identity.
-    pub(crate) fn addresses(&self, now: Instant) -> Vec<String> {
-        let fresh = |seen: &&(String, Instant)| now.duration_since(seen.1) < EVIDENCE;
-        self.ours.iter().filter(fresh).map(|(address, _)| address.clone()).collect()
+    fn addresses(&self, now: Instant) -> Vec<String> {
+        let fresh = self.ours.iter().filter(|seen| now.duration_since(seen.at) < EVIDENCE);
+        let mut addresses: Vec<String> = fresh.map(|seen| seen.address.clone()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// More than one member's word: it takes two, or that this node was turned away.
+    fn is_certain(&self, now: Instant) -> bool {
+        let fresh = |at: Instant| now.duration_since(at) < EVIDENCE;
+        // One sighting of each teller is kept.
+        self.turned_away.is_some_and(fresh) || self.ours.iter().filter(|seen| fresh(seen.at)).count() >= 2
+    }
+
+    /// The text of the address, when it is one and news: the last word of each member counts.
+    fn sighted(&mut self, teller: PeerId, address: Vec<u8>, now: Instant) -> Option<String> {
+        let address = Multiaddr::try_from(address).ok().filter(|address| address::ip_of(address).is_some())?;
+        let address = loggable(&address.to_string());
+        let is_news = self.addresses(now).is_empty();
+        self.ours.retain(|seen| seen.teller != teller && now.duration_since(seen.at) < EVIDENCE);
+        self.ours.insert(0, Sighting { address: address.clone(), teller, at: now });
+        self.ours.truncate(MAX_EVIDENCE);
+        is_news.then_some(address)
+    }
+
+    fn forget(&mut self, now: Instant) -> bool {
+        let before = self.ours.len();
+        self.ours.retain(|seen| now.duration_since(seen.at) < EVIDENCE);
+        self.ours.len() < before
+    }
+
+    /// There is one contest for each peer.
+    fn is_contested(&self, peer: &PeerId) -> bool {
+        self.contests.iter().any(|contest| contest.up.peer == *peer)
+    }
+
+    /// What comes of a second run that is no restart.
+    fn opened(&self, peer: &PeerId) -> Verdict {
+        let may_be = self.contests.len() < MAX_CONTESTS && !self.is_contested(peer);
+        if may_be { Verdict::Contest } else { Verdict::Later }
     }
 
     fn replaced(&mut self, peer: PeerId, run: u64) {
@@ -98,6 +146,9 @@ pub(super) enum Verdict {
     Contest,
     /// Another machine that was told so within the last minute.
     Refused,
+    /// Not to be told now: too many contests, or one of this peer is not over. It proves nothing, so nobody is told
+    /// anything and nobody is remembered; who comes greets again.
+    Later,
 }
 
 impl Task<'_> {
@@ -108,11 +159,11 @@ impl Task<'_> {
         if old == new {
             return Verdict::Same;
         }
-        if self.rivals.refused.get(&up.peer).is_some_and(|&(run, _, until)| run == new && now < until)
-            || self.rivals.contests.len() >= MAX_CONTESTS
-            || self.rivals.contests.iter().any(|contest| contest.incumbent == current)
-        {
+        if self.rivals.refused.get(&up.peer).is_some_and(|&(run, _, until)| run == new && now < until) {
             return Verdict::Refused;
+        }
+        if self.rivals.is_contested(&up.peer) {
+            return Verdict::Later;
         }
         let (there, here) = (self.remote_of(&up.peer, session.connection), self.remote_of(&up.peer, up.connection));
         let host = |remote: &Option<Multiaddr>| remote.as_ref().and_then(address::ip_of);
@@ -120,7 +171,7 @@ impl Task<'_> {
             self.rivals.replaced(up.peer, old);
             return Verdict::Restart;
         }
-        Verdict::Contest
+        self.rivals.opened(&up.peer)
     }
 
     fn remote_of(&self, peer: &PeerId, connection: ConnectionId) -> Option<Multiaddr> {
@@ -194,19 +245,26 @@ impl Task<'_> {
 
     /// A member says that another machine uses this node's identity.
     pub(super) fn rival_reported(&mut self, teller: &PeerId, cluster: &ClusterId, bytes: Vec<u8>, now: Instant) {
-        let noted = self.ledger.get(teller).and_then(|note| note.name.as_deref());
-        let name = self.members.name(cluster, teller).or(noted).map(super::membership::loggable);
-        let teller = name.unwrap_or_else(|| teller.to_string());
-        let seen = Multiaddr::try_from(bytes).map_or_else(|_| "an unknown address".to_owned(), |at| at.to_string());
-        if self.rivals.ours.is_empty() {
+        if let Some(seen) = self.rivals.sighted(*teller, bytes, now) {
+            let noted = self.ledger.get(teller).and_then(|note| note.name.as_deref());
+            let name = self.members.name(cluster, teller).or(noted).map(loggable);
+            let teller = name.unwrap_or_else(|| teller.to_string());
             tracing::warn!(
-                "another machine uses this node's identity: {teller} sees it at {seen}; \"ogctl doctor\" says what to do"
+                "{teller} says that another machine uses this node's identity, at {seen}; \"ogctl doctor\" says what to do"
             );
         }
-        self.rivals.ours.retain(|(known, at)| *known != seen && now.duration_since(*at) < EVIDENCE);
-        self.rivals.ours.insert(0, (seen, now));
-        self.rivals.ours.truncate(MAX_EVIDENCE);
         self.dirty = true;
+    }
+
+    /// A member turned this node away: the other machine was there first.
+    pub(super) fn turned_away(&mut self, now: Instant) {
+        self.rivals.turned_away = Some(now);
+        self.dirty = true;
+    }
+
+    /// Whether there is more than the word of one member of another machine with this node's identity.
+    pub(super) fn is_rival_certain(&self, now: Instant) -> bool {
+        self.rivals.is_certain(now) || self.twins_heard(now).next().is_some()
     }
 
     /// Where another machine uses this node's identity: by members, and by what this node hears on its own networks.
@@ -218,8 +276,77 @@ impl Task<'_> {
 
     /// Evidence that nobody repeats is forgotten.
     pub(super) fn forget_rivals(&mut self, now: Instant) {
-        let before = self.rivals.ours.len();
-        self.rivals.ours.retain(|(_, at)| now.duration_since(*at) < EVIDENCE);
-        self.dirty |= self.rivals.ours.len() < before;
+        self.dirty |= self.rivals.forget(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Vec<u8> {
+        text.parse::<Multiaddr>().unwrap().to_vec()
+    }
+
+    fn contest(peer: PeerId, now: Instant) -> Contest {
+        let up = Up {
+            generation: 2,
+            cluster: ClusterId::new("home").unwrap(),
+            peer,
+            connection: ConnectionId::new_unchecked(1),
+            opened_here: false,
+            protocol: 3,
+            run: Some(7),
+            outbox: tokio::sync::mpsc::channel(1).0,
+        };
+        Contest { up, entered: oneshot::channel().0, incumbent: 1, until: now + ANSWER }
+    }
+
+    #[test]
+    fn each_peer_has_one_contest_and_all_together_have_few() {
+        let (mut rivals, now, first) = (Rivals::default(), Instant::now(), PeerId::random());
+        rivals.contests.push(contest(first, now));
+        assert!(rivals.is_contested(&first));
+        assert_eq!(rivals.opened(&first), Verdict::Later);
+        for _ in 2..MAX_CONTESTS {
+            rivals.contests.push(contest(PeerId::random(), now));
+        }
+        assert_eq!(rivals.opened(&PeerId::random()), Verdict::Contest, "the last one");
+        rivals.contests.push(contest(PeerId::random(), now));
+        assert_eq!(rivals.opened(&PeerId::random()), Verdict::Later, "one more");
+        assert!(rivals.refused.is_empty());
+    }
+
+    #[test]
+    fn one_member_alone_makes_nothing_certain_whatever_it_says() {
+        let (mut rivals, now, liar) = (Rivals::default(), Instant::now(), PeerId::random());
+        for nonsense in [Vec::new(), vec![255; 9], address("/dns4/example.org/tcp/1"), address("/memory/7")] {
+            assert_eq!(rivals.sighted(liar, nonsense, now), None);
+        }
+        assert!(rivals.addresses(now).is_empty());
+        for host in 1..9 {
+            rivals.sighted(liar, address(&format!("/ip4/192.0.2.{host}/tcp/1")), now);
+        }
+        assert_eq!(rivals.addresses(now), ["/ip4/192.0.2.8/tcp/1"]);
+        assert!(!rivals.is_certain(now));
+        // A second one says the same.
+        assert_eq!(rivals.sighted(PeerId::random(), address("/ip4/192.0.2.8/tcp/1"), now), None, "no news");
+        assert!(rivals.is_certain(now) && rivals.addresses(now).len() == 1);
+        assert!(!rivals.is_certain(now + EVIDENCE));
+        assert!(rivals.forget(now + EVIDENCE));
+        rivals.turned_away = Some(now);
+        assert!(rivals.is_certain(now) && !rivals.is_certain(now + EVIDENCE));
+    }
+
+    #[test]
+    fn an_address_is_told_on_one_line_and_few_are_kept() {
+        let (mut rivals, now) = (Rivals::default(), Instant::now());
+        let hostile = address("/ip4/192.0.2.1").into_iter().chain([53, 3, b'a', b'\n', 27]).collect();
+        let told = rivals.sighted(PeerId::random(), hostile, now).unwrap();
+        assert!(!told.contains(char::is_control), "{told:?}");
+        for _ in 0..=MAX_EVIDENCE {
+            rivals.sighted(PeerId::random(), address("/ip4/192.0.2.1/tcp/1"), now);
+        }
+        assert_eq!(rivals.ours.len(), MAX_EVIDENCE);
     }
 }

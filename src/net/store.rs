@@ -112,11 +112,16 @@ impl Providers {
             return Err(Error::ValueTooLarge);
         }
         let key = record.key.clone();
-        if let Some(known) =
-            self.others.get_mut(&key).and_then(|list| list.iter_mut().find(|known| known.provider == record.provider))
+        let list = self.others.get_mut(&key);
+        if let Some((at, known)) =
+            list.and_then(|list| list.iter_mut().enumerate().find(|(_, known)| known.provider == record.provider))
         {
-            *known = record;
-            return Ok(());
+            if subnet(known) == subnet(&record) {
+                *known = record;
+                return Ok(());
+            }
+            // It lives elsewhere now, and has to find a place there like anybody.
+            self.drop_at(&key, at);
         }
         self.drop_expired(&key, now);
         if self.keys_of.get(&record.provider).is_some_and(|&keys| keys >= MAX_KEYS_PER_PROVIDER) {
@@ -327,6 +332,21 @@ mod tests {
         let accepted = (100..200)
             .filter(|&number| store.add_provider(ProviderRecord { provider, ..record(number, number, later()) }).is_ok());
         assert_eq!(accepted.count(), MAX_KEYS_PER_PROVIDER);
+    }
+
+    #[test]
+    fn who_moves_into_a_full_subnet_counts_there() {
+        let mut store = Providers::new(PeerId::random());
+        for host in 0..20 {
+            let elsewhere = record(1, 100 + host, later());
+            let moved = ProviderRecord { provider: elsewhere.provider, ..record(1, 7, later()) };
+            store.add_provider(elsewhere).unwrap();
+            store.add_provider(moved.clone()).unwrap();
+            // The same once more is no move.
+            store.add_provider(moved).unwrap();
+        }
+        assert_eq!((store.total, store.others[&key(1)].len()), (MAX_PER_SUBNET, MAX_PER_SUBNET));
+        assert_eq!(store.keys_of.values().sum::<usize>(), MAX_PER_SUBNET);
     }
 
     #[test]

@@ -107,6 +107,8 @@ pub(crate) enum Due {
     Mdns,
     /// Close idle lanes.
     Trim,
+    /// Publish what has changed.
+    Publish,
     /// Finish leaving: the time for running prompts is over.
     Leave(ClusterId),
 }
@@ -244,6 +246,7 @@ pub(crate) struct Task<'a> {
     pub(super) networks: Vec<super::address::Network>,
     pub(super) membership_changed: bool,
     pub(super) dirty: bool,
+    pub(super) pace: super::publish::Pace,
     stopping: Option<oneshot::Sender<()>>,
     /// Cancelled when this task ends, by whatever way: a stream that anybody still holds keeps its connection and the
     /// socket of the old swarm alive, and the next swarm could not have its port.
@@ -368,6 +371,7 @@ pub(crate) async fn run(
         networks: Vec::new(),
         membership_changed: false,
         dirty: true,
+        pace: super::publish::Pace::default(),
         stopping: None,
         _over: over.clone().drop_guard(),
         over,
@@ -409,7 +413,7 @@ impl Task<'_> {
     ) -> Ended {
         loop {
             if self.dirty {
-                self.publish();
+                self.publish_in_time(Instant::now());
             }
             if let Some(next) = self.agenda.next() {
                 // What is due is done first: a peer that keeps the loop busy must not keep it from its heartbeats.
@@ -503,9 +507,14 @@ impl Task<'_> {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Join { cluster, options, reply } => {
-                let _ = reply.send(self.join(cluster, options));
+                let joined = self.join(cluster, options);
+                self.publish_first();
+                let _ = reply.send(joined);
             }
-            Command::Leave { cluster, drain, reply } => self.leave(cluster, drain, reply),
+            Command::Leave { cluster, drain, reply } => {
+                self.leave(cluster, drain, reply);
+                self.publish_first();
+            }
             Command::Ask { events, .. } => {
                 // Only scripted handles send this: a real one asks on a lane of its own.
                 drop(events);
@@ -552,6 +561,7 @@ impl Task<'_> {
                 Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
+                Due::Publish => {} // the loop does it, if there is still something to publish
                 Due::Leave(cluster) => self.try_depart(&cluster, now),
             }
         }

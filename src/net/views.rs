@@ -11,6 +11,7 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::time::Instant;
 
 use super::known::{self, Learnt, Told};
+use super::mesh::DIAL_AGAIN;
 use super::session::Generation;
 use super::task::{Due, Session, Task};
 use super::{address, jitter, random_below, shuffle};
@@ -78,7 +79,9 @@ impl Task<'_> {
     /// A roster of a member of version 3.
     pub(super) fn learn_roster(&mut self, generation: Generation, roster: Roster, now: Instant) {
         let Some(session) = self.sessions.get_mut(&generation) else { return };
-        session.listed = usize::from(roster.members);
+        let listed = usize::from(roster.members);
+        let mut is_news = listed > session.listed;
+        session.listed = listed;
         let (from, cluster) = (session.peer, session.cluster.clone());
         for RosterEntry { peer, age_seconds, word } in roster.entries {
             let Ok(peer) = PeerId::from_bytes(&peer) else { continue };
@@ -90,17 +93,30 @@ impl Task<'_> {
                 Word::Lost => {
                     if self.known.lost(&cluster, from, &peer, heard + ROUNDED) {
                         self.list_changed();
+                        is_news = true;
                     }
                 }
-                Word::Here(card) => self.learn_member(from, &cluster, peer, card, heard, now),
+                Word::Here(card) => is_news |= self.learn_member(from, &cluster, peer, card, heard, now),
             }
         }
-        self.agenda.no_later(Due::Mesh, now);
+        // At the pace of the mesh: frames come as fast as a member likes to send them.
+        if is_news {
+            self.agenda.no_later(Due::Mesh, now + DIAL_AGAIN);
+        }
     }
 
-    fn learn_member(&mut self, from: PeerId, cluster: &ClusterId, peer: PeerId, card: Card, heard: Instant, now: Instant) {
+    /// True when the list has one more.
+    fn learn_member(
+        &mut self,
+        from: PeerId,
+        cluster: &ClusterId,
+        peer: PeerId,
+        card: Card,
+        heard: Instant,
+        now: Instant,
+    ) -> bool {
         if self.members.generation(cluster, &peer).is_some() {
-            return;
+            return false;
         }
         let Card { hearsay, serving, draining, name, models, addresses } = card;
         let addresses = addresses.into_iter().filter_map(|bytes| Multiaddr::try_from(bytes).ok()).collect();
@@ -108,8 +124,11 @@ impl Task<'_> {
         let was_vouched = self.known.is_vouched(cluster, &peer);
         let card = known::Card { name, serving, draining, models, addresses: addresses.clone() };
         let learnt = self.known.told(cluster, Told { teller: from, peer, card, first_hand: !hearsay, heard }, now);
-        if matches!(learnt, Learnt::New | Learnt::Changed) {
-            self.list_changed();
+        match learnt {
+            Learnt::New => self.list_changed(),
+            // The names are the same: there is nothing to tell in the log.
+            Learnt::Changed => self.dirty = true,
+            Learnt::Fresher | Learnt::Nothing => {}
         }
         // One more member at the side of everybody, as long as they are few.
         if learnt != Learnt::Nothing && !self.is_partial(cluster) {
@@ -121,6 +140,7 @@ impl Task<'_> {
             self.agenda.no_later(Due::News, now + jitter(NEWS_AGAIN));
         }
         self.hinted(peer, cluster, now);
+        learnt == Learnt::New
     }
 
     /// Lists show something else, which is told in the log too.

@@ -192,6 +192,52 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// Waits until the next frame is here whole, for [`FrameReader::next`] to give; false when the stream ended before it.
+    ///
+    /// Cancel-safe: what was read stays in the reader.
+    ///
+    /// # Errors
+    /// As [`FrameReader::next`].
+    pub async fn whole(&mut self, limit: usize) -> Result<bool, FrameError> {
+        let Some(length) = self.next(limit).await?.map(|frame| frame.len()) else { return Ok(false) };
+        // It is given once more.
+        self.decoder.consumed -= PREFIX_BYTES + length;
+        Ok(true)
+    }
+
+    /// Bytes that have come and were not taken.
+    pub fn pending(&self) -> usize {
+        self.decoder.pending()
+    }
+
+    /// Lets the next frame pass without ever holding it whole; gives at most `keep` bytes of its beginning.
+    ///
+    /// Not cancel-safe.
+    ///
+    /// # Errors
+    /// As [`FrameReader::next`].
+    pub async fn skip(&mut self, limit: usize, keep: usize) -> Result<Vec<u8>, FrameError> {
+        let mut left = self.announced(limit).await?;
+        if left == 0 {
+            return Ok(Vec::new());
+        }
+        self.decoder.consumed += PREFIX_BYTES;
+        let mut head = Vec::new();
+        loop {
+            let waiting = &self.decoder.buffer[self.decoder.consumed..];
+            let taken = waiting.len().min(left);
+            head.extend_from_slice(&waiting[..taken.min(keep - head.len())]);
+            self.decoder.consumed += taken;
+            left -= taken;
+            if left == 0 {
+                return Ok(head);
+            }
+            if self.fill().await? == 0 {
+                return Err(FrameError::Truncated);
+            }
+        }
+    }
+
     /// Waits for the first byte of a frame; false when the stream ended before it. For readers that wait for a frame as
     /// long as it takes, but not for its rest.
     ///

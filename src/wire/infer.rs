@@ -180,6 +180,14 @@ pub struct Request {
     pub timeout: Duration,
 }
 
+/// The id of a request of which only the beginning is there, for an answer that it is not taken; `None` when it does not stand
+/// there as this software writes it. Within a text its quotes would be escaped.
+pub fn id_in(head: &[u8]) -> Option<Uuid> {
+    const KEY: &[u8] = b"\"request_id\":\"";
+    let at = head.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
+    Uuid::try_parse_ascii(head[at..].split(|&byte| byte == b'"').next()?).ok()
+}
+
 /// Appends a request frame to `out`.
 ///
 /// # Errors

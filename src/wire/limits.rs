@@ -82,6 +82,12 @@ pub const MAX_MESSAGE_BYTES: usize = 512;
 
 /// A request that began to arrive is whole within this time, also on a slow path.
 pub const REQUEST_ARRIVES: Duration = Duration::from_secs(30);
+/// A large request waits so long for room at the server; then it is answered `Busy`.
+pub const ROOM_WAIT: Duration = Duration::from_secs(5);
+/// After this, of a large request that has got room so many bytes must have come for each second.
+pub const LARGE_REQUEST_BEGINS: Duration = Duration::from_secs(5);
+/// See [`LARGE_REQUEST_BEGINS`].
+pub const LARGE_REQUEST_PER_SECOND: usize = 16 * 1024;
 /// The server shows that it lives at least this often while a prompt is at it.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// The asker gives up after this much silence.

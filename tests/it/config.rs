@@ -66,6 +66,7 @@ fn uncommented_it_shows_the_defaults_where_it_says_so() {
             // The examples.
             node_name: default.node_name.clone(),
             bootstrap: default.bootstrap.clone(),
+            announce: default.announce.clone(),
             lent: default.lent.clone(),
             clusters: default.clusters.clone(),
             backends: default.backends.clone(),

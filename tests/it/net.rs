@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use opengateway::domain::cluster::ClusterId;
-use opengateway::domain::node::{Member, ModelOffer, NodeId, Offer};
+use opengateway::domain::node::{Liveness, Member, ModelOffer, NodeId, Offer};
 use opengateway::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, Text, Usage};
 use opengateway::net::identity::Identity;
 use opengateway::net::{
@@ -97,14 +97,15 @@ impl Node {
         self.handle.join(id(cluster), JoinOptions { bootstrap: Vec::new(), serve }).await.unwrap();
     }
 
-    /// Waits until exactly these are members of `cluster`.
+    /// Waits until exactly these are members of `cluster`, connected and not only known.
     async fn sees(&self, cluster: &str, names: &[&str]) -> Vec<Arc<Member>> {
         let mut state = self.handle.watch();
         let seen = |snapshot: &Arc<opengateway::net::Snapshot>| {
             let Some(view) = snapshot.clusters.get(&id(cluster)) else { return false };
-            let mut seen: Vec<&str> = view.members.iter().map(|member| member.name.as_str()).collect();
+            let connected = view.members.iter().filter(|member| member.liveness != Liveness::Known);
+            let mut seen: Vec<&str> = connected.map(|member| member.name.as_str()).collect();
             seen.sort_unstable();
-            seen == names
+            seen == names && seen.len() == view.members.len()
         };
         let snapshot =
             timeout(DEADLINE, state.wait_for(seen)).await.unwrap_or_else(|_| panic!("{names:?} not seen in {cluster}")).unwrap();

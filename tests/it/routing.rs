@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use opengateway::dispatch::{self, Job, JobEvent, Options, Router, ServedBy};
 use opengateway::domain::cluster::ClusterId;
-use opengateway::domain::node::{Member, ModelOffer, ModelSource, ModelState, NodeId};
+use opengateway::domain::node::{Liveness, Member, ModelOffer, ModelSource, ModelState, NodeId};
 use opengateway::domain::prompt::{Ask, Done, Failure, FailureKind, FinishReason, Role, Text, Turn, Usage};
 use opengateway::net::identity::Identity;
 use opengateway::net::{self, Config, ConnectionCaps, JoinOptions, Timings};
@@ -130,9 +130,9 @@ impl Node {
     /// Waits until it sees so many members, all of which satisfy `wanted`.
     async fn sees(&self, count: usize, wanted: impl Fn(&Member) -> bool) {
         let all = |now: &Arc<net::Snapshot>| {
-            now.clusters
-                .get(&home())
-                .is_some_and(|view| view.members.len() == count && view.members.iter().all(|one| wanted(one)))
+            now.clusters.get(&home()).is_some_and(|view| {
+                view.members.len() == count && view.members.iter().all(|one| one.liveness != Liveness::Known && wanted(one))
+            })
         };
         timeout(DEADLINE, self.net.watch().wait_for(all)).await.expect("the members in time").unwrap();
     }

@@ -24,8 +24,6 @@ pub struct Seen {
     pub direct: bool,
     /// "quic", "tcp", "relay".
     pub transport: String,
-    /// Who carries it, by name or peer id; empty when it is direct.
-    pub relay: String,
 }
 
 impl Seen {
@@ -34,9 +32,9 @@ impl Seen {
         self.liveness == "alive"
     }
 
-    /// As users read it: "direct, quic" or "relayed via NAME".
+    /// For a table: "direct, quic" or "relayed, quic".
     pub fn path(&self) -> String {
-        if self.direct { format!("direct, {}", self.transport) } else { format!("relayed via {}", self.relay) }
+        format!("{}, {}", if self.direct { "direct" } else { "relayed" }, self.transport)
     }
 }
 
@@ -70,11 +68,6 @@ impl Eye {
             liveness: text(&details, "Liveness"),
             direct: details.get("Direct").is_some_and(|direct| bool::try_from(direct.clone()).unwrap_or_default()),
             transport: text(&details, "Transport"),
-            relay: ["RelayName", "Relay"]
-                .map(|key| text(&details, key))
-                .into_iter()
-                .find(|relay| !relay.is_empty())
-                .unwrap_or_default(),
         };
         listed.unwrap_or_default().into_iter().map(seen).collect()
     }

@@ -2,6 +2,7 @@
 //! both. Each test is a row, or two where the remedy that the doctor names is tried.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::DirBuilderExt as _;
 
 use super::*;
 use crate::eye::{Eye, Seen};
@@ -219,6 +220,34 @@ async fn a_node_of_another_version_is_named() {
         "–".into(),
         told,
     );
+}
+
+#[tokio::test]
+async fn two_machines_with_one_identity_both_say_so_and_neither_comes_and_goes() {
+    let Some(lab) = Lab::one_lan(3, Family::Both) else { return };
+    let [a, c] = cast(&lab, [("a1", "NodeA", SERVE), ("a3", "NodeC", SERVE)]).await;
+    all_see_each_other(&[&a, &c], Instant::now(), DEADLINE).await;
+    let bus = bus_or_skip().expect("the lab has seen dbus-daemon");
+    let state = bus.dir().join("state");
+    std::fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
+    for file in ["identity.key", "identity.pub"] {
+        std::fs::copy(a.state_dir().join(file), state.join(file)).unwrap();
+    }
+    let mut b = Node::on(bus, Plan::within(&lab.namespace("a2"), "NodeB", SERVE));
+    b.ready().await;
+    let told = [doctor(&a, &["duplicate-identity"]).await, doctor(&b, &["duplicate-identity"]).await];
+    let topology = "one LAN, NodeB is a copy of NodeA with its identity, and a third node";
+    Row { topology, a: &a, b: &b, expected: [&[]; 2] }.tell("one of them", "–".into(), "–".into(), told);
+    // The third one has one of them as a member, and does not change its mind.
+    let changes = |node: &Node| node.log().lines().filter(|line| line.contains(" peers: ")).count();
+    let before = changes(&c);
+    let until = Instant::now() + DEAD;
+    while Instant::now() < until {
+        assert_eq!(c.json(&["peers", CLUSTER]).await["peers"].as_array().map(Vec::len), Some(1), "{}", c.log());
+        echoed(&c, "still there?").await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(changes(&c), before, "a member came and went: {}", c.log());
 }
 
 #[tokio::test]

@@ -72,6 +72,12 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
+/// RFC 6762 §11: who is not in a subnet of the interface is not on its link. A forged source would make everybody here dial a
+/// third machine. Link-local addresses are neighbours by nature, also where the interface has none itself.
+fn is_on_link(source: IpAddr, nets: &[Net]) -> bool {
+    is_link_local(source) || nets.iter().any(|net| net.contains(source))
+}
+
 /// What a socket sends from, over IPv4.
 fn source_of(nets: &[Net]) -> Option<Ipv4Addr> {
     nets.iter().find_map(|net| match net.ip {
@@ -292,10 +298,22 @@ impl Core {
         let ours = self.is_ours(source);
         let Some(state) = self.legs.get_mut(&leg).filter(|state| state.open && state.deaf_until.is_none()) else { return };
         state.meter.packet(now);
-        if !ours {
-            state.heard += 1;
-            state.heard_at = Some(now);
+        if ours || is_on_link(source, &state.nets) {
+            if !ours {
+                state.heard += 1;
+                state.heard_at = Some(now);
+            }
+            self.said(leg, source, ours, bytes, now);
+        } else {
+            tracing::trace!(%source, "mDNS packet from elsewhere ignored");
         }
+        if let Some(until) = self.legs.get_mut(&leg).and_then(|state| state.meter.flooded(now)) {
+            self.flooded(leg, until, now);
+        }
+    }
+
+    /// A packet from this link, or of this machine.
+    fn said(&mut self, leg: Leg, source: IpAddr, ours: bool, bytes: &[u8], now: Instant) {
         match codec::read(bytes) {
             Ok(Packet::Query(query)) if ours && query.id == self.id => {} // our own, or one in 65,536 of a sibling's
             Ok(Packet::Query(query)) => self.question(leg, &query, now),
@@ -305,9 +323,6 @@ impl Core {
                 }
             }
             Err(error) => tracing::trace!(%source, %error, "mDNS packet not read"),
-        }
-        if let Some(until) = self.legs.get_mut(&leg).and_then(|state| state.meter.flooded(now)) {
-            self.flooded(leg, until, now);
         }
     }
 

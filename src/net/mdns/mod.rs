@@ -176,11 +176,14 @@ impl Inner {
                     let Some(wire) = self.wires.get(&leg) else { continue };
                     self.core.sent(leg, wire.send(&packet).map_err(|error| explain(&error)));
                 }
-                Output::Listen(leg, listen) => {
-                    if let Some(Err(error)) = self.wires.get(&leg).map(|wire| wire.listen(listen)) {
-                        tracing::debug!(?leg, %error, "the mDNS group could not be joined or left");
+                Output::Listen(leg, listen) => match self.wires.get(&leg).map(|wire| wire.listen(listen)) {
+                    // The leg would be deaf for good: it is opened anew. In use means that leaving failed: it is in the group.
+                    Some(Err(error)) if listen && error.kind() != io::ErrorKind::AddrInUse => {
+                        self.core.broken(leg, explain(&error), Instant::now());
                     }
-                }
+                    Some(Err(error)) => tracing::debug!(?leg, %error, "the mDNS group could not be left, or was not"),
+                    Some(Ok(())) | None => {}
+                },
                 Output::Tell(event) => events.push(event),
             }
         }

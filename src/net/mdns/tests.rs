@@ -273,6 +273,31 @@ fn nobody_is_made_to_dial_third_machines() {
 }
 
 #[test]
+fn whoever_is_not_on_the_link_is_not_listened_to() {
+    let mut node = Node::settled();
+    // A second subnet on the same link, and an address without neighbours.
+    node.interfaces(&[interface(2, &["10.0.0.1/24", "172.16.5.1/16", "192.168.9.9/32", "fd00::1/64", "fe80::1/64"])]);
+    node.after(Duration::from_secs(90));
+    node.sent.clear();
+    node.told.clear();
+    let (local, heard) = (node.peer, node.core.facts(node.now)[0].heard);
+    for source in ["192.0.2.1", "10.0.1.2", "192.168.9.8"] {
+        node.hears_answer(source, PeerId::random(), &["/ip4/10.0.0.7/tcp/4001", &format!("/ip4/{source}/tcp/80")]);
+        node.hears_answer(source, local, &["/ip4/10.0.0.7/tcp/4001"]);
+        node.hears(V4, source, &codec::question(7));
+    }
+    node.hears(V6, "2001:db8::9", &codec::question(7));
+    node.after(Duration::from_millis(500));
+    assert_eq!(node.told, []);
+    assert_eq!((node.answers(V4).len(), node.answers(V6).len(), node.core.facts(node.now)[0].heard), (0, 0, heard));
+    for (leg, source) in [(V4, "10.0.0.2"), (V4, "172.16.200.1"), (V4, "169.254.3.4"), (V6, "fd00::2"), (V6, "fe80::2")] {
+        let addresses = [addr("/ip4/10.0.0.7/tcp/4001"), addr("/ip6/fd00::7/tcp/4001")];
+        node.hears(leg, source, &codec::answer("somebody", &PeerId::random(), &addresses, 60));
+        assert!(matches!(node.told.pop(), Some(Event::Found(..))), "{source}");
+    }
+}
+
+#[test]
 fn the_node_says_goodbye_at_every_leg() {
     let mut node = Node::settled();
     node.core.goodbye();
@@ -351,7 +376,7 @@ fn a_flood_is_not_listened_to_and_who_is_real_is_found_afterwards() {
     let mut node = Node::settled();
     let mut forged = 0;
     while node.listening.is_empty() {
-        let source = format!("10.0.{}.{}", forged / 250, forged % 250);
+        let source = format!("10.0.0.{}", 2 + forged % 250);
         node.hears_answer(&source, PeerId::random(), &["/ip4/10.0.0.2/tcp/4001"]);
         forged += 1;
     }

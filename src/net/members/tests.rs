@@ -87,14 +87,16 @@ fn the_echo_of_a_heartbeat_gives_the_round_trip_without_the_wait_at_the_other_si
     enter(&mut members, &cluster, peer, 1, now);
     members.on_state(&cluster, &peer, 1, State::default(), now);
     members.sent(&cluster, &peer, 5, now);
-    let beat = Heartbeat { seq: 1, echo_seq: 5, echo_delay_us: 4_000_000, ..Heartbeat::default() };
-    members.on_heartbeat(&cluster, &peer, 1, &beat, now + 4 * SECOND + Duration::from_micros(700));
+    let beat = Heartbeat { seq: 1, echo_seq: 5, echo_delay_us: 1_000_000, ..Heartbeat::default() };
+    members.on_heartbeat(&cluster, &peer, 1, &beat, now + SECOND + Duration::from_micros(700));
     assert_eq!(members.list(&cluster)[0].latency_us, Some(700));
-    // A liar's delay longer than the whole trip gives 0, not a wrap.
-    members.sent(&cluster, &peer, 6, now);
-    let beat = Heartbeat { seq: 2, echo_seq: 6, echo_delay_us: u32::MAX, ..Heartbeat::default() };
-    members.on_heartbeat(&cluster, &peer, 1, &beat, now + SECOND);
-    assert_eq!(members.list(&cluster)[0].latency_us, Some(612));
+    // A delay past the limit, or longer than the whole, tells nothing.
+    for (seq, delay, whole) in [(6, 1_000_001, 2 * SECOND), (7, 900_000, SECOND / 2), (8, u32::MAX, SECOND)] {
+        members.sent(&cluster, &peer, seq, now);
+        let beat = Heartbeat { seq, echo_seq: seq, echo_delay_us: delay, ..Heartbeat::default() };
+        members.on_heartbeat(&cluster, &peer, 1, &beat, now + whole);
+        assert_eq!(members.list(&cluster)[0].latency_us, Some(700), "{seq}");
+    }
 }
 
 proptest! {

@@ -37,6 +37,11 @@ async fn everybody_lists_everybody_with_few_connections_and_reaches_whom_it_only
     let other = with(&snapshot, Liveness::Known)[0].clone();
     assert!(other.serving && other.models == [ModelOffer::named("echo")] && !other.addresses.is_empty(), "{other:?}");
     assert!(nodes[5].ask("home", &other.id, "hello").is_err(), "nobody is asked without a connection");
+    // The doctor knows whom the list shows, by name.
+    let facts = nodes[5].handle.facts(Some(other.name.clone())).await.unwrap();
+    let told = facts.peers.iter().find(|peer| peer.id == other.id).unwrap();
+    assert_eq!((told.name.as_ref(), told.member_of.as_slice()), (Some(&other.name), [id("home")].as_slice()));
+    assert!(!told.addresses.is_empty() && told.heard_ago.is_some(), "{told:?}");
     assert!(timeout(DEADLINE, nodes[5].handle.reach(id("home"), other.id.clone())).await.unwrap());
     assert_eq!(whole(&mut nodes[5].ask("home", &other.id, "hello").unwrap()).await, Ok("hello".to_owned()));
     // Nobody is reached who is not there, nor in a cluster where it is not known.

@@ -107,7 +107,7 @@ async fn a_node_with_a_place_at_a_relay_stays_a_client_of_the_dht_and_announces_
 
 #[tokio::test]
 async fn a_cut_by_the_limit_of_the_relay_is_named_and_never_a_short_answer() {
-    let relaying = Relaying { enabled: true, circuit_bytes: 256 * 1024, ..Relaying::default() };
+    let relaying = Relaying { enabled: true, circuit_bytes: 3 << 20, ..Relaying::default() };
     let (_relay, mut a, b) = pair(Plan { relaying, ..relay() }, true).await;
     let member = connected(&b, "a").await.id;
     let mut answer = b.ask("home", &member, "write much").unwrap();
@@ -119,7 +119,7 @@ async fn a_cut_by_the_limit_of_the_relay_is_named_and_never_a_short_answer() {
     });
     let failure = asking.await.unwrap().unwrap_err();
     assert_eq!(failure.kind, FailureKind::RelayLimit, "{failure:?}");
-    assert!(failure.detail.contains("262144 bytes"), "{failure:?}");
+    assert!(failure.detail.contains("3145728 bytes"), "{failure:?}");
     timeout(DEADLINE, writing).await.expect("the serving node hears of it too").unwrap();
     // The next circuit has a budget of its own.
     tokio::spawn(async move {

@@ -239,3 +239,15 @@ proptest! {
         prop_assert!(Response::decode(&bytes, &ID).is_err());
     }
 }
+
+#[test]
+fn the_id_is_found_in_the_beginning_of_a_request() {
+    let mut out = Vec::new();
+    let ask = Ask { prompt: Text::new("a".repeat(5000)), ..Ask::default() };
+    encode_request(&mut out, &ID, &[3; 16], &ask, Duration::from_secs(9)).unwrap();
+    assert_eq!(id_in(&out[4..1028]), Some(ID));
+    let quoted = br#"{"prompt":"\"request_id\":\"01234567-89ab-4def-8123-456789abcdef\"","#;
+    for head in [&out[4..60], quoted, br#""request_id":"x""#, br#""request_id":""#, b""] {
+        assert_eq!(id_in(head), None, "{}", String::from_utf8_lossy(head));
+    }
+}

@@ -124,6 +124,7 @@ fn well() -> Facts {
         }],
         peers: vec![member()],
         same_identity: Vec::new(),
+        same_identity_certain: false,
         connections: (1, 384),
         refused: None,
         versions: (1, 2),
@@ -163,6 +164,7 @@ fn a_node_that_is_well_says_what_was_looked_at_and_nothing_else() {
 fn the_worst_comes_first_and_equals_keep_their_order() {
     let mut facts = alone();
     facts.same_identity = vec![QUIC.to_owned()];
+    facts.same_identity_certain = true;
     facts.bootstrap = vec![bootstrap(TCP, Some(DialOutcome::Refused))];
     let findings = examine(&facts, &Host::default(), &Subject::Node);
     assert!(findings.is_sorted_by_key(|finding| std::cmp::Reverse(finding.severity)), "{findings:?}");

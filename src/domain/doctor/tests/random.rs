@@ -199,6 +199,7 @@ fn facts() -> impl Strategy<Value = Facts> {
         clusters: there.2,
         peers: there.3,
         same_identity: there.4,
+        same_identity_certain: here.3,
         dht: DhtFacts { server, peers: known, answered_ago: None },
         connections,
         refused: refused.map(|(count, ago, reason)| RefusedFacts { count, ago, reason }),

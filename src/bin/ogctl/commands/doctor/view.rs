@@ -64,6 +64,7 @@ views! {
         sent: Option<u64> = "Sent",
         heard: Option<u64> = "Heard",
         nodes: Option<u64> = "Nodes",
+        failed: bool = "Failed",
         heard_us: Option<u64> = "HeardUSec",
         problem: Option<String> = "Problem",
     }

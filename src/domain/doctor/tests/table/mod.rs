@@ -238,10 +238,19 @@ fn of_machine() -> Vec<Row> {
             .says(&["2 h"]),
         row(
             "two machines, one identity",
-            but(well(), |facts| facts.same_identity = vec![QUIC.to_owned()]),
+            but(well(), |facts| {
+                facts.same_identity = vec![QUIC.to_owned()];
+                facts.same_identity_certain = true;
+            }),
             &["duplicate-identity"],
         )
         .says(&[QUIC, "identity.key"]),
+        row(
+            "two machines, one identity, says one member",
+            but(well(), |facts| facts.same_identity = vec![QUIC.to_owned()]),
+            &["duplicate-identity"],
+        )
+        .says(&[QUIC, "one member says", "ogctl status"]),
     ]
 }
 
