@@ -157,6 +157,12 @@ impl Book {
         })
     }
 
+    /// The member whose views alone name this candidate, if it was never seen otherwise.
+    pub(crate) fn told_by(&self, peer: &PeerId) -> Option<PeerId> {
+        let candidate = self.candidates.get(peer).filter(|candidate| !candidate.was_member)?;
+        if let Source::View(teller) = candidate.source { Some(teller) } else { None }
+    }
+
     /// It proved to be a member.
     pub(crate) fn succeeded(&mut self, peer: &PeerId, now: Instant) {
         if let Some(candidate) = self.candidates.get_mut(peer) {
@@ -226,6 +232,17 @@ mod tests {
         book.learn(member, Source::Mdns, vec![address(1)], now);
         book.expire(now + TTL, |peer| *peer == member);
         assert_eq!([book.contains(&hint), book.contains(&configured), book.contains(&member)], [false, true, true]);
+    }
+
+    #[test]
+    fn a_candidate_of_views_alone_is_its_tellers_until_it_is_a_member() {
+        let (mut book, now) = (Book::new(), Instant::now());
+        let [peer, teller] = [(); 2].map(|()| PeerId::random());
+        book.learn(peer, Source::View(teller), vec!["/ip4/192.0.2.1/tcp/1".parse().unwrap()], now);
+        assert_eq!(book.told_by(&peer), Some(teller));
+        book.succeeded(&peer, now);
+        assert_eq!(book.told_by(&peer), None);
+        assert_eq!(book.told_by(&teller), None);
     }
 
     #[test]

@@ -170,6 +170,10 @@ impl Task<'_> {
                 if self.book.failed(&peer) >= 3 && !self.is_bootstrap(&peer) {
                     self.swarm.behaviour_mut().kad.remove_peer(&peer);
                 }
+                if self.book.told_by(&peer).is_some_and(|teller| !self.members.is_member(&teller)) {
+                    // The word of somebody who is gone, and wrong at that.
+                    self.book.forget(&peer);
+                }
                 self.bootstrap_lost(peer, now);
                 self.agenda.no_later(Due::Dial, now);
             }

@@ -36,9 +36,10 @@ pub fn victim() -> Ipv4Addr {
     setting("VICTIM").unwrap().parse().unwrap()
 }
 
-/// Takes `count` addresses of the LAN: so many hosts, as far as anybody can see.
+/// Takes `count` addresses of the LAN: so many hosts, as far as anybody can see. FIRST leaves out those from which somebody
+/// was banned before.
 fn addresses(count: u32) -> Vec<Ipv4Addr> {
-    let addresses: Vec<Ipv4Addr> = (0..count).map(|at| Ipv4Addr::from(FIRST_ADDRESS + at)).collect();
+    let addresses: Vec<Ipv4Addr> = (0..count).map(|at| Ipv4Addr::from(FIRST_ADDRESS + number("FIRST", 0) + at)).collect();
     for address in &addresses {
         let added = Command::new("ip").args(["addr", "replace", &format!("{address}/24"), "dev", "eth0"]).status().unwrap();
         assert!(added.success(), "{address}");
