@@ -125,7 +125,9 @@ async fn fresh(node: &mut Node, rounds: usize) -> Vec<Record> {
         node.ready().await;
         let eye = Eye::on(node).await;
         let begun = Instant::now();
-        let met = until(std::slice::from_ref(&eye), LIMIT, |_, peers| peers.iter().any(|peer| peer.name == "Server")).await;
+        let met =
+            until(std::slice::from_ref(&eye), LIMIT, |_, peers| peers.iter().any(|peer| peer.name == "Server" && peer.usable()))
+                .await;
         let text = prompt(round, SHORT);
         let mut record = eye.ask(&text, Some("Server"), LIMIT.saturating_sub(begun.elapsed())).await;
         if met.is_ok() {
