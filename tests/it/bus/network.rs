@@ -60,6 +60,7 @@ fn facts() -> Facts {
         clusters: Vec::new(),
         peers: vec![peer("12D3KooWa", "NodeA"), peer("12D3KooWb", "NodeB"), peer("12D3KooWc", "NodeB")],
         same_identity: Vec::new(),
+        same_identity_certain: false,
         connections: (3, 512),
         refused: None,
         versions: (1, 3),
