@@ -21,8 +21,8 @@ use crate::wire::models::Models;
 /// Weight of a new round trip in the running mean: an eighth, as TCP does (RFC 6298).
 const SMOOTHING: u64 = 8;
 
-/// An echo that waited longer at the other side says little of the way: heartbeats are answered at once.
-const MAX_ECHO_DELAY: Duration = Duration::from_secs(1);
+/// An echo that waited longer at the other side than the time between two heartbeats says little of the way.
+const MAX_ECHO_DELAY: Duration = Duration::from_secs(6);
 
 /// Microseconds on the way, of the `whole` time, when the other side says that it waited for `delay`; it may err or lie.
 fn trip(whole: Duration, delay: Duration) -> Option<u64> {

@@ -166,6 +166,7 @@ async fn a_second_connection_is_kept_while_a_prompt_runs_on_it() {
     let mut lane = rogue.open(&node, second, crate::wire::version::INFERENCE_PROTOCOL).await;
     super::lanes::request(&mut lane, "home", "x", 1).await;
     let prompt = node.prompt().await;
+    node.until("two connections", |snapshot| snapshot.connections == 2).await;
     let end = Instant::now() + Duration::from_millis(1500);
     while Instant::now() < end {
         assert!(node.handle.probe().await);

@@ -40,7 +40,10 @@ async fn everybody_lists_everybody_with_few_connections_and_reaches_whom_it_only
     // The doctor knows whom the list shows, by name.
     let facts = nodes[5].handle.facts(Some(other.name.clone())).await.unwrap();
     let told = facts.peers.iter().find(|peer| peer.id == other.id).unwrap();
-    assert_eq!((told.name.as_ref(), told.member_of.as_slice()), (Some(&other.name), [id("home")].as_slice()));
+    assert_eq!(told.name.as_ref(), Some(&other.name));
+    // Whom it has met since, or failed to dial, it judges by that.
+    let met = !told.links.is_empty() || !told.attempts.is_empty() || !told.greetings.is_empty();
+    assert!(met || told.member_of == [id("home")], "{told:?}");
     assert!(!told.addresses.is_empty() && told.heard_ago.is_some(), "{told:?}");
     assert!(timeout(DEADLINE, nodes[5].handle.reach(id("home"), other.id.clone())).await.unwrap());
     assert_eq!(whole(&mut nodes[5].ask("home", &other.id, "hello").unwrap()).await, Ok("hello".to_owned()));
