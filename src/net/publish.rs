@@ -61,6 +61,9 @@ fn names(view: &ClusterView) -> String {
     if more > 0 { format!("{listed} and {more} more") } else { listed }
 }
 
+/// A listener tells its addresses a moment after it was opened: until then it is no problem that there are none.
+const LISTENERS: Duration = Duration::from_secs(2);
+
 impl Task<'_> {
     /// Publishes what has changed: at once after a quiet time, else when the next snapshot may be.
     pub(super) fn publish_in_time(&mut self, now: Instant) {
@@ -150,7 +153,11 @@ impl Task<'_> {
         // What is wrong with mDNS that runs is among the facts, interface by interface.
         let told = |key: &str| key == super::local::PROBLEM && self.mdns.is_some();
         let others = self.problems.iter().filter(|(key, _)| !told(key)).map(|(_, problem)| problem.clone());
-        doctor::problems(&self.facts_of_node()).into_iter().chain(others).collect()
+        let facts = self.facts_of_node();
+        if facts.listening.is_empty() && self.begun.elapsed() < LISTENERS {
+            return others.collect();
+        }
+        doctor::problems(&facts).into_iter().chain(others).collect()
     }
 
     /// Rebuilds what serving lanes may read of the member table.

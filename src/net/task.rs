@@ -213,6 +213,8 @@ pub(crate) struct Task<'a> {
     pub(super) ledger: Ledger,
     /// How others reach this node.
     pub(super) reach: Reach,
+    /// When this swarm was built.
+    pub(super) begun: Instant,
     pub(super) pings: Pings,
     pub(super) recovery: Recovery,
     /// Configured addresses that could not be listened on, with the reason.
@@ -343,6 +345,7 @@ pub(crate) async fn run(
         rooms: Rooms::default(),
         ledger: Ledger::default(),
         reach: Reach::default(),
+        begun: Instant::now(),
         pings: Pings::default(),
         recovery: Recovery::new(probed_sender, Instant::now()),
         not_listening: Vec::new(),

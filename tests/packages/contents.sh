@@ -53,7 +53,7 @@ bytes_are_the_sources() {
 
 config_is_kept() {
   local names=$'/etc/default/opengatewayd\n/etc/opengateway/opengatewayd.toml'
-  same "conffiles of the .deb" "$names" "$(dpkg-deb --ctrl-tarfile "$deb" | tar -xO ./conffiles | LC_ALL=C sort)"
+  same "conffiles of the .deb" "$names"$'\n/etc/ufw/applications.d/opengateway' "$(dpkg-deb --ctrl-tarfile "$deb" | tar -xO ./conffiles | LC_ALL=C sort)"
   same "configuration of the .rpm" "$names" "$(rpm -qp --configfiles "$rpm" | LC_ALL=C sort)"
   same "configuration of the .rpm that an update replaces" "" \
     "$(rpm -qp --qf '[%{FILENAMES} %{FILEFLAGS:fflags}\n]' "$rpm" | awk '$2 ~ /c/ && $2 !~ /n/')"
