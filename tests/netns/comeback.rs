@@ -47,16 +47,12 @@ async fn usable_soon(what: &str, node: &Node, others: &[&Node], begun: Instant) 
 }
 
 #[tokio::test]
-async fn a_node_whose_address_is_replaced_is_of_use_again() {
+async fn a_node_whose_address_is_replaced_is_of_use_again_within_five_seconds() {
     let Some(lab) = Lab::routed([2, 1, 1]) else { return };
     let (_bootstrap, [a, b, c]) = routed(&lab).await;
     let begun = Instant::now();
     lab.renumber("b1");
-    // Five seconds are promised. Some runs take eleven, when the others wait for the end of the old connection; until that is
-    // mended the test holds what is measured.
-    let took = usable(&b, &[&a, &c], begun).await;
-    measured("a node with another address is of use again after", took);
-    assert!(took < DEAD, "{took:?}\n{}", b.log());
+    usable_soon("a node with another address is of use again after", &b, &[&a, &c], begun).await;
     // What was of use stays so while the old connections are cleared away.
     let until = Instant::now() + DEAD;
     while Instant::now() < until {
