@@ -127,7 +127,7 @@ impl Task<'_> {
         } else {
             self.policy.parted(&peer);
         }
-        self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) | Due::Direct(gone) if *gone == peer));
+        self.agenda.forget(|due| matches!(due, Due::Hello(gone, _) | Due::Duplicates(gone) | Due::Direct(gone) | Due::Older(gone) if *gone == peer));
         self.reach.forget_peer(&peer);
         self.forget_hop(&peer);
         self.bootstrap_lost(peer, now);

@@ -176,10 +176,16 @@ impl Task<'_> {
     /// A peer connected once more: it may have been started anew, or have another address, and know nothing of the connections
     /// that it had.
     pub(super) fn probe_older(&mut self, peer: PeerId) {
-        let old = |connection: &super::streams::Connection| connection.since.elapsed() > OLD;
         let connections = self.swarm.behaviour().streams.connections(&peer);
-        let older: Vec<ConnectionId> = connections.iter().filter(|known| old(known)).map(|known| known.id).collect();
-        for connection in older {
+        let newest = connections.iter().map(|known| known.since).max();
+        let (old, young): (Vec<_>, Vec<_>) =
+            connections.iter().filter(|known| Some(known.since) < newest).partition(|known| known.since.elapsed() > OLD);
+        let old: Vec<ConnectionId> = old.into_iter().map(|known| known.id).collect();
+        if !young.is_empty() {
+            // Too young to tell by that: a node may also lose its address in its first moments.
+            self.agenda.no_later(Due::Older(peer), Instant::now() + OLD);
+        }
+        for connection in old {
             self.ask_for_sign(peer, connection);
             // Prompts take the new one meanwhile.
             self.lasting.pool.connection_closed(peer, connection);

@@ -101,6 +101,8 @@ pub(crate) enum Due {
     Direct(PeerId),
     /// The network changed: try what there is.
     Recover,
+    /// Ask the older ones of several connections to a peer for a sign of life.
+    Older(PeerId),
     /// Tell who waits to ping a peer that it did not connect in time.
     Ping(PeerId),
     /// Start mDNS anew after it has failed.
@@ -561,6 +563,7 @@ impl Task<'_> {
                 Due::Places => self.seek_places(now),
                 Due::Direct(peer) => self.seek_direct(peer, now),
                 Due::Recover => self.recover(now),
+                Due::Older(peer) => self.probe_older(peer),
                 Due::Ping(peer) => self.ping_overdue(peer),
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
