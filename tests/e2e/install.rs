@@ -184,7 +184,9 @@ fn what_cannot_be_done_is_taken_back() {
     let said = pipe(host, FOLDER, "", "");
     assert!(said.code == 1 && said.stderr.contains("nonsense"), "the log of the daemon is shown: {}", said.stderr);
     let left = left(host, &before);
-    assert!(left.iter().all(|line| line.contains("/etc/default/opengatewayd") || line.contains("credentials")), "{left:#?}");
+    // Configuration that came with the package, which goes with a purge only.
+    let kept = ["/etc/default/opengatewayd", "/etc/ufw/applications.d/opengateway", "credentials"];
+    assert!(left.iter().all(|line| kept.iter().any(|kept| line.contains(kept))), "{left:#?}");
 }
 
 #[test]
@@ -244,8 +246,10 @@ fn a_user_has_a_node_of_their_own_on_the_session_bus() {
         b.sh(&format!("test -e /home/alice/.opengateway-poc/{path}"));
     }
 
-    // Written when the model was hashed, a moment after the start.
-    b.until(DEADLINE, "test -e /home/alice/.opengateway-poc/state/models.json");
+    // Written when the model was hashed, a moment after the start, and when members had been there for a while.
+    for file in ["models.json", "peers.json"] {
+        b.until(DEADLINE, &format!("test -e /home/alice/.opengateway-poc/state/{file}"));
+    }
     let pid = || b.as_user("alice", &format!("{user} show --property=MainPID opengatewayd")).stdout;
     let before = (home(), pid());
     done(&alice(&format!("NODE_NAME='{name}' POC_SERVE=1"), ""));
