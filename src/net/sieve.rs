@@ -7,11 +7,10 @@
 //! meanwhile comes over TCP.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use rustix::net::SocketType;
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use socket2::{SockFilter, Socket};
 
 /// First packets are counted for so long.
@@ -77,20 +76,28 @@ fn program(share: f64) -> [SockFilter; 7] {
 
 /// The UDP sockets of this process that are bound to `port`, as descriptors of their own: the library keeps them to itself.
 fn sockets(port: u16) -> io::Result<Vec<Socket>> {
-    let this = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
         let is_socket = std::fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
         let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| is_socket) else { continue };
-        let Ok(own) = rustix::process::pidfd_getfd(&this, number, PidfdGetfdFlags::empty()) else {
-            continue; // it was closed meanwhile, or this is not allowed here
-        };
+        let Some(own) = duplicate(number) else { continue };
         if is_bound(&own, port) {
             found.push(Socket::from(own));
         }
     }
     Ok(found)
+}
+
+/// A descriptor of its own for what `number` stands for in this process; `None` when that is nothing any more.
+///
+/// `pidfd_getfd` would do the same without unsafe code, and stand open to whatever else runs in the service's sandbox.
+#[allow(unsafe_code)]
+fn duplicate(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: the borrow ends with the call that duplicates it. A descriptor that was closed since it was listed makes that call
+    // fail; one that was opened under the same number meanwhile is duplicated, and looked at before anything is done with it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_dupfd_cloexec(borrowed, 0).ok()
 }
 
 fn is_bound(socket: &OwnedFd, port: u16) -> bool {
@@ -187,11 +194,6 @@ mod tests {
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         sender.connect(receiver.local_addr().unwrap()).unwrap();
         let found = sockets(receiver.local_addr().unwrap().port()).unwrap();
-        if found.is_empty() {
-            eprintln!("SKIPPED: this process may not look at its own sockets (pidfd_getfd)");
-            assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"));
-            return;
-        }
         assert_eq!(found.len(), 1);
         let passes = |first: u8| {
             sender.send(&[first, 0, 0, 0, 1]).unwrap();
