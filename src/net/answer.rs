@@ -141,6 +141,7 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
         } else {
             None
         };
+        lane.release();
         let fate = if let Some(failure) = refusal {
             infer::encode_error(&mut out, &id, &failure);
             write(&mut lane, &out).await
@@ -148,6 +149,8 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
             match desk.service.answer_now(&permit.node, &request.ask) {
                 Some(answer) => {
                     encode_whole(&mut out, &id, answer);
+                    // Who reads slowly costs an answer, and not its prompt as well.
+                    drop(request);
                     write(&mut lane, &out).await
                 }
                 None => {
@@ -165,6 +168,7 @@ pub(crate) async fn serve(desk: Desk, peer: PeerId, stream: Stream) {
         if matches!(fate, Fate::Drop) {
             return;
         }
+        // What was large once must not lie there until the lane ends.
         if out.capacity() > 4 * WRITE_AT_BYTES {
             out = Vec::new();
         }

@@ -19,8 +19,8 @@ pub(crate) const MAX_LANES_OF_PEER: usize = MAX_STREAMS as usize;
 /// Requests up to this size are not counted.
 const SMALL_BYTES: usize = 16 * 1024;
 /// What the larger ones of one member may take at a time, and those of all; who comes later waits.
-const PEER_BYTES: usize = 4 << 20;
-const ALL_BYTES: usize = 32 << 20;
+const PEER_BYTES: usize = 1 << 20;
+const ALL_BYTES: usize = 8 << 20;
 /// Bytes are counted by the page.
 const PAGE_BYTES: usize = 16 * 1024;
 /// Peers that are remembered though they have no lane now.
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use futures::FutureExt as _;
 
-    const LARGE: usize = 1 << 20;
+    const LARGE: usize = 256 << 10;
 
     #[test]
     fn sixty_four_lanes_of_a_member_and_not_one_more() {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn four_mebibytes_of_a_member_and_the_fifth_waits() {
+    fn a_mebibyte_of_a_member_and_the_next_waits() {
         let (mut rooms, peer) = (Rooms::default(), PeerId::random());
         let lanes: Vec<Room> = (0..5).map(|_| rooms.lane(peer).unwrap()).collect();
         let mut stays: Vec<Stay> = lanes[..4].iter().map(|lane| lane.request(LARGE).now_or_never().unwrap().unwrap()).collect();
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn thirty_two_mebibytes_of_all_and_the_next_waits() {
+    fn eight_mebibytes_of_all_and_the_next_waits() {
         let mut rooms = Rooms::default();
         let mut held = Vec::new();
         for _ in 0..ALL_BYTES / PEER_BYTES {

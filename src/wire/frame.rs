@@ -210,6 +210,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.decoder.pending()
     }
 
+    /// Gives back what a large frame took, which otherwise waits for the next bytes to come.
+    pub fn release(&mut self) {
+        self.decoder.reclaim();
+    }
+
     /// Lets the next frame pass without ever holding it whole; gives at most `keep` bytes of its beginning.
     ///
     /// Not cancel-safe.
