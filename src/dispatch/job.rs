@@ -27,6 +27,8 @@ const MAX_RETRIES_AFTER_CRASH: usize = 1;
 /// Members without a connection that are dialled for a prompt which nobody else can answer, and how long each may take.
 const MAX_REACHED: usize = 3;
 const REACH: Duration = Duration::from_secs(3);
+/// The same for one that is meant by name, where there is nobody else to be tried: time for a dial through a bad network.
+const REACH_ONLY: Duration = Duration::from_secs(15);
 
 /// What all jobs share: the way to the members and to this node's own backends, and who has how much to do.
 #[derive(Debug)]
@@ -288,8 +290,9 @@ impl Running {
     /// Waits until that member is at our side, or will not be. Asked again, when it was not waited for to the end.
     async fn reach(&mut self) {
         if let (Some(cluster), Some(member)) = (self.cluster.clone(), self.reached.last().cloned()) {
-            let until = self.deadline.min(Instant::now() + REACH);
-            let _ = timeout_at(until, self.router.net.reach(cluster, member)).await;
+            let patience = if self.options.node.is_some() || self.options.peer.is_some() { REACH_ONLY } else { REACH };
+            let until = self.deadline.min(Instant::now() + patience);
+            let _ = timeout_at(until, self.router.net.reach(cluster, member, until)).await;
         }
         self.reaching = false;
     }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::address;
 use super::book::Source;
+use super::dht::Need;
 use super::duplicates::{self, Link};
 use super::jitter;
 use super::task::{Due, Task};
@@ -202,6 +203,17 @@ impl Task<'_> {
             let query = kad.get_providers(RecordKey::new(&key));
             self.lookups.insert(query, id.clone());
         }
+    }
+
+    /// Tells the DHT how much depends on it.
+    pub(super) fn weigh_dht(&mut self, now: Instant) {
+        let lonely = self.clusters.is_empty() || self.clusters.keys().any(|cluster| self.members.count(cluster) < COMPANY);
+        let need = match lonely {
+            true => Need::Lonely,
+            false if self.is_in_crowds() => Need::Crowd,
+            false => Need::Company,
+        };
+        self.swarm.behaviour_mut().kad.needs(need, now.into_std());
     }
 
     /// All clusters: look up and announce at once, because the way to the DHT has just opened.

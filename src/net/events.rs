@@ -218,15 +218,12 @@ impl Task<'_> {
             tracing::debug!(peer = %peer_id, "not taken into the DHT: too many from the same place are in it");
         } else if in_dht {
             let first = self.swarm.behaviour_mut().kad.kbuckets().all(|bucket| bucket.num_entries() == 0);
-            for address in &announced {
-                self.swarm.behaviour_mut().kad.add_address(&peer_id, address.clone());
-            }
-            self.swarm.behaviour_mut().kad.keep_newest(&peer_id, &announced, MAX_ADDRESSES);
+            self.swarm.behaviour_mut().kad.enter(peer_id, announced.clone(), now.into_std());
             if first && !announced.is_empty() {
                 self.dht_reached(now);
             }
         } else if !self.is_bootstrap(&peer_id) {
-            self.swarm.behaviour_mut().kad.remove_peer(&peer_id);
+            self.swarm.behaviour_mut().kad.leave(&peer_id);
         }
         if self.members.is_member(&peer_id) {
             self.book.learn(peer_id, Source::Inbound, announced, now.into_std());
@@ -241,6 +238,9 @@ impl Task<'_> {
 
     fn on_kad(&mut self, event: kad::Event, now: Instant) {
         match event {
+            kad::Event::OutboundQueryProgressed { id, result: QueryResult::Bootstrap(_), step, .. } if !step.last => {
+                self.swarm.behaviour_mut().kad.content_with_neighbours(&id);
+            }
             kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
                 let announced = matches!(result, QueryResult::StartProviding(Ok(_)));
                 self.on_query(id, result, now);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use libp2p::PeerId;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::ask::Asking;
 use super::config::Remembered;
@@ -126,6 +127,8 @@ pub enum Command {
         cluster: ClusterId,
         /// Whom.
         member: NodeId,
+        /// When it is waited for no longer.
+        until: Instant,
         /// Told when it is a member here, or cannot be reached.
         reply: oneshot::Sender<bool>,
     },
@@ -475,12 +478,13 @@ impl Handle {
         answer.await.map_err(|_| PingError::Stopped)?
     }
 
-    /// Connects to a member that is only known ([`crate::domain::node::Liveness::Known`]); false when it cannot be reached.
+    /// Connects to a member that is only known ([`crate::domain::node::Liveness::Known`]); false when it cannot be reached
+    /// by `until`.
     ///
     /// Cancel-safe: dropping the future abandons the wait, not the dial.
-    pub async fn reach(&self, cluster: ClusterId, member: NodeId) -> bool {
+    pub async fn reach(&self, cluster: ClusterId, member: NodeId, until: Instant) -> bool {
         let (reply, answer) = oneshot::channel();
-        self.commands.try_send(Command::Reach { cluster, member, reply }).is_ok() && answer.await.unwrap_or(false)
+        self.commands.try_send(Command::Reach { cluster, member, until, reply }).is_ok() && answer.await.unwrap_or(false)
     }
 
     /// Makes the network task panic.

@@ -456,7 +456,9 @@ impl Known {
 
     /// One that a single member tells of, and has for a while: is there anybody?
     pub(crate) fn to_probe(&self, cluster: &ClusterId, now: Instant) -> Option<PeerId> {
-        let doubtful = |entry: &Entry| entry.tellers.len() < 2 && now.saturating_duration_since(entry.since) >= DOUBTFUL;
+        let doubtful = |entry: &Entry| {
+            entry.tellers.len() < 2 && !entry.card.addresses.is_empty() && now.saturating_duration_since(entry.since) >= DOUBTFUL
+        };
         self.of(cluster).filter(|(_, entry)| doubtful(entry)).min_by_key(|(_, entry)| entry.since).map(|(peer, _)| peer)
     }
 }

@@ -4,7 +4,7 @@
 //! ends late cannot remove what a newer one made.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use libp2p::{Multiaddr, PeerId};
@@ -45,6 +45,7 @@ struct Entry {
     generation: Generation,
     protocol: u16,
     found_by: FoundBy,
+    id: NodeId,
     link: Link,
     connected_at: SystemTime,
     last_frame: Instant,
@@ -64,6 +65,8 @@ struct Entry {
     told_at: Option<Instant>,
     /// Rises when what others are told of it changes; 0 until it told its name.
     news: u64,
+    /// As lists show it: lists are made far more often than one member changes.
+    shown: OnceLock<Arc<Member>>,
 }
 
 /// A member as others are told of it.
@@ -112,7 +115,9 @@ impl Members {
     }
 
     fn held(&mut self, cluster: &ClusterId, peer: &PeerId, generation: Generation) -> Option<&mut Entry> {
-        self.entries.get_mut(&Self::key(cluster, peer)).filter(|entry| entry.generation == generation)
+        let entry = self.entries.get_mut(&Self::key(cluster, peer)).filter(|entry| entry.generation == generation)?;
+        entry.shown.take();
+        Some(entry)
     }
 
     /// Enters a member, or moves it to a newer session; gives the session that held it.
@@ -133,6 +138,7 @@ impl Members {
             generation,
             protocol,
             found_by: old.as_ref().map_or(found_by, |old| old.found_by),
+            id: old.as_ref().map_or_else(|| NodeId::new(peer.to_string()), |old| old.id.clone()),
             link,
             connected_at: old.as_ref().map_or_else(SystemTime::now, |old| old.connected_at),
             last_frame: now,
@@ -147,6 +153,7 @@ impl Members {
             state: old.and_then(|old| old.state),
             told: Vec::new(),
             told_at: None,
+            shown: OnceLock::new(),
         };
         self.entries.insert((cluster.clone(), peer), entry);
         replaced
@@ -271,6 +278,7 @@ impl Members {
                 found.push(Transition::Dead { cluster: cluster.clone(), peer: *peer, generation: entry.generation });
             } else if silent >= self.suspect && !entry.suspect {
                 entry.suspect = true;
+                entry.shown.take();
                 found.push(Transition::Suspect);
             }
         }
@@ -370,8 +378,21 @@ impl Members {
         Relay { id: NodeId::new(id.to_string()), name: told.next().map(|state| state.node_name.clone()) }
     }
 
-    fn show(&self, peer: &PeerId, entry: &Entry) -> Option<Arc<Member>> {
-        entry.show(peer, entry.link.relay.map(|relay| self.relay(&relay)))
+    fn show(&self, entry: &Entry) -> Option<Arc<Member>> {
+        if let Some(shown) = entry.shown.get() {
+            return Some(Arc::clone(shown));
+        }
+        let shown = entry.show(entry.link.relay.map(|relay| self.relay(&relay)))?;
+        // The name of a relay changes without this member.
+        if entry.link.relay.is_none() {
+            return Some(Arc::clone(entry.shown.get_or_init(|| shown)));
+        }
+        Some(shown)
+    }
+
+    /// The id of a member, as others read it.
+    pub(crate) fn id(&self, cluster: &ClusterId, peer: &PeerId) -> Option<&NodeId> {
+        self.entries.get(&Self::key(cluster, peer)).map(|entry| &entry.id)
     }
 
     /// When a member was heard last, and its measured round trip.
@@ -380,12 +401,12 @@ impl Members {
     }
 
     pub(crate) fn get(&self, cluster: &ClusterId, peer: &PeerId) -> Option<Arc<Member>> {
-        self.entries.get(&Self::key(cluster, peer)).and_then(|entry| self.show(peer, entry))
+        self.entries.get(&Self::key(cluster, peer)).and_then(|entry| self.show(entry))
     }
 
     /// The members of a cluster, sorted by peer id.
     pub(crate) fn list(&self, cluster: &ClusterId) -> Vec<Arc<Member>> {
-        self.of(cluster).filter_map(|(peer, entry)| self.show(peer, entry)).collect()
+        self.of(cluster).filter_map(|(_, entry)| self.show(entry)).collect()
     }
 }
 
@@ -399,10 +420,10 @@ impl Entry {
         models
     }
 
-    fn show(&self, peer: &PeerId, relay: Option<Relay>) -> Option<Arc<Member>> {
+    fn show(&self, relay: Option<Relay>) -> Option<Arc<Member>> {
         let state = self.state.as_ref()?;
         Some(Arc::new(Member {
-            id: NodeId::new(peer.to_string()),
+            id: self.id.clone(),
             name: state.node_name.clone(),
             version: state.software.clone(),
             protocol: self.protocol,

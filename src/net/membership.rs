@@ -83,7 +83,10 @@ impl Task<'_> {
     }
 
     fn plan_greeting(&mut self, peer: PeerId, cluster: &ClusterId, now: Instant) {
-        if self.is_lower(&peer) || self.is_awaited(&peer) {
+        if self.is_company_enough(&peer, cluster) {
+            return;
+        }
+        if self.is_lower(&peer) || self.is_chosen(&peer) {
             self.greet(peer, cluster);
         } else {
             let patience = jitter(self.lasting.config.timings.patience);
@@ -273,7 +276,7 @@ impl Task<'_> {
         self.plan_heartbeat();
         // Moves the next look to after the next heartbeat, as long as everybody is heard: no wake-up of its own.
         self.expire(now);
-        self.dirty = true;
+        self.dirty |= self.pace.is_old(now);
     }
 
     pub(super) fn plan_heartbeat(&mut self) {

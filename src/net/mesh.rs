@@ -25,6 +25,8 @@ use crate::wire::version::MEMBER_VERSION_THREE;
 
 /// So many are dialled at once; the others one after the other, so that a crowd that starts together can bear it.
 const FIRST: usize = 8;
+/// Of those others so many are under way at a time: where they take long, more of them would make all take longer.
+const AT_ONCE: usize = 2;
 /// Between two dials after those.
 pub(super) const DIAL_AGAIN: Duration = Duration::from_millis(250);
 /// When nobody is left to dial, or the dials are used up.
@@ -42,8 +44,6 @@ const CROWDED_AFTER: Duration = Duration::from_secs(5);
 const PROBE_AGAIN: Duration = Duration::from_secs(30);
 /// Between two new neighbours of a node that has enough.
 const ROTATE_AGAIN: Duration = Duration::from_secs(300);
-/// How long a prompt's dial to a known member may take.
-const REACH: Duration = Duration::from_secs(3);
 /// Prompts that wait for a dial at once.
 const MAX_REACHING: usize = 64;
 
@@ -65,6 +65,8 @@ pub(crate) struct State {
     reaching: Vec<Reaching>,
     /// When the last new neighbour was chosen without need.
     rotated: HashMap<ClusterId, Instant>,
+    /// When the last one was let go.
+    parted: HashMap<ClusterId, Instant>,
 }
 
 impl Task<'_> {
@@ -95,6 +97,12 @@ impl Task<'_> {
             && self.clusters.keys().all(|cluster| self.at_side(cluster) >= self.wanted_at_side() && self.is_partial(cluster))
     }
 
+    /// Every cluster is a large one, and this node is no stranger in it.
+    pub(super) fn is_in_crowds(&self) -> bool {
+        !self.clusters.is_empty()
+            && self.clusters.keys().all(|cluster| self.at_side(cluster) >= FIRST && self.is_partial(cluster))
+    }
+
     /// A candidate that is not dialled just because it is there: in a large cluster this part of the task chooses.
     pub(super) fn is_not_wanted(&self, peer: &PeerId) -> bool {
         let mut knowing = self.clusters.keys().filter(|cluster| self.known.contains(cluster, peer)).peekable();
@@ -115,15 +123,25 @@ impl Task<'_> {
         let coming = self.mesh.dialing.keys().filter(|peer| self.known.contains(cluster, peer)).count();
         if at_side + coming < self.wanted_at_side() {
             let burst = FIRST.saturating_sub(at_side + coming).max(1);
+            if burst == 1 && coming >= AT_ONCE {
+                // Whoever comes, or does not, is followed by the next.
+                return LOOK_AGAIN;
+            }
             let dialled = (0..burst).take_while(|_| self.dial_somebody(cluster, now)).count();
             // Whoever else was heard of may be dialled too.
             self.agenda.no_later(Due::Dial, now + LOOK_AGAIN);
             return if dialled == burst { DIAL_AGAIN } else { LOOK_AGAIN };
         }
         if at_side > full {
-            let crowded = at_side > CROWDED * full;
-            self.part_from_one(cluster, if crowded { CROWDED_AFTER } else { PART_AFTER }, now);
-            return if crowded { CROWDED_AGAIN } else { PART_AGAIN };
+            let (pause, after) = if at_side > CROWDED * full { (CROWDED_AGAIN, CROWDED_AFTER) } else { (PART_AGAIN, PART_AFTER) };
+            // Also who comes or parts by itself has this looked at.
+            let due = self.mesh.parted.get(cluster).map_or(now, |&last| last + pause);
+            if due > now {
+                return due - now;
+            }
+            self.mesh.parted.insert(cluster.clone(), now);
+            self.part_from_one(cluster, after, now);
+            return pause;
         }
         if let Some(doubtful) = self.known.to_probe(cluster, now) {
             self.dial_known(cluster, doubtful, now);
@@ -141,7 +159,7 @@ impl Task<'_> {
 
     /// Dials a known member that is chosen at random.
     fn dial_somebody(&mut self, cluster: &ClusterId, now: Instant) -> bool {
-        let idle = |peer: &PeerId| !self.swarm.is_connected(peer) && !self.mesh.dialing.contains_key(peer);
+        let idle = |peer: &PeerId| !self.mesh.dialing.contains_key(peer);
         let known: Vec<PeerId> = self.known.dialable(cluster, now).filter(idle).collect();
         known.get(random_below(known.len())).copied().is_some_and(|chosen| self.dial_known(cluster, chosen, now))
     }
@@ -151,8 +169,22 @@ impl Task<'_> {
             return false;
         }
         self.mesh.dialing.insert(peer, now);
-        self.dial_now(peer, self.known.addresses(cluster, &peer).to_vec());
+        if self.swarm.is_connected(&peer) {
+            // By the DHT, which comes to everybody.
+            self.greet(peer, cluster);
+        } else {
+            self.dial_now(peer, self.known.addresses(cluster, &peer).to_vec());
+        }
         true
+    }
+
+    /// Whether a connection to a member that is only known is left at that: the DHT made it, or the other side, which greets
+    /// when it wants a neighbour. A membership on each of them would be one too many, and soon be let go.
+    pub(super) fn is_company_enough(&self, peer: &PeerId, cluster: &ClusterId) -> bool {
+        self.known.contains(cluster, peer)
+            && !self.is_chosen(peer)
+            && self.is_partial(cluster)
+            && self.at_side(cluster) >= self.wanted_at_side()
     }
 
     /// A dial to a peer failed that some cluster may list.
@@ -245,8 +277,7 @@ impl Task<'_> {
     }
 
     /// Connects to a member that is only known.
-    pub(super) fn reach(&mut self, cluster: &ClusterId, member: &NodeId, reply: oneshot::Sender<bool>) {
-        let now = Instant::now();
+    pub(super) fn reach(&mut self, cluster: &ClusterId, member: &NodeId, until: Instant, reply: oneshot::Sender<bool>) {
         let peer = member.as_str().parse::<PeerId>().ok();
         let Some(peer) = peer.filter(|peer| self.known.contains(cluster, peer) && self.mesh.reaching.len() < MAX_REACHING) else {
             let is_here = peer.is_some_and(|peer| self.members.name(cluster, &peer).is_some());
@@ -260,14 +291,13 @@ impl Task<'_> {
             let noted = self.book.addresses(&peer).iter().filter(|address| !told.contains(address));
             self.dial_now(peer, told.iter().chain(noted).cloned().collect());
         }
-        let until = now + REACH;
         self.mesh.reaching.push(Reaching { cluster: cluster.clone(), peer, until, reply });
         self.agenda.no_later(Due::Reach, until);
     }
 
-    /// Somebody waits for this peer: it is greeted without patience.
-    pub(super) fn is_awaited(&self, peer: &PeerId) -> bool {
-        self.mesh.reaching.iter().any(|reaching| reaching.peer == *peer)
+    /// This node dials that peer to have it at its side: it is greeted without patience.
+    pub(super) fn is_chosen(&self, peer: &PeerId) -> bool {
+        self.mesh.reaching.iter().any(|reaching| reaching.peer == *peer) || self.mesh.dialing.contains_key(peer)
     }
 
     pub(super) fn give_up_reaching(&mut self, now: Instant) {

@@ -14,6 +14,7 @@ mod book;
 mod bootstrap;
 mod config;
 mod dedup;
+mod dht;
 mod dial;
 mod discovery;
 mod duplicates;

@@ -20,6 +20,8 @@ const NAMES: usize = 32;
 /// Between two snapshots, while one change follows the other: members may send 64 frames a second each, and each may change
 /// something.
 const PACE: Duration = Duration::from_millis(50);
+/// When a member was heard last is no news; a snapshot that tells nothing else is as old as this before there is another.
+const REFRESH: Duration = Duration::from_secs(1);
 
 /// When the next snapshot may be published.
 #[derive(Debug, Default)]
@@ -33,6 +35,11 @@ impl Pace {
     /// `None` when that is now.
     fn waits_until(&self, now: Instant) -> Option<Instant> {
         self.last.map(|last| last + PACE).filter(|&next| next > now && !self.at_once)
+    }
+
+    /// Whether readers would learn from a new one when members were heard last.
+    pub fn is_old(&self, now: Instant) -> bool {
+        self.last.is_none_or(|last| now.duration_since(last) >= REFRESH)
     }
 
     fn published(&mut self, now: Instant) {
@@ -85,7 +92,9 @@ impl Task<'_> {
 
     pub(super) fn publish(&mut self) {
         self.dirty = false;
-        self.pace.published(Instant::now());
+        let now = Instant::now();
+        self.pace.published(now);
+        self.weigh_dht(now);
         let clusters: BTreeMap<ClusterId, Arc<ClusterView>> = self
             .clusters
             .values()
@@ -170,7 +179,7 @@ impl Task<'_> {
                 let cluster = self.clusters.get(&session.cluster)?;
                 let permit = answer::Permit {
                     cluster: session.cluster.clone(),
-                    node: NodeId::new(session.peer.to_string()),
+                    node: self.members.id(&session.cluster, &session.peer)?.clone(),
                     name: self.members.name(&session.cluster, &session.peer).unwrap_or_default().to_owned(),
                     serving: cluster.serve && cluster.leaving.is_none(),
                     gone: session.gone.clone(),

@@ -30,8 +30,9 @@ const PEACE: Duration = Duration::from_secs(30);
 const BEGINNING: Duration = Duration::from_secs(1);
 /// A sign of life takes no longer, or there is none: many round trips, in which a lost packet is sent again several times.
 const SIGN: Duration = Duration::from_secs(1);
-/// The same through a relay.
-const SIGN_RELAYED: Duration = Duration::from_secs(3);
+/// The same through a relay, and where nothing changed here: the other side may be short of time, and prompts and memberships
+/// have taken the newer connection already.
+const LONG_SIGN: Duration = Duration::from_secs(3);
 /// A connection that is older than this when the peer connects again may be one that the peer has lost. Two that dial each other
 /// at the same moment connect within less, and a process that was killed is not back within it.
 const OLD: Duration = Duration::from_millis(200);
@@ -154,7 +155,7 @@ impl Task<'_> {
         self.bootstrap_again(now);
         self.ask_local_network();
         for (peer, connection) in self.connections_that_matter() {
-            self.ask_for_sign(peer, connection);
+            self.ask_for_sign(peer, connection, SIGN);
         }
         self.agenda.no_later(Due::Dial, now);
         self.recovery.look_up = true;
@@ -186,21 +187,21 @@ impl Task<'_> {
             self.agenda.no_later(Due::Older(peer), Instant::now() + OLD);
         }
         for connection in old {
-            self.ask_for_sign(peer, connection);
+            self.ask_for_sign(peer, connection, LONG_SIGN);
             // Prompts take the new one meanwhile.
             self.lasting.pool.connection_closed(peer, connection);
         }
     }
 
-    /// Asks for a sign of life on one connection; no answer is its end.
-    pub(super) fn ask_for_sign(&mut self, peer: PeerId, connection: ConnectionId) {
+    /// Asks for a sign of life on one connection; no answer within `patience` is its end.
+    fn ask_for_sign(&mut self, peer: PeerId, connection: ConnectionId, patience: Duration) {
         if !self.recovery.probing.insert(connection) {
             return;
         }
         let relayed =
             self.swarm.behaviour().streams.connections(&peer).iter().any(|known| known.id == connection && known.relayed);
         self.swarm.behaviour_mut().streams.doubt(&peer, connection, true);
-        let sign = self.is_alive(peer, connection, if relayed { SIGN_RELAYED } else { SIGN });
+        let sign = self.is_alive(peer, connection, if relayed { LONG_SIGN } else { patience });
         let probed = self.recovery.probed.clone();
         self.spawn(async move {
             let alive = sign.await;

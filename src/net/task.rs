@@ -531,7 +531,7 @@ impl Task<'_> {
             Command::Probe { reply } => drop(reply.send(())),
             Command::Facts { about, reply } => drop(reply.send(self.facts(about.as_deref()))),
             Command::Ping { peer, count, reply } => self.ping(peer, count, reply),
-            Command::Reach { cluster, member, reply } => self.reach(&cluster, &member, reply),
+            Command::Reach { cluster, member, until, reply } => self.reach(&cluster, &member, until, reply),
             #[cfg(test)]
             Command::Panic => panic!("asked to by a test"),
             #[cfg(test)]

@@ -45,11 +45,15 @@ async fn everybody_lists_everybody_with_few_connections_and_reaches_whom_it_only
     let met = !told.links.is_empty() || !told.attempts.is_empty() || !told.greetings.is_empty();
     assert!(met || told.member_of == [id("home")], "{told:?}");
     assert!(!told.addresses.is_empty() && told.heard_ago.is_some(), "{told:?}");
-    assert!(timeout(DEADLINE, nodes[5].handle.reach(id("home"), other.id.clone())).await.unwrap());
+    assert!(
+        timeout(DEADLINE, nodes[5].handle.reach(id("home"), other.id.clone(), tokio::time::Instant::now() + DEADLINE))
+            .await
+            .unwrap()
+    );
     assert_eq!(whole(&mut nodes[5].ask("home", &other.id, "hello").unwrap()).await, Ok("hello".to_owned()));
     // Nobody is reached who is not there, nor in a cluster where it is not known.
-    assert!(!nodes[5].handle.reach(id("home"), NodeId::new("12D3KooWNobody")).await);
-    assert!(!nodes[5].handle.reach(id("other"), other.id.clone()).await);
+    assert!(!nodes[5].handle.reach(id("home"), NodeId::new("12D3KooWNobody"), tokio::time::Instant::now() + DEADLINE).await);
+    assert!(!nodes[5].handle.reach(id("other"), other.id.clone(), tokio::time::Instant::now() + DEADLINE).await);
 }
 
 #[tokio::test]
