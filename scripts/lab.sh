@@ -48,13 +48,23 @@ filters() {
   esac
 }
 
+# measure PART: its tests, one at a time, so that what is measured does not wait for another test's nodes; and of the scale the
+# real crowds, which no test starts.
+measure() {
+  local wanted
+  mapfile -t wanted < <(filters "$1")
+  (cd "$here" && OPENGATEWAY_LAB=long OPENGATEWAY_FLOODS=full CI=true \
+    cargo test --locked "${build[@]}" --test netns -- --nocapture --test-threads=1 "${wanted[@]}") || return
+  if [ "$1" = scale ]; then
+    echo '### Crowds that start together'
+    "$here/scripts/lab/scale.py" --daemon "$here/target/$([ ${#build[@]} -gt 0 ] && echo release || echo debug)/opengatewayd"
+  fi
+}
+
 for part in "${parts[@]}"; do
   start=$SECONDS
   printf '%-12s' "$part" >&2
-  mapfile -t wanted < <(filters "$part")
-  # One test at a time: what is measured does not wait for another test's nodes.
-  if (cd "$here" && OPENGATEWAY_LAB=long OPENGATEWAY_FLOODS=full CI=true \
-    cargo test --locked "${build[@]}" --test netns -- --nocapture --test-threads=1 "${wanted[@]}") >"$logs/$part.log" 2>&1 </dev/null; then
+  if measure "$part" >"$logs/$part.log" 2>&1 </dev/null; then
     if grep -q '^running 0 tests' "$logs/$part.log"; then say "has no tests"; failed+=("$part"); continue; fi
     say "ok      $((SECONDS - start)) s$(awk '/^test result:/ {n += $4} END {if (n) printf ", %d tests", n}' "$logs/$part.log")"
   else

@@ -2,10 +2,11 @@
 """Starts N real daemons, each in a network namespace of its own on one switch, and prints what a node costs.
 
     sudo scripts/lab/scale.py [--nodes 50,100,200] [--daemon target/release/opengatewayd] [--rest 60] [--settle 60]
+                                [--log LEVEL] [--keep DIRECTORY]
 
 For each N twice: once with its bootstrap, once with the bootstrap killed five seconds after the last start. How many a node
 lists is read from its log, which costs the machine nothing; what a node costs at rest is read from /proc over --rest
-seconds, after --settle seconds of quiet. Needs root, ip and dbus-daemon; leaves nothing behind.
+seconds, after --settle seconds of quiet. --keep leaves the logs in DIRECTORY. Needs root, ip and dbus-daemon; leaves nothing behind.
 """
 
 import argparse
@@ -60,12 +61,12 @@ class Node:
             '<allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>')
         self.bus = subprocess.Popen(["dbus-daemon", "--nofork", f"--config-file={config}"], stderr=subprocess.DEVNULL)
 
-    def start(self, program):
+    def start(self, program, level):
         bootstrap = [] if self.number == 0 else ["--bootstrap", f"/ip4/{address(0)}/udp/4001/quic-v1"]
         # Everywhere else the node that all others ask at once has a CPU of its own.
         command = ["nice", "-n", "-15" if self.number == 0 else "0", "ip", "netns", "exec", self.namespace, program, "--bus", f"unix:path={self.directory}/socket", "--node-name", self.name,
                    "--state-dir", self.directory / "state", "--listen", f"/ip4/{address(self.number)}/udp/4001/quic-v1",
-                   "--no-mdns", "--no-discover", "--serve", "--connect", CLUSTER, *bootstrap]
+                   "--log", level, "--no-mdns", "--no-discover", "--serve", "--connect", CLUSTER, *bootstrap]
         environment = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "JOURNAL_STREAM")}
         self.daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(self.log, "ab"),
                                        env=environment)
@@ -168,11 +169,11 @@ def measure(count, bootstrap, options, directory):
         build(count)
         for node in nodes:
             node.start_bus()
-        nodes[0].start(options.daemon)
+        nodes[0].start(options.daemon, options.log)
         time.sleep(2)
         begun = time.monotonic()
         for node in nodes[1:]:
-            node.start(options.daemon)
+            node.start(options.daemon, options.log)
         starting = time.monotonic() - begun
         alive = nodes if bootstrap else nodes[1:]
         seconds = wait_for_all(nodes, alive, len(alive), options.deadline, bootstrap)
@@ -209,6 +210,8 @@ def main():
     options.add_argument("--settle", type=int, default=60)
     options.add_argument("--rest", type=int, default=60)
     options.add_argument("--deadline", type=int, default=120)
+    options.add_argument("--log", default="info")
+    options.add_argument("--keep", type=pathlib.Path)
     options.add_argument("--bootstrap", choices=["both", "stays", "killed"], default="both")
     options = options.parse_args()
     options.ogctl = options.ogctl or str(pathlib.Path(options.daemon).with_name("ogctl"))
@@ -233,7 +236,14 @@ def main():
         for count in map(int, options.nodes.split(",")):
             for bootstrap in {"both": (True, False), "stays": (True,), "killed": (False,)}[options.bootstrap]:
                 with tempfile.TemporaryDirectory(prefix="og-scale-") as directory:
-                    measure(count, bootstrap, options, pathlib.Path(directory))
+                    try:
+                        measure(count, bootstrap, options, pathlib.Path(directory))
+                    finally:
+                        if options.keep:
+                            run = options.keep / f"{count}-{'stays' if bootstrap else 'killed'}"
+                            for log in pathlib.Path(directory).glob("*/daemon.log"):
+                                run.mkdir(parents=True, exist_ok=True)
+                                shutil.copy(log, run / f"{log.parent.name}.log")
     finally:
         for name, value in old.items():
             (NEIGHBOURS / name).write_text(value)
