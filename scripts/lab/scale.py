@@ -61,12 +61,12 @@ class Node:
             '<allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>')
         self.bus = subprocess.Popen(["dbus-daemon", "--nofork", f"--config-file={config}"], stderr=subprocess.DEVNULL)
 
-    def start(self, program, level):
-        bootstrap = [] if self.number == 0 else ["--bootstrap", f"/ip4/{address(0)}/udp/4001/quic-v1"]
+    def start(self, program, level, mdns):
+        bootstrap = [] if self.number == 0 or mdns else ["--bootstrap", f"/ip4/{address(0)}/udp/4001/quic-v1"]
         # Everywhere else the node that all others ask at once has a CPU of its own.
         command = ["nice", "-n", "-15" if self.number == 0 else "0", "ip", "netns", "exec", self.namespace, program, "--bus", f"unix:path={self.directory}/socket", "--node-name", self.name,
                    "--state-dir", self.directory / "state", "--listen", f"/ip4/{address(self.number)}/udp/4001/quic-v1",
-                   "--log", level, "--no-mdns", "--no-discover", "--serve", "--connect", CLUSTER, *bootstrap]
+                   "--log", level, *([] if mdns else ["--no-mdns"]), "--no-discover", "--serve", "--connect", CLUSTER, *bootstrap]
         environment = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "JOURNAL_STREAM")}
         self.daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(self.log, "ab"),
                                        env=environment)
@@ -169,11 +169,11 @@ def measure(count, bootstrap, options, directory):
         build(count)
         for node in nodes:
             node.start_bus()
-        nodes[0].start(options.daemon, options.log)
+        nodes[0].start(options.daemon, options.log, options.mdns)
         time.sleep(2)
         begun = time.monotonic()
         for node in nodes[1:]:
-            node.start(options.daemon, options.log)
+            node.start(options.daemon, options.log, options.mdns)
         starting = time.monotonic() - begun
         alive = nodes if bootstrap else nodes[1:]
         seconds = wait_for_all(nodes, alive, len(alive), options.deadline, bootstrap)
@@ -211,6 +211,7 @@ def main():
     options.add_argument("--rest", type=int, default=60)
     options.add_argument("--deadline", type=int, default=120)
     options.add_argument("--log", default="info")
+    options.add_argument("--mdns", action="store_true", help="instead of a bootstrap node")
     options.add_argument("--keep", type=pathlib.Path)
     options.add_argument("--bootstrap", choices=["both", "stays", "killed"], default="both")
     options = options.parse_args()

@@ -51,7 +51,8 @@ fn alone(facts: &Facts, cluster: &ClusterFacts) -> Finding {
     let id = &cluster.id;
     let since = words::span(cluster.joined_ago);
     if cluster.joined_ago < PATIENCE {
-        return Finding::info("alone", format!("cluster {id} was joined {since} ago and nobody else was found yet"));
+        let joined = words::ago(cluster.joined_ago);
+        return Finding::info("alone", format!("cluster {id} was joined {joined} and nobody else was found yet"));
     }
     let met = facts.peers.iter().filter(|peer| peer.member_of.is_empty()).count();
     let met = match met {

@@ -189,7 +189,7 @@ pub(super) fn silence(facts: &Facts, host: &Host) -> Vec<Finding> {
                 .iter()
                 .filter_map(|mdns| mdns.heard_ago)
                 .min()
-                .map_or_else(String::new, |ago| format!(", the last time {} ago", words::span(ago)));
+                .map_or_else(String::new, |ago| format!(", the last time {}", words::ago(ago)));
             let nodes = match nodes {
                 0 => "no node among them".to_owned(),
                 nodes => words::count(nodes as usize, "node among them", "nodes among them"),
@@ -242,9 +242,9 @@ pub(super) fn connections(facts: &Facts) -> Vec<Finding> {
     let raise = "raise max_connections in /etc/opengateway/opengatewayd.toml, then: sudo systemctl restart opengatewayd";
     if let Some(refused) = facts.refused.as_ref().filter(|refused| refused.ago < RECENT) {
         let sentence = format!(
-            "this node has turned {} away since its start, the last one {} ago: {}",
+            "this node has turned {} away since its start, the last one {}: {}",
             words::count(usize::try_from(refused.count).unwrap_or(usize::MAX), "connection", "connections"),
-            words::span(refused.ago),
+            words::ago(refused.ago),
             words::quoted(&refused.reason)
         );
         return vec![Finding::warning("at-connection-limit", sentence).mend(raise)];

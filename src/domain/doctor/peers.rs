@@ -231,8 +231,10 @@ fn greeted(facts: &Facts, peer: &PeerFacts, cluster: Option<&ClusterId>, severit
         .map(|greeting| greeting.cluster.to_string())
         .collect();
     for greeting in &greetings {
-        // A stranger that came and went, and that nobody would look for, is no trouble.
-        let passing = severity == Severity::Warning && peer.addresses.is_empty() && peer.attempts.is_empty();
+        // A stranger that came and went, and that nobody would look for, is no trouble; nor is a bootstrap node that may be in no
+        // cluster, and lets go of every hello.
+        let passing =
+            severity == Severity::Warning && (peer.bootstrap || (peer.addresses.is_empty() && peer.attempts.is_empty()));
         let severity = if passing && greeting.outcome == GreetOutcome::Failed { Severity::Info } else { severity };
         if let Some(finding) = one_greeting(facts, &name, greeting, severity) {
             findings.push(finding.within(&greeting.cluster));
@@ -266,7 +268,7 @@ fn greeted(facts: &Facts, peer: &PeerFacts, cluster: Option<&ClusterId>, severit
 
 fn one_greeting(facts: &Facts, name: &str, greeting: &Greeting, severity: Severity) -> Option<Finding> {
     let id = &greeting.cluster;
-    let ago = words::span(greeting.ago);
+    let ago = words::ago(greeting.ago);
     let finding = match greeting.outcome {
         GreetOutcome::Member | GreetOutcome::Refused => return None,
         GreetOutcome::VersionMismatch => {
@@ -289,16 +291,16 @@ fn one_greeting(facts: &Facts, name: &str, greeting: &Greeting, severity: Severi
         GreetOutcome::Violation => Finding::new(
             severity,
             "peer-violation",
-            format!("{name} broke the protocol when it was greeted in cluster {id} {ago} ago"),
+            format!("{name} broke the protocol when it was greeted in cluster {id} {ago}"),
         )
         .mend("compare on both: ogctl version"),
         GreetOutcome::Failed => Finding::new(
             severity,
             "peer-no-greeting",
-            format!("{name} was connected and did not finish the greeting in cluster {id} {ago} ago"),
+            format!("{name} was connected and did not finish the greeting in cluster {id} {ago}"),
         )
         .mend(format!("ogctl ping {name}; and there: ogctl doctor")),
-        GreetOutcome::Left => Finding::info("peer-left", format!("{name} left cluster {id} {ago} ago")),
+        GreetOutcome::Left => Finding::info("peer-left", format!("{name} left cluster {id} {ago}")),
         GreetOutcome::SameIdentity => Finding::new(
             severity.max(Severity::Warning),
             "duplicate-identity",
@@ -371,12 +373,12 @@ fn timed_out(peer: &PeerFacts, name: &str, addresses: &[&str], severity: Severit
     let places: Vec<Place> = addresses.iter().filter_map(|address| Place::of(address)).collect();
     let at = words::list(&shown(addresses));
     if let Some(ago) = peer.mdns_ago.filter(|ago| *ago < HEARD_LATELY) {
-        let ago = words::span(ago);
+        let ago = words::ago(ago);
         return Finding::new(
             severity,
             "peer-one-way",
             format!(
-                "{name} is awake on this network, it was heard by mDNS {ago} ago, and nothing comes back from {at}: its \
+                "{name} is awake on this network, it was heard by mDNS {ago}, and nothing comes back from {at}: its \
                  firewall drops what this node sends"
             ),
         )
@@ -427,17 +429,13 @@ fn history(peer: &PeerFacts) -> Vec<Finding> {
     let name = words::name(peer);
     let mut findings = Vec::new();
     let sources: Vec<String> = peer.sources.iter().map(|&found| source(found).to_owned()).collect();
-    let ago = peer.heard_ago.map_or_else(String::new, |ago| format!(", the last time {} ago", words::span(ago)));
+    let ago = peer.heard_ago.map_or_else(String::new, |ago| format!(", the last time {}", words::ago(ago)));
     if !sources.is_empty() {
         findings.push(Finding::info("peer-heard", format!("{name} was heard of by {}{ago}", words::list(&sources))));
     }
     for attempt in &peer.attempts {
-        let sentence = format!(
-            "{}: {} ({} ago)",
-            words::quoted(&attempt.address),
-            dials::phrase(&attempt.outcome),
-            words::span(attempt.ago)
-        );
+        let sentence =
+            format!("{}: {} ({})", words::quoted(&attempt.address), dials::phrase(&attempt.outcome), words::ago(attempt.ago));
         findings.push(Finding::info("peer-address", sentence));
     }
     let tried = |address: &String| peer.attempts.iter().any(|attempt| attempt.address == *address);

@@ -53,6 +53,11 @@ pub(super) fn span(time: Duration) -> String {
     }
 }
 
+/// "just now", "3 s ago".
+pub(super) fn ago(time: Duration) -> String {
+    if time.as_secs() == 0 { "just now".to_owned() } else { format!("{} ago", span(time)) }
+}
+
 /// "one", "2", …: for counts in the flow of a sentence.
 pub(super) fn count(number: usize, one: &str, many: &str) -> String {
     if number == 1 { format!("one {one}") } else { format!("{number} {many}") }

@@ -4,6 +4,7 @@
 //! lock is taken belongs to a process that died.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -16,10 +17,45 @@ const PLACES: usize = 3;
 /// A lab with more hosts than this takes all places: what it measures should not wait for others.
 const SMALL: usize = 8;
 
+/// The kernel keeps the link addresses of all namespaces' neighbours in one table for each family, of 1,024 entries as a rule:
+/// fifty hosts that talk to each other need 2,450 in each. What finds no room is not sent ("neighbor table overflow" in the
+/// kernel's log), and looks like a network that loses everything now and then.
+#[derive(Debug)]
+struct Neighbours {
+    before: Vec<(PathBuf, String)>,
+}
+
+impl Neighbours {
+    fn make_room() -> std::io::Result<Self> {
+        let mut before = Vec::new();
+        for family in ["ipv4", "ipv6"] {
+            // The highest first: the kernel does not mind, whoever reads them meanwhile may.
+            for bound in ["gc_thresh3", "gc_thresh2", "gc_thresh1"] {
+                let path = PathBuf::from(format!("/proc/sys/net/{family}/neigh/default/{bound}"));
+                before.push((path.clone(), std::fs::read_to_string(&path)?));
+                std::fs::write(&path, "100000")?;
+            }
+        }
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Neighbours {
+    fn drop(&mut self) {
+        for (path, value) in self.before.iter().rev() {
+            if let Err(error) = std::fs::write(path, value) {
+                eprintln!("{} stays as it is: {error}", path.display());
+            }
+        }
+    }
+}
+
 /// Places for labs that are held, by their locks.
 #[derive(Debug)]
 pub struct Turn {
     place: usize,
+    /// Of a large lab, which is alone. Given back before the locks are.
+    _neighbours: Option<Neighbours>,
     locks: Vec<File>,
 }
 
@@ -49,13 +85,14 @@ fn take(all: bool) -> std::io::Result<Turn> {
             rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
             Ok(lock)
         });
-        return Ok(Turn { place: 0, locks: locks.collect::<std::io::Result<_>>()? });
+        let locks = locks.collect::<std::io::Result<_>>()?;
+        return Ok(Turn { place: 0, _neighbours: Neighbours::make_room().ok(), locks });
     }
     loop {
         for place in 0..PLACES {
             let lock = lock(place)?;
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Turn { place, locks: vec![lock] }),
+                Ok(()) => return Ok(Turn { place, _neighbours: None, locks: vec![lock] }),
                 Err(rustix::io::Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(error.into()),
             }

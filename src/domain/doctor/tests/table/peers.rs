@@ -130,6 +130,12 @@ pub(super) fn of_peers() -> Vec<Row> {
         row("it broke the protocol", with(greeted(GreetOutcome::Violation)), &["alone", "peer-violation"]),
         row("it did not finish", with(greeted(GreetOutcome::Failed)), &["alone", "peer-no-greeting"]),
         row(
+            "a bootstrap node that is in no cluster",
+            with(PeerFacts { bootstrap: true, ..greeted(GreetOutcome::Failed) }),
+            &["alone"],
+        )
+        .also(&["peer-no-greeting"]),
+        row(
             "a stranger that came and went",
             with(PeerFacts { links: Vec::new(), addresses: Vec::new(), ..greeted(GreetOutcome::Failed) }),
             &["alone"],
