@@ -18,6 +18,8 @@ const LONGEST_PAUSE_OF_MEMBER: Duration = Duration::from_secs(2);
 const BESIDE: Duration = Duration::from_secs(5);
 /// Dials of one peer at once.
 const MAX_BESIDE: u32 = 3;
+/// A QUIC handshake without an answer is sent again after 1, 2, 4 s.
+const ASLEEP: Duration = Duration::from_secs(1);
 /// Dials in all above which none is made beside another: half of a large cluster was cut off, and somebody of it is found.
 const MANY_DIALS: usize = 32;
 /// New candidates dialled per second, when many come at once.
@@ -44,6 +46,8 @@ struct Flights {
     first: Instant,
     last: Instant,
     count: u32,
+    /// One more may be made beside them, whatever else holds.
+    again: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -180,14 +184,32 @@ impl Policy {
     }
 
     pub(crate) fn dialing(&mut self, peer: PeerId, now: Instant) {
-        let flights = self.dialing.entry(peer).or_insert(Flights { first: now, last: now, count: 0 });
-        flights.last = now;
+        let flights = self.dialing.entry(peer).or_insert(Flights { first: now, last: now, count: 0, again: false });
+        (flights.last, flights.again) = (now, false);
         flights.count += 1;
     }
 
     /// When another dial may be made beside those that are under way; `None` is not before one of them has ended.
     fn beside(&self, flights: &Flights) -> Option<Instant> {
+        if flights.again {
+            return Some(flights.last);
+        }
         (flights.count < MAX_BESIDE && self.dialing.len() <= MANY_DIALS).then_some(flights.last + BESIDE)
+    }
+
+    /// A member that was lost is back: others may be, while the dials of them sleep until they send once more. Each is dialled
+    /// anew.
+    pub(crate) fn one_is_back(&mut self, now: Instant) {
+        for flights in self.dialing.values_mut().filter(|flights| now.duration_since(flights.last) >= ASLEEP) {
+            flights.again = true;
+        }
+    }
+
+    /// There are addresses to be tried that the dials under way do not have.
+    pub(crate) fn has_other_addresses(&mut self, peer: &PeerId) {
+        if let Some(flights) = self.dialing.get_mut(peer) {
+            flights.again = true;
+        }
     }
 
     /// Whether a dial of a peer that is missed can be made at `now`: the first one always.
@@ -341,6 +363,26 @@ mod tests {
         assert!(policy.is_dialing(&other), "two are still under way");
         policy.aborted(&other);
         assert!(policy.has_room(&other, start + 15 * SECOND) && !policy.is_dialing(&other));
+    }
+
+    #[test]
+    fn when_one_that_was_lost_is_back_the_others_are_dialled_anew_and_once() {
+        let (local, now) = (PeerId::random(), Instant::now());
+        let (mut policy, mut book) = (Policy::new(local, SECOND, now), Book::new());
+        for _ in 0..25 {
+            let peer = PeerId::random();
+            book.learn(peer, Source::Kademlia, address(), now);
+            book.succeeded(&peer, now);
+            policy.dialing(peer, now);
+        }
+        let early = now + ASLEEP.mul_f64(0.9);
+        policy.one_is_back(early);
+        assert!(policy.next(early, &book, |_| false).is_empty(), "their first packets may yet be answered");
+        policy.one_is_back(now + ASLEEP);
+        let orders = policy.next(now + ASLEEP, &book, |_| false);
+        assert_eq!(orders.len(), 25);
+        orders.iter().for_each(|order| policy.dialing(order.peer, now + ASLEEP));
+        assert!(policy.next(now + ASLEEP, &book, |_| false).is_empty());
     }
 
     #[test]

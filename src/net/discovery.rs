@@ -54,6 +54,9 @@ impl Task<'_> {
             return;
         }
         self.ledger.heard(peer, source.found_by(), now.into_std());
+        if addresses.iter().any(|address| !self.book.addresses(&peer).contains(address)) {
+            self.policy.has_other_addresses(&peer);
+        }
         self.book.learn(peer, source, addresses, now.into_std());
         // A hint that names a peer which refused a cluster gives it another chance on its next connection only.
         if !self.clusters.is_empty() && !self.swarm.is_connected(&peer) {
@@ -97,7 +100,8 @@ impl Task<'_> {
         }
     }
 
-    pub(super) fn dial_now(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+    pub(super) fn dial_now(&mut self, peer: PeerId, mut addresses: Vec<Multiaddr>) {
+        addresses.retain(|address| address::relay_of(address) != Some(self.local));
         let now = Instant::now().into_std();
         if !self.policy.has_room(&peer, now) {
             return;

@@ -3,7 +3,7 @@
 use libp2p::core::ConnectedPoint;
 use libp2p::kad::{self, GetProvidersOk, InboundRequest, QueryId, QueryResult};
 use libp2p::swarm::{DialError, ListenError, SwarmEvent};
-use libp2p::{PeerId, identify};
+use libp2p::{Multiaddr, PeerId, identify};
 use tokio::time::Instant;
 
 use super::behaviour::BehaviourEvent;
@@ -197,17 +197,26 @@ impl Task<'_> {
         let identify::Event::Received { peer_id, info, connection_id } = event else { return };
         self.on_observed(&info.observed_addr);
         self.note_observed(peer_id, connection_id, &info.observed_addr);
-        let announced: Vec<_> = info
+        let told: Vec<_> = info
             .listen_addrs
             .into_iter()
             .map(|announced| address::without_peer(&announced))
             .filter(|announced| address::dialable(announced, &self.networks))
-            .filter(|announced| address::relay_of(announced) != Some(self.local))
             .take(MAX_ADDRESSES)
             .collect();
+        // Others reach it through this node, if it has its place here; this node does not.
+        let ours = |announced: &&Multiaddr| address::relay_of(announced) == Some(self.local);
+        let announced: Vec<_> = told.iter().filter(|announced| !ours(announced)).cloned().collect();
         let is_relay = info.protocols.contains(&libp2p::relay::HOP_PROTOCOL_NAME);
         self.note_hop(peer_id, is_relay, &announced, now);
-        self.reach.told.insert(peer_id, announced.clone());
+        // A node behind NAT has got a place at a relay: until then others have nowhere to dial it.
+        let before = self.reach.told.get(&peer_id).map_or(&[][..], Vec::as_slice);
+        let has_place = told.iter().any(|address| address::is_circuit(address) && !before.contains(address));
+        self.reach.told.insert(peer_id, told);
+        if has_place {
+            self.members.moved(&peer_id);
+            self.plan_news(now);
+        }
         if info.protocols.iter().any(|protocol| protocol.as_ref() == super::nat::TEST_PROTOCOL) {
             self.reach.testers.insert(peer_id);
         } else {

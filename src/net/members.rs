@@ -235,6 +235,16 @@ impl Members {
         }
     }
 
+    /// A member can be reached where it could not before: others are to be told.
+    pub(crate) fn moved(&mut self, peer: &PeerId) {
+        for ((_, member), entry) in &mut self.entries {
+            if member == peer && entry.state.is_some() {
+                self.news += 1;
+                entry.news = self.news;
+            }
+        }
+    }
+
     /// The number of the last change that others are to be told of.
     pub(crate) fn news(&self) -> u64 {
         self.news

@@ -369,6 +369,10 @@ impl Task<'_> {
         self.known_arrived(cluster, &peer, now);
         self.policy.succeeded(&peer);
         self.bootstrap_proved(&peer);
+        if self.book.get(&peer).is_some_and(|candidate| candidate.was_member) {
+            self.policy.one_is_back(now.into_std());
+            self.agenda.no_later(Due::Dial, now);
+        }
         self.book.succeeded(&peer, now.into_std());
         self.remember_member(peer, now);
         self.ledger.greeted(peer, cluster, GreetOutcome::Member, now.into_std());
