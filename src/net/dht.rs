@@ -73,7 +73,8 @@ pub(crate) enum Need {
 }
 
 impl Need {
-    /// Dials at once, and per second after that. With company: one publication, to the twenty nodes nearest to a key.
+    /// Dials at once, and per second after that. With company: two publications, each to the nodes
+    /// nearest to a key ([`REPLICAS`]).
     fn allowance(self) -> (f64, f64) {
         match self {
             Self::Lonely => (100.0, 20.0),

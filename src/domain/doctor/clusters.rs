@@ -49,11 +49,11 @@ fn takes(serving: usize) -> String {
 
 fn alone(facts: &Facts, cluster: &ClusterFacts) -> Finding {
     let id = &cluster.id;
-    let since = words::span(cluster.joined_ago);
     if cluster.joined_ago < PATIENCE {
         let joined = words::ago(cluster.joined_ago);
         return Finding::info("alone", format!("cluster {id} was joined {joined} and nobody else was found yet"));
     }
+    let since = words::span(cluster.joined_ago);
     let met = facts.peers.iter().filter(|peer| peer.member_of.is_empty()).count();
     let met = match met {
         0 => "nobody was heard of at all".to_owned(),
