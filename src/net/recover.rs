@@ -5,7 +5,7 @@
 //! minutes. So everybody who matters is asked for a sign of life on every connection; who does not answer is given up and
 //! dialled again at once, like everybody whose pause was not over yet.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use libp2p::PeerId;
@@ -30,9 +30,11 @@ const PEACE: Duration = Duration::from_secs(30);
 const BEGINNING: Duration = Duration::from_secs(1);
 /// A sign of life takes no longer, or there is none: many round trips, in which a lost packet is sent again several times.
 const SIGN: Duration = Duration::from_secs(1);
-/// The same through a relay, and where nothing changed here: the other side may be short of time, and prompts and memberships
-/// have taken the newer connection already.
+/// The same through a relay, and on one of two connections that are both young: the two ends dialled each other, and may have
+/// little time for each while they dial many.
 const LONG_SIGN: Duration = Duration::from_secs(3);
+/// A connection is young for so long.
+const YOUNG: Duration = Duration::from_secs(2);
 /// A connection that is older than this when the peer connects again may be one that the peer has lost. Two that dial each other
 /// at the same moment connect within less, and a process that was killed is not back within it.
 const OLD: Duration = Duration::from_millis(200);
@@ -72,8 +74,8 @@ pub(crate) struct Recovery {
     rounds: Rounds,
     sleeper: Sleeper,
     ground: Ground,
-    /// Connections whose other end was asked for a sign of life.
-    probing: HashSet<ConnectionId>,
+    /// Connections whose other end was asked for a sign of life, and until when it has time for one.
+    probing: HashMap<ConnectionId, Instant>,
     /// The DHT is to be asked again when all of them have answered or not.
     look_up: bool,
     probed: mpsc::Sender<Probed>,
@@ -86,7 +88,7 @@ impl Recovery {
             rounds: Rounds::default(),
             sleeper: Sleeper::new(clocks()),
             ground: Ground::default(),
-            probing: HashSet::new(),
+            probing: HashMap::new(),
             look_up: false,
             probed,
         }
@@ -181,13 +183,15 @@ impl Task<'_> {
         let newest = connections.iter().map(|known| known.since).max();
         let (old, young): (Vec<_>, Vec<_>) =
             connections.iter().filter(|known| Some(known.since) < newest).partition(|known| known.since.elapsed() > OLD);
-        let old: Vec<ConnectionId> = old.into_iter().map(|known| known.id).collect();
+        let patience = |age: Duration| if age < YOUNG { LONG_SIGN } else { SIGN };
+        let old: Vec<(ConnectionId, Duration)> =
+            old.into_iter().map(|known| (known.id, patience(known.since.elapsed()))).collect();
         if !young.is_empty() {
             // Too young to tell by that: a node may also lose its address in its first moments.
             self.agenda.no_later(Due::Older(peer), Instant::now() + OLD);
         }
-        for connection in old {
-            self.ask_for_sign(peer, connection, LONG_SIGN);
+        for (connection, patience) in old {
+            self.ask_for_sign(peer, connection, patience);
             // Prompts take the new one meanwhile.
             self.lasting.pool.connection_closed(peer, connection);
         }
@@ -195,13 +199,17 @@ impl Task<'_> {
 
     /// Asks for a sign of life on one connection; no answer within `patience` is its end.
     fn ask_for_sign(&mut self, peer: PeerId, connection: ConnectionId, patience: Duration) {
-        if !self.recovery.probing.insert(connection) {
-            return;
-        }
         let relayed =
             self.swarm.behaviour().streams.connections(&peer).iter().any(|known| known.id == connection && known.relayed);
+        let patience = if relayed { LONG_SIGN } else { patience };
+        let until = Instant::now() + patience;
+        // Whoever is asked already may have less time now: the network has changed since.
+        if self.recovery.probing.get(&connection).is_some_and(|&before| before <= until) {
+            return;
+        }
+        self.recovery.probing.insert(connection, until);
         self.swarm.behaviour_mut().streams.doubt(&peer, connection, true);
-        let sign = self.is_alive(peer, connection, if relayed { LONG_SIGN } else { patience });
+        let sign = self.is_alive(peer, connection, patience);
         let probed = self.recovery.probed.clone();
         self.spawn(async move {
             let alive = sign.await;
@@ -210,7 +218,9 @@ impl Task<'_> {
     }
 
     pub(super) fn on_probed(&mut self, (peer, connection, alive): Probed, now: Instant) {
-        self.recovery.probing.remove(&connection);
+        if self.recovery.probing.remove(&connection).is_none() {
+            return; // asked twice, and answered or given up already
+        }
         if alive {
             self.swarm.behaviour_mut().streams.doubt(&peer, connection, false);
         } else {
