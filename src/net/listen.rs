@@ -97,6 +97,7 @@ impl Task<'_> {
         self.swarm.remove_external_address(address);
         if let Some(ip) = address::lost_ip(address, self.own_listeners()) {
             self.forget_reach(ip);
+            self.address_lost();
         }
         self.addresses_moved(Instant::now());
         self.dirty = true;

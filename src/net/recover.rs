@@ -30,8 +30,9 @@ const PEACE: Duration = Duration::from_secs(30);
 const BEGINNING: Duration = Duration::from_secs(1);
 /// A sign of life takes no longer, or there is none: many round trips, in which a lost packet is sent again several times.
 const SIGN: Duration = Duration::from_secs(1);
-/// The same through a relay, and on one of two connections that are both young: the two ends dialled each other, and may have
-/// little time for each while they dial many.
+/// The same through a relay; after a change that took no address away, when connections are more likely to live than not, and
+/// TCP waits longer than a second where two packets of three get lost; and on one of two connections that are both young: the
+/// two ends dialled each other, and may have little time for each while they dial many.
 const LONG_SIGN: Duration = Duration::from_secs(3);
 /// A connection is young for so long.
 const YOUNG: Duration = Duration::from_secs(2);
@@ -76,6 +77,8 @@ pub(crate) struct Recovery {
     ground: Ground,
     /// Connections whose other end was asked for a sign of life, and until when it has time for one.
     probing: HashMap<ConnectionId, Instant>,
+    /// An address of this machine is gone since the last round, and with it whatever used it.
+    address_lost: bool,
     /// The DHT is to be asked again when all of them have answered or not.
     look_up: bool,
     probed: mpsc::Sender<Probed>,
@@ -89,6 +92,7 @@ impl Recovery {
             sleeper: Sleeper::new(clocks()),
             ground: Ground::default(),
             probing: HashMap::new(),
+            address_lost: false,
             look_up: false,
             probed,
         }
@@ -104,6 +108,11 @@ impl Task<'_> {
         if now.duration_since(self.recovery.begun) > BEGINNING {
             self.changed("addresses", now);
         }
+    }
+
+    /// This machine has an address less.
+    pub(super) fn address_lost(&mut self) {
+        self.recovery.address_lost = true;
     }
 
     /// Links, routes or clocks changed.
@@ -156,8 +165,9 @@ impl Task<'_> {
         }
         self.bootstrap_again(now);
         self.ask_local_network();
+        let patience = if std::mem::take(&mut self.recovery.address_lost) { SIGN } else { LONG_SIGN };
         for (peer, connection) in self.connections_that_matter() {
-            self.ask_for_sign(peer, connection, SIGN);
+            self.ask_for_sign(peer, connection, patience);
         }
         self.agenda.no_later(Due::Dial, now);
         self.recovery.look_up = true;
