@@ -110,11 +110,11 @@ if [ -n "$namespaces" ]; then
     ip -n $net-$name link set lo up
     ip -n $net-$name link add eth0 type veth peer name port-$name netns $net-switch
     ip -n $net-switch link set port-$name master lan up
-    ip -n $net-$name addr add 192.0.2.$number/24 dev eth0
+    ip -n $net-$name addr add 10.74.0.$number/24 dev eth0
     ip -n $net-$name link set eth0 up
     ip -n $net-$name route add default dev eth0
   done
-  say "three network namespaces on one bridge: 192.0.2.11, .12 and .13"
+  say "three network namespaces on one bridge: 10.74.0.11, .12 and .13"
 else
   say "three processes on this machine (as root they would be three network namespaces)"
 fi
