@@ -45,7 +45,7 @@ impl Task<'_> {
                 }
                 self.agenda.forget(|due| *due == Due::Leave(cluster.clone()));
                 self.publish_record(&cluster);
-                self.greet_connected(&cluster, Instant::now());
+                self.greet_connected(&cluster);
             }
             self.dirty = true;
             return Ok(());
@@ -73,7 +73,7 @@ impl Task<'_> {
         self.publish_permits();
         tracing::info!(cluster = %id, serve = options.serve, "joined cluster {id}");
         self.dirty = true;
-        self.greet_connected(&id, now);
+        self.greet_connected(&id);
         self.announce(&id, now);
         self.look_up(&id, now);
         self.agenda.no_later(Due::Dial, now);

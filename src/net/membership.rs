@@ -74,11 +74,14 @@ impl Task<'_> {
         }
     }
 
-    /// A newly joined cluster: greet everybody who is connected.
-    pub(super) fn greet_connected(&mut self, cluster: &ClusterId, now: Instant) {
+    /// A newly joined cluster: greet everybody who is connected, without patience. Whoever is in it greeted us when the
+    /// connection was made, was refused, and would try again after seconds.
+    pub(super) fn greet_connected(&mut self, cluster: &ClusterId) {
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         for peer in peers {
-            self.plan_greeting(peer, cluster, now);
+            if !self.is_company_enough(&peer, cluster) {
+                self.greet(peer, cluster);
+            }
         }
     }
 

@@ -278,6 +278,29 @@ async fn who_leaves_and_joins_again_at_once_is_a_member_and_serves() {
     assert_eq!(whole(&mut stream).await.unwrap(), "x");
 }
 
+/// Sooner than the other side tries again whom it found outside, after five seconds, a fifth more or less.
+const UNASKED: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn whoever_joins_on_a_connection_that_is_there_greets_without_patience() {
+    let patient = || Timings { patience: Duration::from_secs(3600), ..plan("x").timings };
+    let a = Plan { timings: patient(), ..plan("a") }.start().await;
+    a.join("home", true, &[]).await;
+    let bootstrap = vec![a.address().await];
+    // Of these about half have the higher peer id of the two.
+    for name in ["b", "c", "d", "e", "f", "g"] {
+        let b = Plan { bootstrap: bootstrap.clone(), timings: patient(), ..plan(name) }.start().await;
+        b.until("a connection", |snapshot| snapshot.connected_peers > 0).await;
+        let begun = Instant::now();
+        b.join("home", true, &[]).await;
+        b.sees("home", &["a"]).await;
+        a.sees("home", &[name]).await;
+        assert!(begun.elapsed() < UNASKED, "{name}: {:?}", begun.elapsed());
+        b.handle.leave(id("home"), Duration::ZERO).await.unwrap();
+        a.sees("home", &[]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_join_while_prompts_drain_takes_the_leave_back() {
     let mut a = Plan { interactive: true, ..plan("a") }.start().await;
