@@ -90,9 +90,9 @@ pub(super) fn is_cold(model: &ModelOffer) -> bool {
     model.source == ModelSource::Engine && model.state != ModelState::Ready
 }
 
-/// Whether a member that may be asked has more than the echo.
+/// Whether a member that may be asked has more than the echo, be it one that has to be connected first.
 pub(super) fn has_real_model(view: &ClusterView, options: &Options) -> bool {
-    let may = |member: &&Arc<Member>| is_usable(member) && is_wished(member, options);
+    let may = |member: &&Arc<Member>| (is_usable(member) || is_reachable(member)) && is_wished(member, options);
     let models = view.members.iter().filter(may).flat_map(|member| &member.models);
     models.into_iter().any(|model| is_real(model) && model.state != ModelState::Failed)
 }
@@ -123,13 +123,16 @@ fn is_usable(member: &Member) -> bool {
     member.serving && !member.draining && member.liveness == Liveness::Alive
 }
 
+/// Only known: it may be usable once it is connected.
+fn is_reachable(member: &Member) -> bool {
+    member.serving && !member.draining && member.liveness == Liveness::Known
+}
+
 /// Members that are only known and may have what is wished for: they are connected when nobody else has it. `reached` were
 /// tried before.
 pub(super) fn to_reach(view: &ClusterView, wish: &Wish<'_>, reached: &[NodeId]) -> Vec<NodeId> {
     let may = |member: &&Arc<Member>| {
-        member.liveness == Liveness::Known
-            && member.serving
-            && !member.draining
+        is_reachable(member)
             && !reached.contains(&member.id)
             && is_wished(member, wish.options)
             && suited(&member.id, &member.models, wish, &[]).is_some()
@@ -343,7 +346,11 @@ fn nobody(view: &ClusterView, wish: &Wish<'_>, here: Option<&Here<'_>>) -> Failu
         );
     }
     let Some(model) = &wish.ask.model else {
-        return Failure::new(FailureKind::NoEligiblePeer, format!("no node in {cluster} offers a model now"));
+        let far = wished.iter().find(|member| is_reachable(member) && member.models.iter().any(is_real));
+        let why = far
+            .map(|far| format!("; {} has one, but is not connected to this node, and was not reached", far.name.escape_debug()));
+        let why = why.unwrap_or_default();
+        return Failure::new(FailureKind::NoEligiblePeer, format!("no node in {cluster} offers a model now{why}"));
     };
     no_model(view, model, &able, here)
 }

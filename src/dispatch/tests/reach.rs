@@ -76,6 +76,36 @@ async fn whoever_is_connected_is_asked_before_anybody_is_reached() {
 }
 
 #[tokio::test]
+async fn a_known_member_with_a_model_is_reached_before_the_echo_of_a_near_one_is_asked() {
+    for far_comes in [true, false] {
+        let near = Arc::new(Member { models: vec![ModelOffer::named("echo")], ..Member::clone(&member("near")) });
+        let mut stage = Stage::of(vec![near, known("far", "m")]);
+        let ask = Ask { prompt: Text::new("x"), ..Ask::default() };
+        let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
+        let mut job = stage.handle.start(0, cluster(), ask, options).unwrap();
+        let play = async {
+            let (name, reply) = stage.reached().await;
+            assert_eq!(name, "id-far");
+            if far_comes {
+                stage.connect("far");
+                reply.send(true).unwrap();
+                let (asked, events) = stage.asked().await;
+                assert_eq!(asked, "id-far");
+                events.send(AnswerEvent::End(Ok(done()))).await.unwrap();
+            } else {
+                reply.send(false).unwrap();
+            }
+        };
+        let outcome = tokio::join!(end(&mut job), play).0;
+        // The echo is no answer where there is a model, also where that cannot be reached.
+        match outcome {
+            Ok(whole) => assert!(far_comes && whole == done(), "{whole:?}"),
+            Err(failure) => assert!(!far_comes && failure.detail.contains("far has one, but is not connected"), "{failure:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn at_most_three_are_tried_and_then_the_prompt_ends_with_the_reason() {
     let names = ["a", "b", "c", "d", "e"];
     let mut stage = Stage::of(names.iter().map(|name| known(name, "rare")).collect());
