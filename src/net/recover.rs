@@ -157,7 +157,10 @@ impl Task<'_> {
         tracing::info!("the network changed: connections are tried, lost members dialled");
         self.policy.network_changed();
         self.recall(now);
-        for peer in self.policy.dialing_since(now.into_std() - STALE_DIAL) {
+        let address_lost = std::mem::take(&mut self.recovery.address_lost);
+        // A dial from an address that is gone hears no answer, however young it is.
+        let stale = if address_lost { now } else { now - STALE_DIAL };
+        for peer in self.policy.dialing_since(stale.into_std()) {
             if !self.swarm.is_connected(&peer) {
                 // Ends the dial: there is no connection to be closed.
                 let _ = self.swarm.disconnect_peer_id(peer);
@@ -165,7 +168,7 @@ impl Task<'_> {
         }
         self.bootstrap_again(now);
         self.ask_local_network();
-        let patience = if std::mem::take(&mut self.recovery.address_lost) { SIGN } else { LONG_SIGN };
+        let patience = if address_lost { SIGN } else { LONG_SIGN };
         for (peer, connection) in self.connections_that_matter() {
             self.ask_for_sign(peer, connection, patience);
         }
@@ -248,7 +251,15 @@ impl Task<'_> {
         for generation in generations {
             self.bury(generation, GoneReason::Timeout);
         }
-        self.swarm.close_connection(connection);
+        let may_live = |known: &super::streams::Connection| {
+            known.id != connection && (!known.doubted || self.recovery.probing.contains_key(&known.id))
+        };
+        if self.swarm.behaviour().streams.connections(&peer).iter().any(may_live) {
+            self.swarm.close_connection(connection);
+        } else {
+            // A dial that crossed the peer's own, and went from where this connection did, would keep the next one waiting.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
     }
 
     /// The way to the DHT is known to be open, or not: it is asked who is there, and told where this node is now.

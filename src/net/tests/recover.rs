@@ -120,6 +120,24 @@ async fn dials_that_went_into_the_old_network_are_made_again_when_it_changes() {
 }
 
 #[tokio::test]
+async fn a_dial_that_hangs_beside_a_lost_connection_keeps_no_other_waiting() {
+    let [a, b] = [plan("a").start().await, plan("b").start().await];
+    let [there, back] = [Way::to(&a.bare_address().await).await, Way::to(&b.bare_address().await).await];
+    // Their dials cross, and one of them hangs: it repeats itself after one, three and seven seconds.
+    there.cut();
+    b.join("home", true, &[format!("{}/p2p/{}", there.address, a.id())]).await;
+    a.join("home", true, &[format!("{}/p2p/{}", back.address, b.id())]).await;
+    b.sees("home", &["a"]).await;
+    back.cut();
+    b.handle.change_network();
+    b.sees("home", &[]).await;
+    there.heal();
+    let healed = Instant::now();
+    b.sees("home", &["a"]).await;
+    assert!(healed.elapsed() < TOLERANCE, "{:?}", healed.elapsed());
+}
+
+#[tokio::test]
 async fn a_peer_that_connects_from_elsewhere_is_not_spoken_to_where_it_was() {
     let a = plan("a").start().await;
     a.join("home", true, &[]).await;
