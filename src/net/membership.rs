@@ -8,6 +8,7 @@ use libp2p::swarm::ConnectionId;
 use libp2p::{PeerId, StreamProtocol};
 use tokio::time::Instant;
 
+use super::book::Source;
 use super::handle::Event;
 use super::jitter;
 use super::members::{Link, Transition};
@@ -376,6 +377,10 @@ impl Task<'_> {
             self.policy.one_is_back(now.into_std());
             self.agenda.no_later(Due::Dial, now);
         }
+        // It may have come to us, or have been found by its id alone: when it is lost, there is somewhere to look for it.
+        let mut addresses = self.dialable_of(Some(peer), self.addresses_of(&peer));
+        addresses.reverse(); // the book puts what it hears last in front
+        self.book.learn(peer, Source::Inbound, addresses, now.into_std());
         self.book.succeeded(&peer, now.into_std());
         self.remember_member(peer, now);
         self.ledger.greeted(peer, cluster, GreetOutcome::Member, now.into_std());

@@ -138,6 +138,25 @@ async fn a_dial_that_hangs_beside_a_lost_connection_keeps_no_other_waiting() {
 }
 
 #[tokio::test]
+async fn a_lost_member_that_came_by_itself_is_dialled_where_it_said_that_it_is() {
+    let b = plan("b").start().await;
+    b.join("home", true, &[]).await;
+    let way = Way::to(&b.bare_address().await).await;
+    let a = Plan { bootstrap: vec![format!("{}/p2p/{}", way.address, b.id())], ..plan("a") }.start().await;
+    b.until("a connection", |snapshot| snapshot.connected_peers == 1).await;
+    // It has said where it is before it is a member. (Were it later, the test would ask for less.)
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    a.join("home", true, &[]).await;
+    b.sees("home", &["a"]).await;
+    way.cut();
+    let cut = Instant::now();
+    b.handle.change_network();
+    b.sees("home", &[]).await;
+    b.sees("home", &["a"]).await;
+    assert!(cut.elapsed() < SOON + TOLERANCE, "{:?}", cut.elapsed());
+}
+
+#[tokio::test]
 async fn a_peer_that_connects_from_elsewhere_is_not_spoken_to_where_it_was() {
     let a = plan("a").start().await;
     a.join("home", true, &[]).await;
