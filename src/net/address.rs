@@ -63,7 +63,7 @@ pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     }
 }
 
-fn is_link_local(ip: IpAddr) -> bool {
+pub(super) fn is_link_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
@@ -165,10 +165,16 @@ pub(crate) fn announceable(address: &Multiaddr, ours: &[Network]) -> bool {
     is_transport(address) && !circuit && !ip.is_unspecified() && !loopback && !is_link_local(ip) && !ip.is_multicast()
 }
 
+/// Whether an address says something of the way to others: none are dialled by their link-local addresses, and containers that
+/// come and go take such addresses with them all day.
+pub(crate) fn leads_elsewhere(address: &Multiaddr) -> bool {
+    ip_of(address).is_some_and(|ip| !is_link_local(ip))
+}
+
 /// The IP address that this machine lost with the listener `lost`; `None` where another of its listeners still has it, and
-/// for one that says nothing of the way to others: containers that stop take link-local addresses with them all day.
+/// for one that says nothing of the way to others.
 pub(crate) fn lost_ip<'a>(lost: &Multiaddr, mut left: impl Iterator<Item = &'a Multiaddr>) -> Option<IpAddr> {
-    let ip = ip_of(lost).filter(|&ip| !ip.is_loopback() && !is_link_local(ip))?;
+    let ip = ip_of(lost).filter(|&ip| !ip.is_loopback() && leads_elsewhere(lost))?;
     (!left.any(|known| ip_of(known) == Some(ip))).then_some(ip)
 }
 

@@ -25,6 +25,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use super::address::is_link_local;
+
 /// Routes that are remembered, to tell a new one from one that is told again. A machine with more of them is a router: its
 /// routes change all the time, and only default routes count then.
 const MAX_ROUTES: usize = 1024;
@@ -188,6 +190,9 @@ impl Footing {
                 _ => {}
             }
         }
+        if key.to.is_some_and(is_link_local) {
+            return false;
+        }
         if !there {
             // One that was there before this began is not known, and gone all the same.
             self.routes.remove(&key);
@@ -314,6 +319,7 @@ mod tests {
         let mut local = route("10.0.0.1", 32, 2);
         local.header.table = LOCAL_TABLE;
         assert!(!footing.on_route(&local, true));
+        assert!(!footing.on_route(&route("169.254.0.0", 16, 2), true), "nobody is dialled there");
         let mut learned = route("10.1.0.0", 16, 2);
         learned.header.protocol = RouteProtocol::Bgp;
         assert!(!footing.on_route(&learned, true), "the world's routes are not ours");

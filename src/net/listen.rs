@@ -60,9 +60,9 @@ impl Task<'_> {
             self.unreachable(&address);
         }
         if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
-            self.reachable(listening);
+            self.reachable(listening.clone());
         }
-        self.addresses_moved(Instant::now());
+        self.addresses_moved(&listening, Instant::now());
         self.dirty = true;
     }
 
@@ -99,7 +99,7 @@ impl Task<'_> {
             self.forget_reach(ip);
             self.address_lost();
         }
-        self.addresses_moved(Instant::now());
+        self.addresses_moved(address, Instant::now());
         self.dirty = true;
     }
 }

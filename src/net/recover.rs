@@ -8,11 +8,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use libp2p::PeerId;
 use libp2p::swarm::ConnectionId;
+use libp2p::{Multiaddr, PeerId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::address;
 use super::links::{Ground, Sleeper, clocks};
 use super::session::Generation;
 use super::task::{Due, Task};
@@ -101,7 +102,10 @@ impl Recovery {
 
 impl Task<'_> {
     /// A listener got an address, or lost one.
-    pub(super) fn addresses_moved(&mut self, now: Instant) {
+    pub(super) fn addresses_moved(&mut self, address: &Multiaddr, now: Instant) {
+        if !address::leads_elsewhere(address) {
+            return;
+        }
         // What failed before may work now.
         self.policy.network_changed();
         self.agenda.no_later(Due::Dial, now);
