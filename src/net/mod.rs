@@ -41,6 +41,7 @@ mod mesh;
 mod meter;
 mod nat;
 mod offers;
+mod persistent;
 mod ping;
 mod places;
 mod port;

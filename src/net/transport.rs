@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use super::hasty::Hasty;
 use super::lobby::{Door, Lobby};
 use super::meter::Meters;
+use super::persistent::persistent;
 
 /// A connection that nobody uses is closed after this; an open stream counts as use.
 const IDLE: Duration = Duration::from_secs(30);
@@ -75,6 +76,7 @@ fn transport(
     });
     let circuits = circuits.map_or_else(OptionalTransport::none, OptionalTransport::some);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .map(|stream, _| persistent(stream))
         .upgrade(upgrade::Version::V1)
         .authenticate(noise)
         .multiplex(mux)
