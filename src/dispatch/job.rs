@@ -224,7 +224,7 @@ impl Running {
                 return self.too_late();
             }
             let Some((answer, by)) = &mut self.answer else {
-                if self.reaching {
+                if self.reaching || self.may_reach_better() {
                     self.reach().await;
                     continue;
                 }
@@ -281,6 +281,28 @@ impl Running {
         let snapshot = self.router.net.snapshot();
         let Some(view) = self.cluster.as_ref().and_then(|cluster| snapshot.clusters.get(cluster)) else { return false };
         let able = route::to_reach(view, &self.wish(), &self.reached);
+        self.begin_to_reach(&able)
+    }
+
+    /// Whoever is at our side has but the echo, and one of the members that are only known says that it has a model: that one
+    /// is tried first, once. (Its word is not proved, and may be old: it costs an echo a moment, and no answer.)
+    fn may_reach_better(&mut self) -> bool {
+        if self.ask.model.is_some() || self.real_only || !self.reached.is_empty() || self.attempts > 0 {
+            return false;
+        }
+        let snapshot = self.router.net.snapshot();
+        let Some(view) = self.cluster.as_ref().and_then(|cluster| snapshot.clusters.get(cluster)) else { return false };
+        let me = snapshot.peer_id.clone().unwrap_or_else(|| NodeId::new(""));
+        let me = ServedBy { id: me, name: self.router.name.clone(), local: true };
+        if route::has_real_model(view, &self.options) || self.has_real_model_here(&me) {
+            return false;
+        }
+        let able = route::to_reach(view, &Wish { real_only: true, ..self.wish() }, &[]);
+        self.begin_to_reach(&able)
+    }
+
+    /// Chooses one of them, if there are any.
+    fn begin_to_reach(&mut self, able: &[NodeId]) -> bool {
         let Some(chosen) = able.get(random_below(able.len())) else { return false };
         self.reached.push(chosen.clone());
         self.reaching = true;

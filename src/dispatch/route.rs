@@ -90,9 +90,9 @@ pub(super) fn is_cold(model: &ModelOffer) -> bool {
     model.source == ModelSource::Engine && model.state != ModelState::Ready
 }
 
-/// Whether a member that may be asked has more than the echo, be it one that has to be connected first.
+/// Whether a member that may be asked has more than the echo.
 pub(super) fn has_real_model(view: &ClusterView, options: &Options) -> bool {
-    let may = |member: &&Arc<Member>| (is_usable(member) || is_reachable(member)) && is_wished(member, options);
+    let may = |member: &&Arc<Member>| is_usable(member) && is_wished(member, options);
     let models = view.members.iter().filter(may).flat_map(|member| &member.models);
     models.into_iter().any(|model| is_real(model) && model.state != ModelState::Failed)
 }
@@ -346,11 +346,7 @@ fn nobody(view: &ClusterView, wish: &Wish<'_>, here: Option<&Here<'_>>) -> Failu
         );
     }
     let Some(model) = &wish.ask.model else {
-        let far = wished.iter().find(|member| is_reachable(member) && member.models.iter().any(is_real));
-        let why = far
-            .map(|far| format!("; {} has one, but is not connected to this node, and was not reached", far.name.escape_debug()));
-        let why = why.unwrap_or_default();
-        return Failure::new(FailureKind::NoEligiblePeer, format!("no node in {cluster} offers a model now{why}"));
+        return Failure::new(FailureKind::NoEligiblePeer, format!("no node in {cluster} offers a model now"));
     };
     no_model(view, model, &able, here)
 }

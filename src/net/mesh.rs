@@ -279,7 +279,9 @@ impl Task<'_> {
     /// Connects to a member that is only known.
     pub(super) fn reach(&mut self, cluster: &ClusterId, member: &NodeId, until: Instant, reply: oneshot::Sender<bool>) {
         let peer = member.as_str().parse::<PeerId>().ok();
-        let Some(peer) = peer.filter(|peer| self.known.contains(cluster, peer) && self.mesh.reaching.len() < MAX_REACHING) else {
+        let now = Instant::now().into_std();
+        let may = |peer: &PeerId| self.known.contains(cluster, peer) && !self.bans.is_banned(peer, now);
+        let Some(peer) = peer.filter(|peer| may(peer) && self.mesh.reaching.len() < MAX_REACHING) else {
             let is_here = peer.is_some_and(|peer| self.members.name(cluster, &peer).is_some());
             let _ = reply.send(is_here);
             return;
