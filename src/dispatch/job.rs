@@ -292,9 +292,7 @@ impl Running {
         }
         let snapshot = self.router.net.snapshot();
         let Some(view) = self.cluster.as_ref().and_then(|cluster| snapshot.clusters.get(cluster)) else { return false };
-        let me = snapshot.peer_id.clone().unwrap_or_else(|| NodeId::new(""));
-        let me = ServedBy { id: me, name: self.router.name.clone(), local: true };
-        if route::has_real_model(view, &self.options) || self.has_real_model_here(&me) {
+        if route::has_real_model(view, &self.options) || self.has_real_model_here(&self.me(&snapshot)) {
             return false;
         }
         let able = route::to_reach(view, &Wish { real_only: true, ..self.wish() }, &[]);
@@ -386,11 +384,7 @@ impl Running {
     fn begin(&mut self) -> Result<(Answer, ServedBy), Failure> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let snapshot = self.router.net.snapshot();
-        let me = ServedBy {
-            id: snapshot.peer_id.clone().unwrap_or_else(|| NodeId::new("")),
-            name: self.router.name.clone(),
-            local: true,
-        };
+        let me = self.me(&snapshot);
         self.real_only |= self.ask.model.is_none() && self.has_real_model_here(&me);
         let Some(cluster) = self.cluster.clone() else { return self.only_here(&me, left) };
         let Some(view) = snapshot.clusters.get(&cluster) else {
@@ -481,6 +475,12 @@ impl Running {
 
     fn may_answer_here(&self, me: &ServedBy) -> bool {
         !self.options.no_local && self.wishes_allow(&me.id, &me.name)
+    }
+
+    /// This machine, as the one that answers.
+    fn me(&self, snapshot: &net::Snapshot) -> ServedBy {
+        let id = snapshot.peer_id.clone().unwrap_or_else(|| NodeId::new(""));
+        ServedBy { id, name: self.router.name.clone(), local: true }
     }
 
     /// Whether there is a real model here for this prompt, tried or not.
