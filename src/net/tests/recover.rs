@@ -144,8 +144,6 @@ async fn a_lost_member_that_came_by_itself_is_dialled_where_it_said_that_it_is()
     let way = Way::to(&b.bare_address().await).await;
     let a = Plan { bootstrap: vec![format!("{}/p2p/{}", way.address, b.id())], ..plan("a") }.start().await;
     b.until("a connection", |snapshot| snapshot.connected_peers == 1).await;
-    // It has said where it is before it is a member. (Were it later, the test would ask for less.)
-    tokio::time::sleep(Duration::from_millis(300)).await;
     a.join("home", true, &[]).await;
     b.sees("home", &["a"]).await;
     way.cut();
