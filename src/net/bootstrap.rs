@@ -33,7 +33,7 @@ pub(super) struct Bootstrap {
     pub address: BootstrapAddress,
     /// Who is there: configured, or who answered when nobody was.
     pub peer: Option<PeerId>,
-    /// Where it was dialled last: what its name stood for.
+    /// Where it is: what its name stood for last, if it has one.
     pub dialled: Vec<Multiaddr>,
     pub pause: Duration,
     pub connected: bool,
@@ -79,6 +79,10 @@ impl Visits {
     }
 }
 
+fn parse(text: &str) -> Result<BootstrapAddress, JoinError> {
+    BootstrapAddress::parse(text).map_err(|error| JoinError::BadAddress { address: text.to_owned(), reason: error.to_string() })
+}
+
 /// Why a dial failed, for people: who answered instead, or what each address said.
 pub(super) fn why_not(error: &DialError) -> String {
     match error {
@@ -109,47 +113,58 @@ pub(super) fn why(error: &dyn std::error::Error) -> String {
 
 impl Task<'_> {
     pub(super) fn start_bootstrap(&mut self) {
+        let mut good = Vec::new();
         for text in self.lasting.config.bootstrap.clone() {
-            if let Err(error) = self.add_bootstrap(std::slice::from_ref(&text)) {
-                tracing::warn!("bootstrap address ignored: {error}");
-                self.problems.insert("bootstrap", format!("a bootstrap address is ignored: {error}"));
+            match parse(&text) {
+                Ok(address) => good.push(address),
+                Err(error) => {
+                    tracing::warn!("bootstrap address ignored: {error}");
+                    self.problems.insert("bootstrap", format!("a bootstrap address is ignored: {error}"));
+                }
             }
         }
+        self.dial_new_bootstrap(good);
     }
 
     /// Adds addresses to dial at once and again until connected.
     pub(super) fn add_bootstrap(&mut self, texts: &[String]) -> Result<(), JoinError> {
-        let parsed: Vec<BootstrapAddress> = texts
-            .iter()
-            .map(|text| {
-                BootstrapAddress::parse(text)
-                    .map_err(|error| JoinError::BadAddress { address: text.clone(), reason: error.to_string() })
-            })
-            .collect::<Result<_, _>>()?;
-        let now = Instant::now();
-        for address in parsed {
+        let parsed = texts.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
+        self.dial_new_bootstrap(parsed);
+        Ok(())
+    }
+
+    fn dial_new_bootstrap(&mut self, addresses: Vec<BootstrapAddress>) {
+        let (first_new, now) = (self.bootstrap.len(), Instant::now());
+        for address in addresses {
             if self.bootstrap.iter().any(|known| known.address == address) || address.peer == Some(self.local) {
                 continue;
             }
-            let index = self.bootstrap.len();
             if let Some(peer) = address.peer {
                 self.swarm.behaviour_mut().limits.bypass_peer_id(&peer);
                 self.swarm.behaviour_mut().gate.trust(peer);
+                self.policy.has_other_addresses(&peer);
             }
-            let peer = address.peer;
+            let dialled = if address.name.is_none() { vec![address.address.clone()] } else { Vec::new() };
             self.bootstrap.push(Bootstrap {
+                peer: address.peer,
                 address,
-                peer,
-                dialled: Vec::new(),
+                dialled,
                 pause: BOOTSTRAP_FIRST,
                 connected: false,
                 visits: Visits::default(),
                 problem: None,
                 resolving: Arc::default(),
             });
+        }
+        for index in first_new..self.bootstrap.len() {
             self.dial_bootstrap(index, now);
         }
-        Ok(())
+    }
+
+    /// Every address that is configured for a bootstrap node, each of its entries' own.
+    fn bootstrap_addresses(&self, peer: PeerId) -> Vec<Multiaddr> {
+        let entries = self.bootstrap.iter().filter(|bootstrap| bootstrap.peer == Some(peer));
+        entries.flat_map(|bootstrap| bootstrap.dialled.iter().cloned()).collect()
     }
 
     /// Longest pause between two dials now.
@@ -239,6 +254,8 @@ impl Task<'_> {
         if bootstrap.connected {
             return; // an answer that came late
         }
+        let before = bootstrap.peer.map(|peer| self.bootstrap_addresses(peer)).unwrap_or_default();
+        let Some(bootstrap) = self.bootstrap.get_mut(index) else { return };
         bootstrap.dialled.clone_from(&addresses);
         if addresses.is_empty() {
             bootstrap.problem = Some("its name is not known here".to_owned());
@@ -247,12 +264,18 @@ impl Task<'_> {
         }
         match bootstrap.peer {
             Some(peer) => {
+                // One node by UDP and by TCP, say: all its addresses are tried together, or each would wait for the other's
+                // handshake to time out.
+                if addresses.iter().any(|address| !before.contains(address)) {
+                    self.policy.has_other_addresses(&peer);
+                }
                 for address in &addresses {
                     self.swarm.behaviour_mut().kad.configured.insert(address.clone());
                     self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
                 }
                 self.book.learn(peer, Source::Bootstrap, addresses.clone(), now.into_std());
-                self.dial_now(peer, addresses);
+                let all = self.bootstrap_addresses(peer);
+                self.dial_now(peer, all);
             }
             None => {
                 let connected = |address: &Multiaddr| self.swarm.behaviour().streams.is_connected_to(address);

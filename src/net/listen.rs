@@ -59,11 +59,19 @@ impl Task<'_> {
         for address in stale {
             self.unreachable(&address);
         }
-        if address::announceable(&listening, &self.networks) && (self.bootstrap.is_empty() || address::is_global(&listening)) {
+        // Without a NAT: as far as is known before anybody has seen us, or because somebody has, at another port of this IP address.
+        let open = self.bootstrap.is_empty() || address::is_global(&listening) || self.is_seen_as(&listening);
+        if address::announceable(&listening, &self.networks) && open {
             self.reachable(listening.clone());
         }
         self.addresses_moved(&listening, Instant::now());
         self.dirty = true;
+    }
+
+    /// Whether others reach the IP address of `listening` as it is.
+    fn is_seen_as(&self, listening: &Multiaddr) -> bool {
+        let direct = self.swarm.external_addresses().filter(|known| !address::is_circuit(known));
+        !address::same_host(listening, direct).is_empty()
     }
 
     /// Somebody saw us at `observed`. If that is an IP address that we listen on, no NAT lies between, and whoever can

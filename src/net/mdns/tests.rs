@@ -143,8 +143,10 @@ fn a_node_asks_at_once_and_more_and_more_rarely_whatever_it_hears() {
     node.after(Duration::from_secs(5));
     assert!((4..=6).contains(&node.questions(V4)), "{}", node.questions(V4));
     node.after(Duration::from_secs(115));
-    assert!((9..=13).contains(&node.questions(V4)), "{}", node.questions(V4));
-    assert_eq!(node.questions(V4), node.questions(V6));
+    // Each at moments of its own.
+    for leg in [V4, V6] {
+        assert!((9..=13).contains(&node.questions(leg)), "{}", node.questions(leg));
+    }
 }
 
 #[test]

@@ -197,6 +197,29 @@ async fn a_bootstrap_node_that_comes_up_late_is_found_within_seconds() {
 }
 
 #[tokio::test]
+async fn a_bootstrap_node_with_an_address_that_answers_is_not_kept_waiting_by_one_that_is_silent() {
+    let a = Plan { listen: "/ip4/127.0.0.1/tcp/0".to_owned(), ..plan("a") }.start().await;
+    a.join("home", true, &[]).await;
+    // UDP is blocked: a handshake over QUIC takes six seconds to give up.
+    let blocked = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let silent = format!("/ip4/127.0.0.1/udp/{}/quic-v1/p2p/{}", blocked.local_addr().unwrap().port(), a.id());
+    let good = a.address().await;
+    let named = good.replace("/ip4/127.0.0.1", "/dns4/localhost");
+    for (when, at_the_start, later) in [
+        ("both at the start", vec![silent.clone(), good.clone()], vec![]),
+        ("the other way round", vec![good.clone(), silent.clone()], vec![]),
+        ("by a name", vec![silent.clone(), named], vec![]),
+        ("the good one later", vec![silent.clone()], vec![silent.clone(), good]),
+    ] {
+        let b = Plan { bootstrap: at_the_start, ..plan("b") }.start().await;
+        let begun = Instant::now();
+        b.join("home", true, &later).await;
+        b.sees("home", &["a"]).await;
+        assert!(begun.elapsed() < Duration::from_secs(3), "{when}: {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn members_of_before_are_found_without_anybody_s_help() {
     let a = plan("a").start().await;
     a.join("home", true, &[]).await;
