@@ -32,6 +32,8 @@ const DENIED: Duration = Duration::from_secs(600);
 const MAX_GRAVES: usize = 1024;
 /// Tellers of one member that are not believed at the same time.
 const MAX_DENIED: usize = 4;
+/// So many who lost a member are believed, whoever says that it is there.
+const LOSERS: usize = 4;
 /// Addresses of a member that a second teller may add.
 const MORE_ADDRESSES: usize = 2;
 
@@ -105,8 +107,8 @@ struct Entry {
     met: SystemTime,
     /// The first two that told of it, the elder one first.
     tellers: Vec<Teller>,
-    /// Who said that it lost it, since it was heard last.
-    lost_by: Option<PeerId>,
+    /// Who said that they lost it, since it was heard last.
+    lost_by: Vec<PeerId>,
     /// Not to be dialled before.
     dial_after: Option<Instant>,
     shown: Arc<Member>,
@@ -119,9 +121,29 @@ impl Entry {
         self.tellers.iter().filter(|teller| teller.first_hand).count() >= 2
     }
 
-    /// Somebody is connected to it.
+    /// Somebody is connected to it, as far as we heard.
     fn is_held(&self) -> bool {
         self.tellers.iter().any(|teller| teller.first_hand)
+    }
+
+    /// Somebody is connected to it, and would tell us of its loss.
+    fn is_watched(&self) -> bool {
+        self.tellers.iter().any(|teller| teller.first_hand && teller.told.is_some())
+    }
+
+    /// Somebody lost it. True when it is not to be listed any more.
+    fn lose(&mut self, loser: PeerId) -> bool {
+        let was_held = self.is_held();
+        self.tellers.retain(|kept| kept.peer != loser);
+        if !self.lost_by.contains(&loser) && self.lost_by.len() < LOSERS {
+            self.lost_by.push(loser);
+        }
+        match self.lost_by.len() {
+            LOSERS.. => true,
+            // A stream may end where the member lives: as long as one holds it whose word of its end would reach us, it is.
+            2.. => !self.is_watched(),
+            _ => was_held && !self.is_held(),
+        }
     }
 
     fn show(&mut self, peer: &PeerId, now: Instant) {
@@ -134,7 +156,7 @@ impl Entry {
         let fresher = heard > self.heard;
         if fresher {
             self.heard = heard;
-            self.lost_by = None;
+            self.lost_by.clear();
         }
         if let Some(place) = self.place(&teller, first_hand, heard) {
             match self.tellers.get_mut(place) {
@@ -281,7 +303,7 @@ impl Known {
     fn entry(peer: PeerId, card: Card, tellers: Vec<Teller>, heard: Instant, now: Instant) -> Entry {
         let met = SystemTime::now();
         let shown = shown(&peer, &card, met, now.saturating_duration_since(heard));
-        Entry { card, heard, since: now, met, tellers, lost_by: None, dial_after: None, shown, shown_heard: heard }
+        Entry { card, heard, since: now, met, tellers, lost_by: Vec::new(), dial_after: None, shown, shown_heard: heard }
     }
 
     /// Places that are taken on the word of `teller` alone.
@@ -300,15 +322,11 @@ impl Known {
     }
 
     /// `teller` was connected to it and lost it at `when`. True when it is listed no more: nobody that we hear of is connected
-    /// to it any more, or a second one lost it too.
+    /// to it any more, or a second one lost it and nobody would tell us of its end, or so many did that whoever holds it errs.
     pub(crate) fn lost(&mut self, cluster: &ClusterId, teller: PeerId, peer: &PeerId, when: Instant) -> bool {
         let key = Self::key(cluster, peer);
         let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.heard <= when) else { return false };
-        let held = entry.is_held();
-        entry.tellers.retain(|kept| kept.peer != teller);
-        let second = entry.lost_by.is_some_and(|first| first != teller);
-        entry.lost_by.get_or_insert(teller);
-        if !second && (entry.is_held() || !held) {
+        if !entry.lose(teller) {
             return false;
         }
         self.entries.remove(&key);

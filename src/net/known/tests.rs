@@ -86,6 +86,36 @@ fn it_takes_two_to_bury_and_older_words_do_not_call_back() {
 }
 
 #[test]
+fn whom_somebody_still_holds_is_not_buried_by_two_and_is_by_four() {
+    let (mut known, now, peer) = (Known::default(), begin(), PeerId::random());
+    let [holder, elder] = [PeerId::random(), PeerId::random()];
+    let losers: Vec<PeerId> = (0..LOSERS).map(|_| PeerId::random()).collect();
+    let listed = |known: &Known| known.contains(&cluster(), &peer);
+    known.told(&cluster(), told(elder, peer, now), now);
+    known.told(&cluster(), told(holder, peer, now), now);
+    let then = now + SECOND;
+    assert!(!known.lost(&cluster(), elder, &peer, then));
+    for &loser in &losers[1..LOSERS - 1] {
+        assert!(!known.lost(&cluster(), loser, &peer, then));
+    }
+    assert!(listed(&known), "one of {LOSERS} is missing");
+    assert!(known.lost(&cluster(), losers[0], &peer, then) && !listed(&known), "whoever holds it errs, or lies");
+    // Whoever held it went as a friend, and would not tell: two are enough.
+    let later = then + SECOND;
+    known.told(&cluster(), told(holder, peer, later), later);
+    known.teller_parted(&cluster(), &holder);
+    assert!(!known.lost(&cluster(), losers[0], &peer, later));
+    assert!(known.lost(&cluster(), losers[1], &peer, later));
+    // Or it is gone itself.
+    let latest = later + SECOND;
+    for teller in [holder, elder] {
+        known.told(&cluster(), told(teller, peer, latest), latest);
+    }
+    known.teller_gone(&cluster(), &holder);
+    assert!(known.lost(&cluster(), elder, &peer, latest));
+}
+
+#[test]
 fn the_newest_word_is_shown_with_every_address_that_may_do() {
     let (mut known, now, peer, teller) = (Known::default(), begin(), PeerId::random(), PeerId::random());
     known.told(&cluster(), told(teller, peer, now), now);
