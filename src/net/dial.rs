@@ -18,8 +18,6 @@ const LONGEST_PAUSE_OF_MEMBER: Duration = Duration::from_secs(2);
 const BESIDE: Duration = Duration::from_secs(5);
 /// Dials of one peer at once.
 const MAX_BESIDE: u32 = 3;
-/// The same of one that is no member yet: its addresses came one after the other, and the first may be silent.
-const MAX_OF_STRANGER: u32 = 2;
 /// A QUIC handshake without an answer is sent again after 1, 2, 4 s.
 const ASLEEP: Duration = Duration::from_secs(1);
 /// Dials in all above which none is made beside another: half of a large cluster was cut off, and somebody of it is found.
@@ -115,10 +113,7 @@ impl Policy {
             }
             let mut due = candidate.since;
             match self.dialing.get(&peer) {
-                Some(flights) if !candidate.was_member => match flights.again && flights.count < MAX_OF_STRANGER {
-                    true => due = flights.last,
-                    false => continue,
-                },
+                Some(_) if !candidate.was_member => continue,
                 Some(flights) => match self.beside(flights) {
                     Some(at) => due = at,
                     None => continue,
@@ -368,24 +363,6 @@ mod tests {
         assert!(policy.is_dialing(&other), "two are still under way");
         policy.aborted(&other);
         assert!(policy.has_room(&other, start + 15 * SECOND) && !policy.is_dialing(&other));
-    }
-
-    #[test]
-    fn a_stranger_with_a_further_address_is_dialled_once_beside_a_dial_that_hangs() {
-        let (local, other) = pair();
-        let now = Instant::now();
-        let (mut policy, mut book) = (Policy::new(local, SECOND, now), Book::new());
-        book.learn(other, Source::Kademlia, address(), now);
-        let mut dials = |policy: &mut Policy| {
-            let orders = policy.next(now, &book, |_| false);
-            orders.iter().for_each(|order| policy.dialing(order.peer, now));
-            orders.len()
-        };
-        assert_eq!((dials(&mut policy), dials(&mut policy)), (1, 0));
-        for made in [1, 0, 0] {
-            policy.has_other_addresses(&other);
-            assert_eq!(dials(&mut policy), made, "whoever names one address after the other gets no more");
-        }
     }
 
     #[test]
