@@ -79,9 +79,15 @@ impl Plan {
     /// # Errors
     /// A sentence.
     pub fn load(self, kernels: &Kernels, progress: impl FnMut(f32) -> bool + 'static) -> Result<Loaded, String> {
+        log::loading();
         let before = self.memory.anonymous().unwrap_or(0);
         let backend = LlamaBackend::init().map_err(|error| error.to_string())?;
-        let parameters = LlamaModelParams::default().with_n_gpu_layers(self.load.gpu_layers).with_progress_callback(progress);
+        let mut parameters = LlamaModelParams::default().with_n_gpu_layers(self.load.gpu_layers);
+        if self.load.gpu_layers == 0 {
+            // A GPU that computes no layer would hold buffers all the same.
+            parameters = parameters.with_devices(&[]).map_err(|error| error.to_string())?;
+        }
+        let parameters = parameters.with_progress_callback(progress);
         let model = LlamaModel::load_from_file(&backend, &self.path, &parameters).map_err(|_| self.refused())?;
         // The process ends without tidying up: nothing waits for threads of C++.
         let (backend, model) = (&*Box::leak(Box::new(backend)), &*Box::leak(Box::new(model)));

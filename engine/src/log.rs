@@ -28,13 +28,20 @@ pub fn serving() {
     SERVING.store(true, Ordering::Relaxed);
 }
 
+/// What the search for GPUs complained about is not why a model cannot be loaded.
+pub fn loading() {
+    if let Ok(mut last) = LAST_ERROR.lock() {
+        last.clear();
+    }
+}
+
 /// The last error while loading, without the name of the function.
 pub fn last_error() -> Option<String> {
     let line = LAST_ERROR.lock().ok()?;
     (!line.is_empty()).then(|| line.clone())
 }
 
-/// Bytes of the buffers that llama.cpp said it allocated for the KV cache and for computing.
+/// Bytes of main memory in the buffers that llama.cpp said it allocated for the KV cache and for computing.
 pub fn buffers() -> u64 {
     BUFFERS.load(Ordering::Relaxed)
 }
@@ -77,9 +84,14 @@ fn on_error(line: &str) {
     }
 }
 
-/// "…: CPU KV buffer size = 12.50 MiB", "… compute buffer size = …". The file's own pages ("model buffer") are no allocation.
+/// "…: CPU KV buffer size = 12.50 MiB", "… compute buffer size = …". The file's own pages ("model buffer") are no allocation, and
+/// what is called after a GPU ("CUDA0") lies in the memory of that; "CUDA_Host" is main memory.
 fn buffer_size(line: &str) -> Option<u64> {
     let (before, size) = line.split_once("buffer size =")?;
+    let place = before.split_once(": ")?.1.split_whitespace().next()?;
+    if !place.starts_with("CPU") && !place.ends_with("_Host") {
+        return None;
+    }
     if before.contains("_Mapped model") || before.contains("CPU model") {
         return None;
     }
@@ -99,5 +111,8 @@ mod tests {
         assert_eq!(buffer_size("sched_reserve:        CPU compute buffer size =     2.00 MiB\n"), Some(2_097_152));
         assert_eq!(buffer_size("load_tensors:   CPU_Mapped model buffer size =   383.00 MiB\n"), None);
         assert_eq!(buffer_size("load_tensors: offloaded 1 layers\n"), None);
+        assert_eq!(buffer_size("load_tensors:        CUDA0 model buffer size =  7605.33 MiB\n"), None);
+        assert_eq!(buffer_size("llama_kv_cache:      CUDA0 KV buffer size =   256.00 MiB\n"), None);
+        assert_eq!(buffer_size("sched_reserve:  CUDA_Host compute buffer size =     2.00 MiB\n"), Some(2_097_152));
     }
 }

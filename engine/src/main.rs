@@ -84,7 +84,7 @@ fn serve() -> ! {
     let load = input.load();
     let plan = kernels.and_then(|kernels| Ok((Plan::new(load)?, kernels)));
     let (plan, kernels) = plan.unwrap_or_else(|reason| output.load_failed(reason));
-    match sandbox::enter(plan.path()) {
+    match sandbox::enter(plan.path(), kernels.driver) {
         Ok(sandbox::Strength::Full) => {}
         Ok(strength) => eprintln!("opengateway-engine: this kernel guards files less than it should ({})", strength.name()),
         Err(reason) => output.load_failed(reason),
@@ -94,7 +94,7 @@ fn serve() -> ! {
     let reader = (Arc::clone(&requests), to_preparer);
     spawn("reader", move || input.serve(&reader.0, &reader.1));
     let loaded = with_progress(&output, |progress| plan.load(&kernels, progress))
-        .and_then(|loaded| sandbox::close_files().map(|()| loaded));
+        .and_then(|loaded| sandbox::close_files(kernels.driver).map(|()| loaded));
     let Loaded { model, context, template, specials, ready } = loaded.unwrap_or_else(|reason| output.load_failed(reason));
     log::serving();
     let slots = ready.slots;

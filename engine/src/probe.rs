@@ -23,13 +23,13 @@ pub fn run(model: &Path) -> ! {
     log::install();
     let kernels = kernels::load().unwrap_or_else(|reason| fail(&reason));
     // As the child has it: the model is loaded between the two.
-    let strength = sandbox::enter(model).unwrap_or_else(|reason| fail(&reason));
+    let strength = sandbox::enter(model, kernels.driver).unwrap_or_else(|reason| fail(&reason));
     let allowed = json!({ "model": outcome(File::open(model)), "thread": outcome(thread()) });
     let mut refused = serde_json::Map::new();
     for (name, attempt) in forbidden(model) {
         refused.insert(name.to_owned(), outcome(attempt()).into());
     }
-    if let Err(reason) = sandbox::close_files() {
+    if let Err(reason) = sandbox::close_files(kernels.driver) {
         fail(&reason);
     }
     refused.insert("model_once_loaded".to_owned(), outcome(File::open(model)).into());

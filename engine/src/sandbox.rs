@@ -5,6 +5,11 @@
 //! `EPERM` rather than killing the process: a newer C library may try a new call before an old one, and a program that gets
 //! `EPERM` gets no further either. Once the model is loaded, no file can be opened at all.
 //!
+//! A driver of a GPU is code in this process that has to speak to its device. NVIDIA's has opened all that it needs and has its
+//! context by the time that the sandbox closes: it keeps one more system call, `ioctl` of its own kinds, and the rest holds as
+//! it stands. Its threads are older than the sandbox: seccomp is put on them too, and only Landlock leaves them out, so that
+//! they could read files until the model is loaded. Of other drivers nobody has tried what they need: they get more of everything.
+//!
 //! A kernel without Landlock leaves seccomp: no file can be written or created, but any that the user may read can be read
 //! until the model is loaded. A kernel without seccomp is refused.
 
@@ -19,6 +24,17 @@ use crate::seccomp;
 
 /// Newest kernel interface that the rules know.
 const ABI: ABI = ABI::V6;
+
+/// What computes in this process besides the kernels for the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// Nothing.
+    None,
+    /// NVIDIA's.
+    Cuda,
+    /// That of another GPU.
+    Other,
+}
 
 /// How much of the sandbox this kernel can build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +62,9 @@ impl Strength {
 ///
 /// # Errors
 /// A sentence: the kernel cannot guard this process at all.
-pub fn enter(model: &Path) -> Result<Strength, String> {
-    let strength = restrict_files(model).map_err(|error| format!("cannot restrict file access: {error}"))?;
-    seccomp::restrict_calls().map_err(|error| format!("cannot restrict system calls: {error}"))?;
+pub fn enter(model: &Path, driver: Driver) -> Result<Strength, String> {
+    let strength = restrict_files(model, driver).map_err(|error| format!("cannot restrict file access: {error}"))?;
+    seccomp::restrict_calls(driver).map_err(|error| format!("cannot restrict system calls: {error}"))?;
     Ok(strength)
 }
 
@@ -56,15 +72,15 @@ pub fn enter(model: &Path) -> Result<Strength, String> {
 ///
 /// # Errors
 /// As [`enter`].
-pub fn close_files() -> Result<(), String> {
-    // A driver of a GPU opens its devices whenever it likes.
-    if cfg!(any(feature = "cuda", feature = "vulkan")) {
+pub fn close_files(driver: Driver) -> Result<(), String> {
+    // It may open its devices whenever it likes.
+    if driver == Driver::Other {
         return Ok(());
     }
     seccomp::refuse_open().map_err(|error| format!("cannot restrict system calls: {error}"))
 }
 
-fn restrict_files(model: &Path) -> Result<Strength, Box<dyn std::error::Error>> {
+fn restrict_files(model: &Path, driver: Driver) -> Result<Strength, Box<dyn std::error::Error>> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI))?
@@ -72,7 +88,7 @@ fn restrict_files(model: &Path) -> Result<Strength, Box<dyn std::error::Error>> 
         .scope(Scope::from_all(ABI))?
         .create()?
         .add_rule(PathBeneath::new(PathFd::new(model)?, AccessFs::ReadFile))?;
-    for path in driver_files() {
+    for path in driver_files(driver) {
         // What this machine does not have need not be allowed.
         if let Ok(file) = PathFd::new(path) {
             rules =
@@ -86,11 +102,21 @@ fn restrict_files(model: &Path) -> Result<Strength, Box<dyn std::error::Error>> 
     })
 }
 
-/// What drivers of GPUs read and write, in the variants that have one.
-fn driver_files() -> &'static [&'static str] {
-    if cfg!(any(feature = "cuda", feature = "vulkan")) {
-        &[
+/// What drivers of GPUs read and write once the sandbox is closed.
+fn driver_files(driver: Driver) -> &'static [&'static str] {
+    match driver {
+        Driver::None | Driver::Cuda => &[],
+        Driver::Other => &[
             "/dev/dri",
+            "/dev/shm",
+            "/proc",
+            "/sys",
+            "/usr/lib",
+            "/usr/lib64",
+            "/usr/share",
+            "/etc/vulkan",
+            "/etc/OpenCL",
+            "/etc/ld.so.cache",
             "/dev/nvidia0",
             "/dev/nvidia1",
             "/dev/nvidia2",
@@ -102,17 +128,6 @@ fn driver_files() -> &'static [&'static str] {
             "/dev/nvidiactl",
             "/dev/nvidia-uvm",
             "/dev/nvidia-uvm-tools",
-            "/dev/shm",
-            "/proc",
-            "/sys",
-            "/usr/lib",
-            "/usr/lib64",
-            "/usr/share",
-            "/etc/vulkan",
-            "/etc/OpenCL",
-            "/etc/ld.so.cache",
-        ]
-    } else {
-        &[]
+        ],
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, apply_filter,
+    BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     apply_filter_all_threads,
 };
+
+use crate::sandbox::Driver;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -94,7 +96,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_seccomp,
 ];
 
-/// More, where a driver of a GPU lives in the process: it maps code that it makes, and speaks to its devices.
+/// More, where a driver that nobody has looked at lives in the process: it maps code that it makes, and speaks to its devices.
 const FOR_DRIVERS: &[i64] = &[
     libc::SYS_ioctl,
     libc::SYS_mmap,
@@ -122,12 +124,12 @@ const FOR_DRIVERS: &[i64] = &[
     libc::SYS_timerfd_settime,
 ];
 
-/// Installs the allow-list for this thread and those it starts.
-pub fn restrict_calls() -> Result<()> {
+/// Installs the allow-list for all threads: a driver of a GPU has begun some.
+pub fn restrict_calls(driver: Driver) -> Result<()> {
     // For clone3 the C library takes ENOSYS for "an old kernel", and uses clone, whose flags can be read.
     let old_kernel = u32::try_from(libc::ENOSYS)?;
-    apply_filter(&program(names(&[libc::SYS_clone3]), SeccompAction::Allow, SeccompAction::Errno(old_kernel))?)?;
-    apply_filter(&program(allow_list()?, refusal(), SeccompAction::Allow)?)?;
+    apply_filter_all_threads(&program(names(&[libc::SYS_clone3]), SeccompAction::Allow, SeccompAction::Errno(old_kernel))?)?;
+    apply_filter_all_threads(&program(allow_list(driver)?, refusal(), SeccompAction::Allow)?)?;
     Ok(())
 }
 
@@ -153,7 +155,7 @@ fn names(calls: &[i64]) -> Rules {
     calls.iter().map(|call| (*call, Vec::new())).collect()
 }
 
-fn allow_list() -> Result<Rules> {
+fn allow_list(driver: Driver) -> Result<Rules> {
     let mut rules = names(ALLOWED);
     // A thread of this process, never another process.
     let thread = mask(0, libc::CLONE_THREAD, libc::CLONE_THREAD)?;
@@ -186,10 +188,18 @@ fn allow_list() -> Result<Rules> {
     rules.insert(libc::SYS_openat, vec![SeccompRule::new(vec![mask(2, flags, libc::O_RDONLY)?])?]);
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_open, vec![SeccompRule::new(vec![mask(1, flags, libc::O_RDONLY)?])?]);
-    if cfg!(any(feature = "cuda", feature = "vulkan")) {
-        rules.extend(names(FOR_DRIVERS));
+    match driver {
+        Driver::None => {}
+        Driver::Cuda => drop(rules.insert(libc::SYS_ioctl, nvidia()?)),
+        Driver::Other => rules.extend(names(FOR_DRIVERS)),
     }
     Ok(rules)
+}
+
+/// What NVIDIA's driver says to its devices: the kind 'F' to nvidia0 and nvidiactl, and plain small numbers to nvidia-uvm.
+fn nvidia() -> Result<Vec<SeccompRule>> {
+    let (kind, number) = (0xff00, 0xff);
+    Ok(vec![SeccompRule::new(vec![mask(1, kind, i32::from(b'F') << 8)?])?, SeccompRule::new(vec![mask(1, !number, 0)?])?])
 }
 
 /// `PR_SET_VMA`: the C library names its memory.

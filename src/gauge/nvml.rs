@@ -2,6 +2,8 @@
 //!
 //! Every call here may hang with a broken driver: it is an errand, with a deadline.
 
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use nvml_wrapper::Nvml;
@@ -23,9 +25,25 @@ fn pci_address(nvml: &str) -> String {
     nvml.strip_prefix("0000").filter(|rest| rest.find(':') == Some(4)).unwrap_or(nvml).to_ascii_lowercase()
 }
 
+/// Has the library stay once it is there. NVIDIA's (driver 580) leaves a descriptor behind each time that it is unloaded: one
+/// for each measurement. Between two measurements it is shut down all the same, and holds no GPU.
+#[allow(unsafe_code)]
+fn keep_loaded(library: &OsStr) {
+    let Ok(name) = CString::new(library.as_bytes()) else { return };
+    // SAFETY: the name ends with NUL and outlives the call, and the handle is closed once. What the library runs as it is loaded
+    // it would run in `init` a moment later.
+    unsafe {
+        let handle = libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NODELETE);
+        if !handle.is_null() {
+            libc::dlclose(handle);
+        }
+    }
+}
+
 /// Measures. `library` is the file to load instead of the system's `libnvidia-ml.so.1`.
 pub(super) fn probe(library: Option<&Path>) -> Found {
     let library = library.map_or_else(|| "libnvidia-ml.so.1".as_ref(), Path::as_os_str);
+    keep_loaded(library);
     let nvml = match Nvml::builder().lib_path(library).init() {
         Ok(nvml) => nvml,
         // The library alone, as in an image that also runs where there is no such GPU, is no driver either.

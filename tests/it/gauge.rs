@@ -479,6 +479,23 @@ async fn a_lost_gpu_does_not_hide_the_other() {
     assert!(found.warnings[0].contains("GPU 0"), "{:?}", found.warnings);
 }
 
+/// The real one (driver 580) leaves a descriptor behind each time that it is unloaded: the daemon had one more every minute.
+#[tokio::test]
+async fn the_nvidia_library_is_loaded_once() {
+    let variants: [&[&str]; 2] = [&[], &["-DINIT_ERROR=9"]];
+    for variant in variants {
+        let scratch = tempfile::tempdir().unwrap();
+        let loads = scratch.path().join("loads");
+        let tell = format!("-DLOADS=\"{}\"", loads.display());
+        let Some(library) = fake_nvml(scratch.path(), &[variant, &[tell.as_str()][..]].concat()) else { return };
+        let handle = spawn(Config { nvml_library: Some(library), ..config(&recorded("server"), scratch.path()) }).0;
+        for _ in 0..3 {
+            fresh(&handle).await;
+        }
+        assert_eq!(fs::read_to_string(&loads).unwrap(), "loaded\n", "{variant:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_library_without_a_driver_is_an_ordinary_machine() {
     let Some(found) = server_with(&["-DINIT_ERROR=9"], DEADLINE).await else { return };
