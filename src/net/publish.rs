@@ -20,6 +20,11 @@ const NAMES: usize = 32;
 /// Between two snapshots, while one change follows the other: members may send 64 frames a second each, and each may change
 /// something.
 const PACE: Duration = Duration::from_millis(50);
+/// And so much more for each member that is listed: where hundreds start together, everybody's list changes all the time, and
+/// each snapshot tells of all.
+const PACE_PER_MEMBER: Duration = Duration::from_millis(1);
+/// Members beyond which nobody waits longer.
+const MOST_PACED: u32 = 1000;
 /// When a member was heard last is no news; a snapshot that tells nothing else is as old as this before there is another.
 const REFRESH: Duration = Duration::from_secs(1);
 
@@ -27,6 +32,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     last: Option<Instant>,
+    /// Members in it.
+    listed: u32,
     /// Somebody is about to be told of what has changed, and must find it in the snapshot.
     pub at_once: bool,
 }
@@ -34,7 +41,7 @@ pub(super) struct Pace {
 impl Pace {
     /// `None` when that is now.
     fn waits_until(&self, now: Instant) -> Option<Instant> {
-        self.last.map(|last| last + PACE).filter(|&next| next > now && !self.at_once)
+        self.last.map(|last| last + PACE + PACE_PER_MEMBER * self.listed).filter(|&next| next > now && !self.at_once)
     }
 
     /// Whether readers would learn from a new one when members were heard last.
@@ -42,8 +49,8 @@ impl Pace {
         self.last.is_none_or(|last| now.duration_since(last) >= REFRESH)
     }
 
-    fn published(&mut self, now: Instant) {
-        *self = Self { last: Some(now), at_once: false };
+    fn published(&mut self, now: Instant, listed: usize) {
+        *self = Self { last: Some(now), listed: u32::try_from(listed).unwrap_or(u32::MAX).min(MOST_PACED), at_once: false };
     }
 }
 
@@ -93,7 +100,6 @@ impl Task<'_> {
     pub(super) fn publish(&mut self) {
         self.dirty = false;
         let now = Instant::now();
-        self.pace.published(now);
         self.weigh_dht(now);
         let clusters: BTreeMap<ClusterId, Arc<ClusterView>> = self
             .clusters
@@ -130,6 +136,7 @@ impl Task<'_> {
                 (cluster.id.clone(), Arc::new(view))
             })
             .collect();
+        self.pace.published(now, clusters.values().map(|view| view.members.len()).sum());
         if std::mem::take(&mut self.membership_changed) {
             for view in clusters.values() {
                 tracing::info!(cluster = %view.id, "peers: {}", Names(view));
@@ -204,7 +211,7 @@ mod tests {
     fn the_first_change_after_a_quiet_time_is_published_at_once_and_the_next_ones_together() {
         let (mut pace, start) = (Pace::default(), Instant::now());
         assert_eq!(pace.waits_until(start), None);
-        pace.published(start);
+        pace.published(start, 0);
         let next = start + PACE;
         assert_eq!(pace.waits_until(start), Some(next));
         assert_eq!(pace.waits_until(next - Duration::from_nanos(1)), Some(next));
@@ -212,7 +219,11 @@ mod tests {
         // Who is told of a member finds it in the snapshot.
         pace.at_once = true;
         assert_eq!(pace.waits_until(start), None);
-        pace.published(start);
+        pace.published(start, 0);
         assert_eq!(pace.waits_until(start), Some(next));
+        for (listed, longer) in [(200, 200), (1_000, 1_000), (1_001, 1_000), (usize::MAX, 1_000)] {
+            pace.published(start, listed);
+            assert_eq!(pace.waits_until(start), Some(next + Duration::from_millis(longer)), "{listed} members");
+        }
     }
 }
