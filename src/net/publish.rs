@@ -25,6 +25,11 @@ const PACE: Duration = Duration::from_millis(50);
 const PACE_PER_MEMBER: Duration = Duration::from_millis(1);
 /// Members beyond which nobody waits longer.
 const MOST_PACED: u32 = 1000;
+/// Between two log lines with the list of members, while one change follows the other, for each member in it. The log takes a
+/// line a second for ever; what it had to leave out would be the last one, which people take for what is.
+const LINE_PER_MEMBER: Duration = Duration::from_millis(10);
+/// The shortest and the longest pause between two of them.
+const LINES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 /// When a member was heard last is no news; a snapshot that tells nothing else is as old as this before there is another.
 const REFRESH: Duration = Duration::from_secs(1);
 
@@ -34,6 +39,8 @@ pub(super) struct Pace {
     last: Option<Instant>,
     /// Members in it.
     listed: u32,
+    /// When the log may tell of the members again.
+    next_line: Option<Instant>,
     /// Somebody is about to be told of what has changed, and must find it in the snapshot.
     pub at_once: bool,
 }
@@ -50,7 +57,14 @@ impl Pace {
     }
 
     fn published(&mut self, now: Instant, listed: usize) {
-        *self = Self { last: Some(now), listed: u32::try_from(listed).unwrap_or(u32::MAX).min(MOST_PACED), at_once: false };
+        self.last = Some(now);
+        self.listed = u32::try_from(listed).unwrap_or(u32::MAX).min(MOST_PACED);
+        self.at_once = false;
+    }
+
+    fn logged(&mut self, now: Instant) {
+        let [shortest, longest] = LINES;
+        self.next_line = Some(now + (LINE_PER_MEMBER * self.listed).clamp(shortest, longest));
     }
 }
 
@@ -137,11 +151,6 @@ impl Task<'_> {
             })
             .collect();
         self.pace.published(now, clusters.values().map(|view| view.members.len()).sum());
-        if std::mem::take(&mut self.membership_changed) {
-            for view in clusters.values() {
-                tracing::info!(cluster = %view.id, "peers: {}", Names(view));
-            }
-        }
         let snapshot = Snapshot {
             peer_id: Some(NodeId::new(self.local.to_string())),
             listen_addresses: self.own_listeners().map(ToString::to_string).collect(),
@@ -152,6 +161,23 @@ impl Task<'_> {
             problems: self.standing_problems(),
         };
         self.lasting.publish.send_replace(Arc::new(snapshot));
+        self.log_members(now);
+    }
+
+    /// Writes who the members are into the log, if that changed, or plans to.
+    pub(super) fn log_members(&mut self, now: Instant) {
+        if !self.membership_changed {
+            return;
+        }
+        if let Some(next) = self.pace.next_line.filter(|&next| next > now) {
+            return self.agenda.no_later(Due::Names, next);
+        }
+        self.membership_changed = false;
+        let snapshot = Arc::clone(&self.lasting.publish.borrow());
+        for view in snapshot.clusters.values() {
+            tracing::info!(cluster = %view.id, "peers: {}", Names(view));
+        }
+        self.pace.logged(now);
     }
 
     /// The members at our side and those that are only known, sorted.
@@ -224,6 +250,16 @@ mod tests {
         for (listed, longer) in [(200, 200), (1_000, 1_000), (1_001, 1_000), (usize::MAX, 1_000)] {
             pace.published(start, listed);
             assert_eq!(pace.waits_until(start), Some(next + Duration::from_millis(longer)), "{listed} members");
+        }
+    }
+
+    #[test]
+    fn the_log_is_told_of_few_members_at_once_and_of_many_once_a_second() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        for (listed, pause) in [(0, 100), (10, 100), (11, 110), (100, 1_000), (101, 1_000), (usize::MAX, 1_000)] {
+            pace.published(start, listed);
+            pace.logged(start);
+            assert_eq!(pace.next_line, Some(start + Duration::from_millis(pause)), "{listed} members");
         }
     }
 }

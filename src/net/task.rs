@@ -111,6 +111,8 @@ pub(crate) enum Due {
     Trim,
     /// Publish what has changed.
     Publish,
+    /// Tell the log who the members are.
+    Names,
     /// Finish leaving: the time for running prompts is over.
     Leave(ClusterId),
 }
@@ -568,6 +570,8 @@ impl Task<'_> {
                 Due::Mdns => self.start_mdns(),
                 Due::Trim => self.trim(now),
                 Due::Publish => {} // the loop does it, if there is still something to publish
+                Due::Names if self.dirty => self.publish(),
+                Due::Names => self.log_members(now),
                 Due::Leave(cluster) => self.try_depart(&cluster, now),
             }
         }
