@@ -25,11 +25,13 @@ const PACE: Duration = Duration::from_millis(50);
 const PACE_PER_MEMBER: Duration = Duration::from_millis(1);
 /// Members beyond which nobody waits longer.
 const MOST_PACED: u32 = 1000;
-/// Between two log lines with the list of members, while one change follows the other, for each member in it. The log takes a
-/// line a second for ever; what it had to leave out would be the last one, which people take for what is.
+/// Between two log lines with the list of members, while one change follows the other, for each member in it above `FEW`. The
+/// log takes a line a second for ever; what it had to leave out would be the last one, which people take for what is.
 const LINE_PER_MEMBER: Duration = Duration::from_millis(10);
-/// The shortest and the longest pause between two of them.
-const LINES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+/// Members of which the log is told at once.
+const FEW: u32 = 10;
+/// The longest pause between two of those lines.
+const LONGEST_LINE: Duration = Duration::from_secs(1);
 /// When a member was heard last is no news; a snapshot that tells nothing else is as old as this before there is another.
 const REFRESH: Duration = Duration::from_secs(1);
 
@@ -63,8 +65,7 @@ impl Pace {
     }
 
     fn logged(&mut self, now: Instant) {
-        let [shortest, longest] = LINES;
-        self.next_line = Some(now + (LINE_PER_MEMBER * self.listed).clamp(shortest, longest));
+        self.next_line = Some(now + (LINE_PER_MEMBER * self.listed.saturating_sub(FEW)).min(LONGEST_LINE));
     }
 }
 
@@ -256,7 +257,7 @@ mod tests {
     #[test]
     fn the_log_is_told_of_few_members_at_once_and_of_many_once_a_second() {
         let (mut pace, start) = (Pace::default(), Instant::now());
-        for (listed, pause) in [(0, 100), (10, 100), (11, 110), (100, 1_000), (101, 1_000), (usize::MAX, 1_000)] {
+        for (listed, pause) in [(0, 0), (10, 0), (11, 10), (110, 1_000), (111, 1_000), (usize::MAX, 1_000)] {
             pace.published(start, listed);
             pace.logged(start);
             assert_eq!(pace.next_line, Some(start + Duration::from_millis(pause)), "{listed} members");
