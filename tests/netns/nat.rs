@@ -7,7 +7,9 @@ use tokio::io::AsyncReadExt as _;
 
 use super::*;
 use crate::eye::{Eye, Seen};
+use crate::history::Outcome;
 use crate::lab::Nat;
+use crate::report::long;
 
 /// A hole is punched within this, or not at all that anybody would wait for.
 pub const PUNCHED: Duration = Duration::from_secs(20);
@@ -121,6 +123,35 @@ async fn where_every_flow_gets_a_port_of_its_own_the_relay_carries_and_is_named(
         let said = a.ogctl(&["peers", CLUSTER]).await;
         assert!(said.stdout.contains("relayed via Relay"), "{said:?}");
     }
+}
+
+/// Bytes that a relay carries on one circuit, both directions together, unless it is told otherwise.
+const CIRCUIT: usize = 1 << 30;
+
+#[tokio::test]
+async fn a_relay_carries_its_gibibyte_and_its_cut_is_named() {
+    if !long() {
+        return;
+    }
+    let Some(lab) = Lab::homes([Nat::Symmetric; 2], [1, 1], 1) else { return };
+    let (_relay, at) = relay(&lab, QUIC).await;
+    let [a, _b] = ends(&lab, QUIC, &at).await;
+    let eye = Eye::on(&a).await;
+    let prompt = "x".repeat((1 << 20) - 1024);
+    let (begun, mut carried) = (Instant::now(), 0);
+    let error = loop {
+        match eye.ask(&prompt, Some("NodeB"), DEADLINE).await.outcome().unwrap() {
+            Outcome::Answer(_) => carried += 2 * prompt.len(),
+            Outcome::Error(name) => break name,
+        }
+        // Where the cut comes before the answer has begun, the prompt is sent once more, on the next circuit.
+        assert!(carried < 5 * CIRCUIT, "five circuits, and no prompt was cut");
+    };
+    measured(&format!("{} MiB went over the relay before {error}", carried >> 20), begun.elapsed());
+    assert_eq!(error, "RelayLimit");
+    assert!(carried > CIRCUIT / 10 * 9, "cut after {carried} bytes");
+    met(&eye, "NodeB").await;
+    echoed(&a, "What is 2+2?").await;
 }
 
 #[tokio::test]
